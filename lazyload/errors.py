@@ -1,0 +1,70 @@
+"""Every error a user can meet.
+
+Each derives from `LazyLoadError`, so that one `except` catches them all, and from the built-in exception that fits,
+so that code which knows nothing of this library handles it too. Messages say what is wrong, where, and what to do.
+"""
+
+from collections.abc import Sequence
+
+
+class LazyLoadError(Exception):
+    """The base of every error raised on purpose by lazyload."""
+
+
+class SourceNotFoundError(LazyLoadError, FileNotFoundError):
+    """The model, revision or one of its files does not exist or cannot be reached (also: offline and not cached)."""
+
+
+class AccessDeniedError(LazyLoadError, PermissionError):
+    """The hub or the file system refuses access: a gated or private repository, a missing or wrong token."""
+
+
+class CorruptSourceError(LazyLoadError, ValueError):
+    """A file of the checkpoint is truncated, malformed, or contradicts its own index."""
+
+
+class UnsupportedFormatError(LazyLoadError, ValueError):
+    """The weights are stored in a form that is not read: pickles, an unknown dtype, a quantisation scheme."""
+
+
+class ConfigError(LazyLoadError, ValueError):
+    """`config.json` lacks a needed field, or switches on something that is not implemented."""
+
+
+class UnknownArchitectureError(ConfigError):
+    """No family is known for the model type in `config.json`."""
+
+
+class TensorMismatchError(LazyLoadError, ValueError):
+    """Tensors of the checkpoint are missing, unexpected or of the wrong shape. Lists every problem at once.
+
+    Attributes:
+        problems: One sentence a problem.
+    """
+
+    def __init__(self, headline: str, problems: Sequence[str]):
+        self.problems = tuple(problems)
+        shown = [f"  - {problem}" for problem in self.problems[:20]]
+        if len(self.problems) > 20:
+            shown.append(f"  ... and {len(self.problems) - 20} more")
+        super().__init__("\n".join([headline, *shown]))
+
+
+class LayoutError(LazyLoadError, ValueError):
+    """A layout's table is malformed, or two layouts do not fit each other."""
+
+
+class StorageError(LazyLoadError, ValueError):
+    """The storage flags contradict each other or the platform."""
+
+
+class ShardingError(LazyLoadError, ValueError):
+    """The mesh or the sharding rules cannot be used."""
+
+
+class CacheError(LazyLoadError, OSError):
+    """The cache cannot be used: not writable, disk full, not ours."""
+
+
+class LockTimeoutError(CacheError, TimeoutError):
+    """Another process has been converting the same checkpoint for longer than the limit."""

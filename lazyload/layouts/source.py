@@ -1,0 +1,27 @@
+"""What layouts need to know of a checkpoint's tensors: their shapes, their dtypes, and how to read a box of one."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+Box = tuple[slice, ...]
+"""One slice a dimension, step 1, with `0 <= start <= stop <= size`."""
+
+
+class TensorInfo(NamedTuple):
+    """Shape and dtype of a stored tensor, as its file's header gives them."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class TensorSource(Protocol):
+    """A checkpoint whose tensors can be read box by box."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its name."""
+
+    def read(self, name: str, index: Box) -> np.ndarray:
+        """Reads one box of a tensor as a C-contiguous array; safe to call from several threads."""
