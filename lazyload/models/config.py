@@ -239,3 +239,8 @@ class DecoderConfig:
         if role.startswith(("experts.", "router", "shared.")):
             return self.sparse_layers
         return tuple(range(self.num_layers))
+
+    @property
+    def splits(self) -> Mapping[str, tuple[str, ...]]:
+        """Axes that a layout may also write by their parts: a head is its two rotary halves of pairs."""
+        return {"head_dim": ("half", "pair")}

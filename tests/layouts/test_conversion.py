@@ -1,0 +1,188 @@
+"""Conversions between random layouts, every block compared with a conversion written plainly in NumPy."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lazyload.errors import LayoutError, TensorMismatchError
+from lazyload.layouts.conversion import convert, digest
+from lazyload.layouts.layout import Layout, Table
+from lazyload.layouts.source import Box, TensorInfo
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT32 = np.dtype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    axes: Mapping[str, int]
+    splits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {"head_dim": ("half", "pair")})
+    layers: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+
+    def layers_of(self, role: str) -> Sequence[int]:
+        return self.layers.get(role, range(self.axes["layer"]))
+
+
+class Arrays:
+    """A checkpoint in memory that counts what is read of it."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self.arrays = arrays
+        self.tensors = {name: TensorInfo(array.shape, array.dtype) for name, array in arrays.items()}
+        self.bytes_read = 0
+
+    def read(self, name: str, index: Box) -> np.ndarray:
+        block = np.ascontiguousarray(self.arrays[name][index])
+        assert block.shape == tuple(cut.stop - cut.start for cut in index)
+        self.bytes_read += block.nbytes
+        return block
+
+
+SIZES = Sizes({"layer": 4, "head": 3, "kv_head": 1, "head_dim": 4, "half": 2, "pair": 2, "embed": 5, "mlp": 3,
+               "gate_up": 2, "expert": 3, "vocab": 7})  # fmt: skip
+
+QUERY = {
+    "a.{layer}.q": "q : (head head_dim) embed",
+    "b.{layer:0..}.q": "q : embed head (pair half)",
+    "c.q": "q : embed layer head head_dim",
+    "d.q": "q : layer (embed head) head_dim",
+    "e.{head}.{layer}.q": "q : embed (half pair)",
+    "f.q": "q : (head layer) (pair half embed)",
+}
+MLP = {
+    "a.{layer}.{gate_up:gate,up}": "mlp : mlp embed",
+    "b.{layer}": "mlp : (gate_up mlp) embed",
+    "c.{layer}": "mlp : embed (mlp gate_up)",
+    "d.{gate_up:0,1}": "mlp : embed layer mlp",
+    "e": "mlp : (layer mlp) (embed gate_up)",
+}
+EXPERTS = {
+    "a.{layer}.{expert}.{gate_up:w1,w3}": "experts : mlp embed",
+    "b.{layer}": "experts : expert embed (mlp gate_up)",
+    "c.{gate_up:0,1}": "experts : expert layer embed mlp",
+    "d.{expert}": "experts : layer (gate_up embed) mlp",
+}
+CYCLES = Table(
+    {"s.layers_{kind}": "q : embed block head head_dim"}, split={"layer": ("block", "kind")}, sizes={"kind": 2}
+)
+RANGES = [
+    Table({"first.{layer:0..}": "q : embed head head_dim"}, only={"layer": range(0, 1)}),
+    Table({"rest": "q : embed layer head (pair half)"}, only={"layer": range(1, 4)}),
+]
+
+
+def layouts_of(table: Mapping[str, str]) -> list[Layout]:
+    return [Layout({path: entry}) for path, entry in table.items()]
+
+
+GROUPS = [
+    [
+        *layouts_of(QUERY),
+        Layout([CYCLES]),
+        Layout(RANGES),
+        Layout({"g.q": "q : embed layer head head_dim ; scale 0.5"}),
+    ],
+    layouts_of(MLP),
+    layouts_of(EXPERTS),
+]
+PAIRS = [pair for group in GROUPS for pair in itertools.product(group, group)]
+
+
+def role_values(layout: Layout) -> dict[str, np.ndarray]:
+    """A value for each element of each role, told apart by axis: role -> array over all axes, sorted by name."""
+    names = {"q": ("layer", "head", "half", "pair", "embed"), "mlp": ("layer", "gate_up", "mlp", "embed"),
+             "experts": ("layer", "expert", "gate_up", "mlp", "embed")}  # fmt: skip
+    return {
+        role: np.arange(np.prod([SIZES.axes[axis] for axis in axes])).reshape([SIZES.axes[axis] for axis in axes])
+        for role, axes in names.items()
+    }
+
+
+def store(layout: Layout) -> dict[str, np.ndarray]:
+    """The role's values in a layout, element by element: the plain meaning of the notation."""
+    axes = {"q": ("layer", "head", "half", "pair", "embed"), "mlp": ("layer", "gate_up", "mlp", "embed"),
+            "experts": ("layer", "expert", "gate_up", "mlp", "embed")}  # fmt: skip
+    arrays: dict[str, np.ndarray] = {}
+    for table in layout.tables:
+        ((path, text),) = table.entries.items()
+        text, *operations = text.split(";")
+        role, pattern = (word.strip() for word in text.split(":"))
+        scale = float(operations[0].split()[1]) if operations else 1.0
+        values = role_values(layout)[role]
+        layers = list(table.only.get("layer", range(4)))
+        for index in np.ndindex(values.shape):
+            at = dict(zip(axes[role], index, strict=True))
+            if at["layer"] not in layers:
+                continue
+            value = values[index]
+            position = layers.index(at["layer"])
+            at |= {"block": position // 2, "kind": position % 2}
+            extents = {**SIZES.axes, "layer": len(layers), "block": len(layers) // 2, "kind": 2}
+            if role == "q":
+                at["head_dim"] = at["half"] * 2 + at["pair"]
+            name = path
+            for axis, names in (("gate_up", "gate,up"), ("gate_up", "w1,w3"), ("gate_up", "0,1")):
+                name = name.replace(f"{{{axis}:{names}}}", names.split(",")[at.get("gate_up", 0)])
+            name = name.replace("{layer:0..}", str(position))
+            for axis in at:
+                name = name.replace(f"{{{axis}}}", str(at[axis]))
+            at["layer"] = position
+            place, shape = [], []
+            for dimension in pattern.replace("( ", "(").split(" ") if "(" not in pattern else split_dimensions(pattern):
+                where, extent = 0, 1
+                for axis in dimension.strip("()").split():
+                    where, extent = where * extents[axis] + at[axis], extent * extents[axis]
+                place.append(where)
+                shape.append(extent)
+            arrays.setdefault(name, np.full(shape, -1, np.float32))[tuple(place)] = value * scale
+    return arrays
+
+
+def split_dimensions(pattern: str) -> list[str]:
+    dimensions, depth = [""], 0
+    for letter in pattern:
+        depth += (letter == "(") - (letter == ")")
+        if letter == " " and depth == 0:
+            dimensions.append("")
+        else:
+            dimensions[-1] += letter
+    return dimensions
+
+
+def slices(shape: Sequence[int]) -> st.SearchStrategy[Box]:
+    def cut(size: int) -> st.SearchStrategy[slice]:
+        bounds = st.tuples(st.integers(0, size), st.integers(0, size))
+        return bounds.map(lambda pair: slice(min(pair), max(pair)))
+
+    return st.tuples(*(cut(size) for size in shape))
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_every_pair_of_layouts_agrees_with_the_plain_meaning(source: Layout, target: Layout) -> None:
+    conversion = convert(Arrays(store(source)), source, target, SIZES, FLOAT32)
+    expected = store(target)
+    assert set(conversion.tensors) == set(expected)
+    for path, lazy in conversion.tensors.items():
+        np.testing.assert_array_equal(lazy[tuple(slice(0, size) for size in lazy.shape)], expected[path])
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_every_slice_agrees_with_the_plain_meaning(data: st.DataObject) -> None:
+    source, target = data.draw(st.sampled_from(PAIRS))
+    conversion = convert(Arrays(store(source)), source, target, SIZES, FLOAT32)
+    path = data.draw(st.sampled_from(sorted(conversion.tensors)))
+    lazy = conversion.tensors[path]
+    index = data.draw(slices(lazy.shape))
+    expected = store(target)[path][index]
+    np.testing.assert_array_equal(lazy[index], expected)
+    strided = np.full([2 * size for size in expected.shape], -7, np.float32)[
+        tuple([slice(None, None, 2)] * expected.ndim)
+    ]
+    lazy.read_into(strided, index)
+    np.testing.assert_array_equal(strided, expected)
