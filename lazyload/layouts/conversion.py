@@ -63,7 +63,7 @@ def target_axes(target: Layout, model: Axes) -> dict[str, tuple[tuple[int, ...],
     return {path: (shape_of(placements), logical_axes(placements)) for path, placements in arrays.items()}
 
 
-def convert(source: TensorSource, source_layout: Layout, target: Layout, model: Axes, dtype: np.dtype) -> Conversion:
+def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: Axes, dtype: np.dtype) -> Conversion:
     """Resolves the conversion of a checkpoint.
 
     Args:

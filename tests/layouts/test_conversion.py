@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lazyload.errors import LayoutError, TensorMismatchError
-from lazyload.layouts.conversion import convert, digest
+
+from lazyload.layouts.conversion import resolve
 from lazyload.layouts.layout import Layout, Table
 from lazyload.layouts.source import Box, TensorInfo
 
@@ -164,7 +164,7 @@ def slices(shape: Sequence[int]) -> st.SearchStrategy[Box]:
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_every_pair_of_layouts_agrees_with_the_plain_meaning(source: Layout, target: Layout) -> None:
-    conversion = convert(Arrays(store(source)), source, target, SIZES, FLOAT32)
+    conversion = resolve(Arrays(store(source)), source, target, SIZES, FLOAT32)
     expected = store(target)
     assert set(conversion.tensors) == set(expected)
     for path, lazy in conversion.tensors.items():
@@ -175,7 +175,7 @@ def test_every_pair_of_layouts_agrees_with_the_plain_meaning(source: Layout, tar
 @given(data=st.data())
 def test_every_slice_agrees_with_the_plain_meaning(data: st.DataObject) -> None:
     source, target = data.draw(st.sampled_from(PAIRS))
-    conversion = convert(Arrays(store(source)), source, target, SIZES, FLOAT32)
+    conversion = resolve(Arrays(store(source)), source, target, SIZES, FLOAT32)
     path = data.draw(st.sampled_from(sorted(conversion.tensors)))
     lazy = conversion.tensors[path]
     index = data.draw(slices(lazy.shape))

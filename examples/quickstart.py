@@ -1,0 +1,104 @@
+"""Load a pretrained model twice, look at what happened, and generate a few tokens.
+
+    python examples/quickstart.py [MODEL] [--mesh fsdp=4,tp=2]
+
+MODEL is a hub id, a folder or nothing: then a small Llama with random weights is written to a temporary folder first.
+To try a mesh on a machine without accelerators: XLA_FLAGS=--xla_force_host_platform_device_count=8.
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+import lazyload
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", help="a hub id or a folder; default: a small random Llama")
+    parser.add_argument("--mesh", help="such as fsdp=4,tp=2; default: all devices on one axis fsdp")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        mesh = make_mesh(arguments.mesh)
+        cache_dir = None if arguments.model else pathlib.Path(folder, "cache")
+        source = arguments.model or write_small_llama(pathlib.Path(folder, "small-llama"))
+        for call in ("first", "second"):
+            model = lazyload.from_pretrained(source, mesh=mesh, cache_dir=cache_dir)
+            print(f"{call} call: {lazyload.last_report()}")
+    show_parameters(model)
+    prompt = jnp.array([[1, 2, 3, 4]])
+    print("\ngreedy continuation of", prompt[0].tolist(), "is", generate(model, prompt, count=8))
+
+
+def make_mesh(text: str | None) -> jax.sharding.Mesh | None:
+    """A mesh from `name=size,...`."""
+    if text is None:
+        return None
+    sizes = dict(part.split("=") for part in text.split(","))
+    return jax.make_mesh(tuple(int(size) for size in sizes.values()), tuple(sizes))
+
+
+def show_parameters(model: nnx.Module) -> None:
+    """Prints a few parameters and how they are sharded."""
+    parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    print(f"\n{'parameter':36} {'shape':>18} {'dtype':>9}  partition")
+    for path, variable in list(parameters)[:8]:
+        array = variable.get_value()
+        name = ".".join(map(str, path))
+        print(f"{name:36} {array.shape!s:>18} {array.dtype!s:>9}  {array.sharding.spec}")
+
+
+def generate(model: nnx.Module, prompt: jax.Array, count: int) -> list[int]:
+    """Continues a prompt of shape [1, length] greedily, one token at a time, with a key-value cache."""
+    step = nnx.jit(lambda model, tokens, positions, cache: model(tokens, positions, cache))
+    cache = model.init_cache(batch_size=1, cache_size=prompt.shape[1] + count, dtype=jnp.bfloat16)
+    tokens, positions, generated = prompt, jnp.arange(prompt.shape[1])[None], []
+    for _ in range(count):
+        logits, cache = step(model, tokens, positions, cache)
+        tokens, positions = logits[:, -1:].argmax(-1), positions[:, -1:] + 1
+        generated.append(int(tokens[0, 0]))
+    return generated
+
+
+def write_small_llama(folder: pathlib.Path) -> pathlib.Path:
+    """Writes a Llama of 4 layers with random weights, in Hugging Face's format."""
+    width, mlp, vocab, layers, heads, kv_heads = 256, 512, 1024, 4, 8, 8
+    kv_width = width // heads * kv_heads
+    shapes = {"model.embed_tokens.weight": (vocab, width), "lm_head.weight": (vocab, width)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (width, width) for name in "qo"}
+        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (kv_width, width) for name in "kv"}
+        shapes |= {f"{prefix}.mlp.{name}_proj.weight": (mlp, width) for name in ("gate", "up")}
+        shapes |= {f"{prefix}.mlp.down_proj.weight": (width, mlp)}
+    random = np.random.default_rng(0)
+    tensors = {name: random.normal(0, 0.05, shape).astype(jnp.bfloat16) for name, shape in shapes.items()}
+    norms = [f"model.layers.{n}.{norm}_layernorm" for n in range(layers) for norm in ("input", "post_attention")]
+    tensors |= {f"{norm}.weight": np.ones(width, jnp.bfloat16) for norm in [*norms, "model.norm"]}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+if __name__ == "__main__":
+    main()

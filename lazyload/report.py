@@ -1,0 +1,88 @@
+"""What a load did: the record that `last_report` gives, and the stopwatch that fills it."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_LAST = threading.local()
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a thread's last load did.
+
+    Attributes:
+        model: The model's name.
+        hit: Whether a converted checkpoint was there.
+        key: Its key.
+        path: The Orbax checkpoint that was restored.
+        reasons: For a miss, why: sentences.
+        seconds: Wall-clock seconds of each stage that took place, in order: `open`, `fetch`, `convert`, `restore`...
+        bytes_read: Bytes of source weights that were read.
+        bytes_written: Bytes of arrays that were written to the cache.
+        bytes_restored: Bytes of arrays that were read from the cache, each array once.
+    """
+
+    model: str
+    hit: bool
+    key: str
+    path: Path
+    reasons: tuple[str, ...]
+    seconds: Mapping[str, float]
+    bytes_read: int
+    bytes_written: int
+    bytes_restored: int
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall-clock seconds of all stages."""
+        return sum(self.seconds.values())
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
+        moved = [
+            f"{amount / 1e6:,.1f} MB {what}"
+            for amount, what in (
+                (self.bytes_read, "of source weights read"),
+                (self.bytes_written, "written to the cache"),
+                (self.bytes_restored, "restored"),
+            )
+            if amount
+        ]
+        return f"{self.model}: {'hit' if self.hit else 'miss'} ({stages}); {', '.join(moved) or 'nothing moved'}"
+
+
+class Stopwatch:
+    """Measures the stages of one load."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time that the body takes to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def last_report() -> LoadReport:
+    """The record of this thread's last successful `from_pretrained` or `convert`.
+
+    Raises:
+        LookupError: This thread has not loaded anything.
+    """
+    report: LoadReport | None = getattr(_LAST, "report", None)
+    if report is None:
+        raise LookupError("this thread has not loaded a model yet; call lazyload.from_pretrained first")
+    return report
+
+
+def remember(report: LoadReport) -> None:
+    """Makes the record this thread's last one."""
+    _LAST.report = report
