@@ -180,7 +180,7 @@ class _Reading:
     def __init__(self, table: Table, places: Sequence[Place], pattern: Sequence[Product], role: str, model: Axes):
         self._where = f"role {role!r}"
         named = {place.axis: len(place.names) for place in places if place.names}
-        sizes = {**model.axes, **named, **table.sizes}
+        sizes = {**named, **model.axes, **table.sizes}
         splits = {**model.splits, **table.split}
         words = [*(place.axis for place in places), *(word for product in pattern for word in product)]
         owner = {part: axis for axis, parts in splits.items() for part in parts}

@@ -1,50 +1,16 @@
 """Conversions between random layouts, every block compared with a conversion written plainly in NumPy."""
 
-import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_memory import FLOAT32, SIZES, Arrays, slices
 
 from lazyload.layouts.conversion import resolve
 from lazyload.layouts.layout import Layout, Table
-from lazyload.layouts.source import Box, TensorInfo
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-FLOAT32 = np.dtype(np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    axes: Mapping[str, int]
-    splits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {"head_dim": ("half", "pair")})
-    layers: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
-
-    def layers_of(self, role: str) -> Sequence[int]:
-        return self.layers.get(role, range(self.axes["layer"]))
-
-
-class Arrays:
-    """A checkpoint in memory that counts what is read of it."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self.arrays = arrays
-        self.tensors = {name: TensorInfo(array.shape, array.dtype) for name, array in arrays.items()}
-        self.bytes_read = 0
-
-    def read(self, name: str, index: Box) -> np.ndarray:
-        block = np.ascontiguousarray(self.arrays[name][index])
-        assert block.shape == tuple(cut.stop - cut.start for cut in index)
-        self.bytes_read += block.nbytes
-        return block
-
-
-SIZES = Sizes({"layer": 4, "head": 3, "kv_head": 1, "head_dim": 4, "half": 2, "pair": 2, "embed": 5, "mlp": 3,
-               "gate_up": 2, "expert": 3, "vocab": 7})  # fmt: skip
 
 QUERY = {
     "a.{layer}.q": "q : (head head_dim) embed",
@@ -152,14 +118,6 @@ def split_dimensions(pattern: str) -> list[str]:
         else:
             dimensions[-1] += letter
     return dimensions
-
-
-def slices(shape: Sequence[int]) -> st.SearchStrategy[Box]:
-    def cut(size: int) -> st.SearchStrategy[slice]:
-        bounds = st.tuples(st.integers(0, size), st.integers(0, size))
-        return bounds.map(lambda pair: slice(min(pair), max(pair)))
-
-    return st.tuples(*(cut(size) for size in shape))
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
