@@ -1,0 +1,169 @@
+"""The mixture of experts: tokens sorted by expert, grouped matrix products, experts spread over the mesh.
+
+On a mesh the experts run inside `jax.shard_map`. A device holds its own experts (and its part of their width), works
+on the tokens of its data shard that chose them, and the parts are summed. No device ever holds all experts; along
+the axes that shard experts or their width the tokens are replicated, along all others they stay apart.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.typing import DTypeLike
+
+from lazyload.models.config import Experts
+from lazyload.models.mlp import ACTIVATIONS, MLP
+from lazyload.models.parameters import parameter, partition
+from lazyload.models.projection import Projection
+from lazyload.models.routing import route
+
+
+class ExpertProjection(nnx.Module):
+    """One linear map an expert: `kernel` is `[expert, input, output]`, `bias` `[expert, output]` or None."""
+
+    def __init__(
+        self, source: str, target: str, sizes: Mapping[str, int], *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        initializer = nnx.initializers.lecun_normal(batch_axis=0)
+        self.kernel = parameter(initializer, ("expert", source, target), sizes, dtype=dtype, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        self.bias = parameter(zeros, ("expert", target), sizes, dtype=dtype, rngs=rngs) if bias else None
+
+
+class _Weights(NamedTuple):
+    """The experts' weights, whole or a device's part of them."""
+
+    gate: jax.Array
+    up: jax.Array
+    down: jax.Array
+    gate_bias: jax.Array | None = None
+    up_bias: jax.Array | None = None
+    down_bias: jax.Array | None = None
+
+
+class MixtureOfExperts(nnx.Module):
+    """Routed experts, and optionally a shared one that sees every token."""
+
+    def __init__(
+        self, experts: Experts, sizes: Mapping[str, int], *, activation: str, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        self.experts = experts
+        self.activation = activation
+        self.router = Projection(("embed",), ("expert",), sizes, bias=experts.router_bias, dtype=dtype, rngs=rngs)
+        if experts.selection_bias:
+            zeros = nnx.initializers.zeros_init()
+            self.selection_bias = parameter(zeros, ("expert",), sizes, dtype=jnp.float32, rngs=rngs)
+        self.gate = ExpertProjection("embed", "expert_mlp", sizes, bias=experts.bias, dtype=dtype, rngs=rngs)
+        self.up = ExpertProjection("embed", "expert_mlp", sizes, bias=experts.bias, dtype=dtype, rngs=rngs)
+        self.down = ExpertProjection("expert_mlp", "embed", sizes, bias=experts.bias, dtype=dtype, rngs=rngs)
+        if experts.shared_mlp_dim:
+            self.shared = MLP("shared_mlp", sizes, activation=activation, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, length, embed]` to the same. Routing, and the sum over a token's experts, are in float32."""
+        weights, chosen = self._route(x)
+        y = self._run_experts(x, weights, chosen).astype(x.dtype)
+        return y + self.shared(x) if self.experts.shared_mlp_dim else y
+
+    def _route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        batch, length, embed = x.shape
+        flat = x.reshape(batch * length, embed).astype(jnp.float32)
+        logits = flat @ self.router.kernel[...].astype(jnp.float32)
+        if self.router.bias is not None:
+            logits = logits + self.router.bias[...].astype(jnp.float32)
+        selection_bias = self.selection_bias[...].astype(jnp.float32) if self.experts.selection_bias else None
+        weights, chosen = route(logits, self.experts, selection_bias)
+        return weights.reshape(batch, length, -1), chosen.reshape(batch, length, -1)
+
+    def _run_experts(self, x: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
+        parts = _Weights(
+            *(projection.kernel[...] for projection in (self.gate, self.up, self.down)),
+            *(projection.bias[...] for projection in (self.gate, self.up, self.down) if projection.bias is not None),
+        )
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or AxisType.Manual in mesh.axis_types:
+            return self._run_local(x, weights, chosen, parts, (), ())
+        expert_axis, _, width_axis = partition(self.gate.kernel)
+        expert = _usable(mesh, expert_axis, parts.gate.shape[0])
+        width = tuple(axis for axis in _usable(mesh, width_axis, parts.gate.shape[2]) if axis not in expert)
+        rest = tuple(axis for axis in mesh.axis_names if axis not in expert + width)
+        tokens = PartitionSpec(_usable(mesh, rest, x.shape[0]) or None)
+        e, w = expert or None, width or None
+        inner, outer = PartitionSpec(e, None, w), PartitionSpec(e, w)
+        specs = _Weights(inner, inner, outer)
+        if parts.gate_bias is not None:
+            specs = _Weights(inner, inner, outer, outer, outer, PartitionSpec(e))
+
+        def on_device(x: jax.Array, weights: jax.Array, chosen: jax.Array, parts: _Weights) -> jax.Array:
+            return jax.lax.psum(self._run_local(x, weights, chosen, parts, expert, width), expert + width)
+
+        return jax.shard_map(on_device, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens)(
+            x, weights, chosen, parts
+        )
+
+    def _run_local(  # noqa: PLR0917
+        self,
+        x: jax.Array,
+        weights: jax.Array,
+        chosen: jax.Array,
+        parts: _Weights,
+        expert: tuple[str, ...],
+        width: tuple[str, ...],
+    ) -> jax.Array:
+        """What the experts in `parts` add to their tokens, float32 `[batch, length, embed]`.
+
+        Args:
+            x: The tokens, `[batch, length, embed]`.
+            weights: float32 `[batch, length, selected]`.
+            chosen: Which of all experts, int32 `[batch, length, selected]`.
+            parts: The experts at hand.
+            expert: The mesh axes that shard the experts.
+            width: The mesh axes that shard the experts' width.
+        """
+        count, selected = parts.gate.shape[0], chosen.shape[-1]
+        first = jax.lax.axis_index(expert) * count if expert else 0
+        numbers = chosen.reshape(-1) - first
+        here = (numbers >= 0) & (numbers < count)
+        numbers = jnp.where(here, numbers, count)
+        order = jnp.argsort(numbers)
+        group_sizes = jnp.bincount(numbers, length=count).astype(jnp.int32)
+        # Rows of experts that are elsewhere lie behind the last group; what is computed for them is dropped below.
+        owners = jnp.minimum(numbers[order], count - 1)
+        tokens = x.reshape(-1, x.shape[-1])[order // selected]
+        gate = _grouped(tokens, parts.gate, group_sizes, parts.gate_bias, owners)
+        up = _grouped(tokens, parts.up, group_sizes, parts.up_bias, owners)
+        down_bias = parts.down_bias
+        if down_bias is not None and width:
+            # Every device along the width adds its part of the product; the bias must be added once.
+            down_bias = jnp.where(jax.lax.axis_index(width) == 0, down_bias, 0)
+        y = _grouped(self._gated(gate, up), parts.down, group_sizes, down_bias, owners)
+        y = jnp.where(here[order][:, None], y, 0)[jnp.argsort(order)].reshape(*chosen.shape, -1)
+        return jnp.einsum("btkd,btk->btd", y.astype(jnp.float32), weights)
+
+    def _gated(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        if self.experts.clamped_swiglu is None:
+            return ACTIVATIONS[self.activation](gate) * up
+        alpha, limit = self.experts.clamped_swiglu
+        gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+        return gate * jax.nn.sigmoid(alpha * gate) * (up + 1)
+
+
+def _grouped(
+    rows: jax.Array, kernels: jax.Array, group_sizes: jax.Array, bias: jax.Array | None, owners: jax.Array
+) -> jax.Array:
+    """Each row times its expert's kernel; the rows are sorted by expert, `owners` names each row's."""
+    product = jax.lax.ragged_dot(rows, kernels, group_sizes)
+    return product if bias is None else product + bias[owners]
+
+
+def _usable(mesh: AbstractMesh, axes: str | tuple[str, ...] | None, size: int) -> tuple[str, ...]:
+    """Those of the axes that the mesh has and that divide a dimension of this size, taken together."""
+    usable: tuple[str, ...] = ()
+    for axis in (axes,) if isinstance(axes, str) else axes or ():
+        if axis in mesh.shape and size % math.prod(mesh.shape[name] for name in (*usable, axis)) == 0:
+            usable += (axis,)
+    return usable
