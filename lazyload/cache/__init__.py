@@ -1,0 +1,1 @@
+"""The cache of converted checkpoints: keys, entries and their manifests, the lock, and what removes entries again."""

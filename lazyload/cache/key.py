@@ -1,0 +1,52 @@
+"""The identity of a converted checkpoint: everything that decides the bytes on disk, hashed."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Key:
+    """Everything that decides the bytes of an entry.
+
+    Example:
+        >>> Key({"dtype": "float32"}).differences(Key({"dtype": "bfloat16"}))
+        ['dtype: float32 instead of bfloat16']
+
+    Attributes:
+        fields: JSON values by name, possibly nested.
+    """
+
+    fields: Mapping[str, Any]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The first 128 bits of the SHA-256 of the canonical JSON, as 32 hexadecimal digits."""
+        text = json.dumps(self.fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def differences(self, other: "Key") -> list[str]:
+        """How this key differs from another one, a sentence a field."""
+        ours, theirs = dict(_flat(self.fields)), dict(_flat(other.fields))
+        return [
+            f"{name}: {_shown(ours.get(name))} instead of {_shown(theirs.get(name))}"
+            for name in dict.fromkeys([*ours, *theirs])
+            if ours.get(name) != theirs.get(name)
+        ]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{name}" if prefix else name)
+    else:
+        # As JSON has it, so that a key compares equal to itself read back from a manifest.
+        yield prefix, json.loads(json.dumps(value))
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 48 else f"{text[:32]}..."

@@ -1,0 +1,79 @@
+"""The lock of a key: it keeps two processes from converting the same checkpoint, and says who is at it.
+
+It saves work and guards nothing: two processes that both believe to hold it write different folders, and one manifest
+wins. So a file system without working locks costs time only.
+"""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lazyload.cache import liveness
+from lazyload.errors import LockTimeoutError
+
+logger = logging.getLogger("lazyload")
+
+_SAY_AGAIN_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def hold(path: Path, timeout: float | None = None) -> Iterator[None]:
+    """Holds the lock file while the body runs.
+
+    Args:
+        path: The lock file; beside it, `<name>.holder` says who holds it.
+        timeout: Seconds to wait at most; None waits as long as it takes.
+
+    Raises:
+        LockTimeoutError: Somebody else held it all that time.
+    """
+    lock, holder = FileLock(path), path.with_suffix(".holder")
+    try:
+        _acquire(lock, holder, timeout)
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, LockTimeoutError):
+            raise
+        logger.warning("%s cannot be locked (%s); converting without a lock", path, error)
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            holder.write_text(json.dumps(liveness.mine()))
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            holder.unlink()
+        lock.release()
+
+
+def _acquire(lock: FileLock, holder: Path, timeout: float | None) -> None:
+    started = time.monotonic()
+    wait = 0.0
+    while True:
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout:
+            waited = time.monotonic() - started
+            if timeout is not None and waited >= timeout:
+                raise LockTimeoutError(
+                    f"{lock.lock_file} has been held for {waited:.0f} s by {_described(holder)}; "
+                    "wait for that conversion, or end it if it hangs: its unfinished work is cleaned up"
+                ) from None
+            logger.warning("waiting for a conversion of the same checkpoint by %s", _described(holder))
+            left = float("inf") if timeout is None else timeout - waited
+            wait = min(_SAY_AGAIN_SECONDS, left)
+        else:
+            return
+
+
+def _described(holder: Path) -> str:
+    owner = liveness.read(holder)
+    if owner is None:
+        return "another process"
+    since = time.strftime("%H:%M:%S", time.localtime(float(owner.get("since", 0))))
+    return f"process {owner.get('pid')} on {owner.get('host')} (since {since})"

@@ -1,0 +1,67 @@
+"""The files that make a folder of arrays a checkpoint to Orbax.
+
+`_METADATA` names every leaf of the tree, how its key is made up, and how arrays are stored; `_CHECKPOINT_METADATA`
+names the handler and carries the custom metadata. The formats are those of orbax-checkpoint 0.11 and 0.12
+(`orbax/checkpoint/_src/metadata/tree.py`, `checkpoint.py`).
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lazyload.checkpoint.records import ArrayRecord
+from lazyload.storage import Storage
+
+_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+_DICT_KEY = 2
+
+
+def write_orbax_files(
+    folder: Path,
+    arrays: Mapping[str, ArrayRecord],
+    scalars: Mapping[str, int],
+    storage: Storage,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes the metadata of a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        arrays: Its arrays, by dotted path.
+        scalars: Its whole numbers, by dotted path.
+        storage: How they are stored.
+        metadata: Orbax's custom metadata.
+    """
+    leaves: dict[str, dict[str, Any]] = {
+        path: {"value_type": "np.ndarray", "write_shape": list(array.shape)} for path, array in arrays.items()
+    }
+    leaves |= {path: {"value_type": "scalar"} for path in scalars}
+    tree: dict[str, Any] = {
+        str(tuple(path.split("."))): {
+            "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in path.split(".")],
+            "value_metadata": value | {"skip_deserialize": False},
+        }
+        for path, value in leaves.items()
+    }
+    now = time.time_ns()
+    files: dict[str, dict[str, Any]] = {
+        "_METADATA": {
+            "tree_metadata": tree,
+            "use_ocdbt": storage.ocdbt,
+            "use_zarr3": storage.zarr3,
+            "store_array_data_equal_to_fill_value": True,
+            "custom_metadata": None,
+        },
+        "_CHECKPOINT_METADATA": {
+            "item_handlers": _HANDLER,
+            "metrics": {},
+            "performance_metrics": {},
+            "init_timestamp_nsecs": now,
+            "commit_timestamp_nsecs": now,
+            "custom_metadata": dict(metadata),
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))

@@ -1,0 +1,203 @@
+"""Reading: arrays go from the checkpoint's chunks straight to the devices that hold them.
+
+Every chunk is read once a process, and only if one of the process's devices needs it; what each device holds of it is
+copied into that device's shard. There is never a host copy of more than a few arrays. Uncompressed chunks in files of
+their own are read without TensorStore, which would add a copy.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import tensorstore as ts
+from jax.sharding import Sharding
+
+from lazyload.checkpoint.chunks import boxes
+from lazyload.checkpoint.records import ArrayRecord
+from lazyload.checkpoint.store import array_spec, context
+from lazyload.errors import CacheError
+from lazyload.layouts.source import Box
+from lazyload.storage import Storage, is_pathways
+
+_THREADS = min(16, max(4, os.cpu_count() or 4))
+_BYTES_IN_FLIGHT = 2 << 30
+"""Of arrays that are being read at the same time, unless a single one is larger."""
+
+_ALIGNMENT = 64
+"""What XLA's CPU backend asks of a buffer that it takes over instead of copying it."""
+
+ReadChunk = Callable[[Box], np.ndarray]
+
+
+def read(
+    folder: Path, arrays: Mapping[str, ArrayRecord], shardings: Mapping[str, Sharding], storage: Storage
+) -> dict[str, jax.Array]:
+    """Restores a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        arrays: Its arrays, by dotted path.
+        shardings: Where each goes.
+        storage: How they are stored.
+
+    Returns:
+        The arrays on their devices.
+
+    Raises:
+        CacheError: An array is missing or damaged.
+    """
+    if is_pathways(os.environ):
+        return through_orbax(folder, arrays, shardings)
+    shared = context()
+    budget = _Budget(_BYTES_IN_FLIGHT)
+
+    def load(path: str) -> jax.Array:
+        record = arrays[path]
+        with budget.taken(record.nbytes), _explained(folder, path):
+            return _load(_opened(folder, path, record, storage, shared), record, shardings[path])
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool:
+        return dict(zip(arrays, pool.map(load, arrays), strict=True))
+
+
+def through_orbax(
+    folder: Path, arrays: Mapping[str, ArrayRecord], shardings: Mapping[str, Sharding]
+) -> dict[str, jax.Array]:
+    """Restores with Orbax itself: under Pathways, its handlers reach devices that this process cannot."""
+    import orbax.checkpoint as ocp
+
+    arguments: dict[str, Any] = {}
+    for path, record in arrays.items():
+        place = ocp.ArrayRestoreArgs(sharding=shardings[path], global_shape=record.shape, dtype=_dtype(record.dtype))
+        _insert(arguments, path, place)
+    item = jax.tree.map(lambda _: 0, arguments)
+    with _explained(folder, "the checkpoint"):
+        tree = ocp.PyTreeCheckpointer().restore(
+            folder, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+        )
+    return {path: _extract(tree, path) for path in arrays}
+
+
+def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding) -> jax.Array:
+    """One array, on its devices."""
+    shards: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+    holders: list[tuple[jax.Device, tuple[tuple[int, int], ...]]] = []
+    for device, index in sharding.addressable_devices_indices_map(record.shape).items():
+        limits = tuple(cut.indices(size)[:2] for cut, size in zip(index or (), record.shape, strict=True))
+        holders.append((device, limits))
+        if limits not in shards:
+            shards[limits] = _aligned([high - low for low, high in limits], _dtype(record.dtype))
+    for box in boxes(record.shape, record.chunks):
+        meeting = [(limits, common) for limits in shards if (common := _common(box, limits)) is not None]
+        if meeting:
+            chunk = read_chunk(box)
+            for limits, common in meeting:
+                inside = tuple(
+                    slice(low - cut.start, high - cut.start) for (low, high), cut in zip(common, box, strict=True)
+                )
+                place = tuple(
+                    slice(low - first, high - first) for (low, high), (first, _) in zip(common, limits, strict=True)
+                )
+                _bits(shards[limits])[place] = _bits(chunk)[inside]
+    placed = [jax.device_put(shards[limits], device, may_alias=True) for device, limits in holders]
+    return jax.make_array_from_single_device_arrays(record.shape, sharding, placed)
+
+
+def _opened(folder: Path, path: str, record: ArrayRecord, storage: Storage, shared: ts.Context) -> ReadChunk:
+    """How the chunks of an array are read."""
+    if not storage.ocdbt and storage.compression == "none":
+        return lambda box: _read_file(folder / path, record, storage, box)
+    store = ts.open(array_spec(folder, path, storage), context=shared, read=True, open=True).result()
+    return lambda box: store[box].read().result()
+
+
+def _read_file(folder: Path, record: ArrayRecord, storage: Storage, box: Box) -> np.ndarray:
+    """An uncompressed chunk, which is the content of a file; at the array's edge it is stored with padding."""
+    numbers = [str(cut.start // chunk) for cut, chunk in zip(box, record.chunks, strict=True)]
+    name = "/".join(["c", *numbers]) if storage.zarr3 else ".".join(numbers) or "0"
+    chunk = _aligned(record.chunks, _dtype(record.dtype))
+    with open(folder / name, "rb", buffering=0) as file:
+        view = chunk.reshape(-1).view(np.uint8).data
+        done = 0
+        while done < len(view) and (count := file.readinto(view[done:])):
+            done += count
+        if done < len(view) or file.read(1):
+            raise ValueError(f"{folder / name} has not the {len(view)} bytes of a chunk")
+    return chunk[tuple(slice(0, cut.stop - cut.start) for cut in box)]
+
+
+def _common(box: Box, limits: tuple[tuple[int, int], ...]) -> list[tuple[int, int]] | None:
+    """What a chunk and a shard have in common."""
+    common = [(max(cut.start, low), min(cut.stop, high)) for cut, (low, high) in zip(box, limits, strict=True)]
+    return common if all(low < high for low, high in common) else None
+
+
+def _aligned(shape: "tuple[int, ...] | list[int]", dtype: np.dtype) -> np.ndarray:
+    """Fresh memory in which XLA's CPU backend can leave an array."""
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """The same memory in a dtype that NumPy copies quickly."""
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.itemsize <= 8 else array
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+class _Budget:
+    """Bytes that may be in use at the same time; a single larger piece is let through alone."""
+
+    def __init__(self, nbytes: int):
+        self._left = self._all = nbytes
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, nbytes: int) -> Iterator[None]:
+        """Waits until so many bytes are free, and keeps them while the body runs."""
+        share = min(nbytes, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= share)
+            self._left -= share
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += share
+                self._changed.notify_all()
+
+
+@contextmanager
+def _explained(folder: Path, path: str) -> Iterator[None]:
+    """Turns what a damaged checkpoint raises into an error that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CacheError(
+            f"{path} cannot be read from {folder}: {str(error).splitlines()[0][:300]}; look at it with "
+            "`lazyload cache verify`, and call again with force_convert=True"
+        ) from error
+
+
+def _insert(tree: dict[str, Any], path: str, value: Any) -> None:
+    *folders, name = path.split(".")
+    for folder in folders:
+        tree = tree.setdefault(folder, {})
+    tree[name] = value
+
+
+def _extract(tree: Any, path: str) -> Any:
+    for name in path.split("."):
+        tree = tree[name]
+    return tree

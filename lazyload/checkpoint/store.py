@@ -1,0 +1,62 @@
+"""Arrays of a checkpoint folder as TensorStore opens them: zarr's second or third format, in folders or in OCDBT.
+
+The formats are those that Orbax writes: array `a.b.c` of the tree has the prefix `a.b.c/`, in the folder itself or in
+the OCDBT database whose root is the folder. See https://zarr-specs.readthedocs.io and
+https://google.github.io/tensorstore/kvstore/ocdbt.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from lazyload.storage import Storage
+
+# Files are synchronised once, when a checkpoint is complete; chunks are read once, so that caching them is in vain.
+_CONTEXT = {
+    "file_io_sync": False,
+    "cache_pool": {"total_bytes_limit": 0},
+    "file_io_concurrency": {"limit": 16},
+    "data_copy_concurrency": {"limit": 4},
+}
+_OCDBT = {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 1 << 24, "version_tree_arity_log2": 4}
+
+
+def context() -> ts.Context:
+    """The resources that the arrays of one checkpoint share."""
+    return ts.Context(_CONTEXT)
+
+
+def array_spec(folder: Path, path: str, storage: Storage) -> dict[str, Any]:
+    """How to open an array that exists."""
+    if storage.ocdbt:
+        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{path}/"}
+    else:
+        kvstore = {"driver": "file", "path": f"{folder / path}/"}
+    return {"driver": "zarr3" if storage.zarr3 else "zarr", "kvstore": kvstore}
+
+
+def new_array_spec(
+    folder: Path, path: str, storage: Storage, *, shape: Sequence[int], dtype: np.dtype, chunks: Sequence[int]
+) -> dict[str, Any]:
+    """How to create an array."""
+    spec = array_spec(folder, path, storage)
+    if storage.ocdbt:
+        spec["kvstore"]["config"] = _OCDBT
+    if storage.zarr3:
+        codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+        if storage.compression == "zstd":
+            codecs.append({"name": "zstd", "configuration": {"level": 3}})
+        grid = {"name": "regular", "configuration": {"chunk_shape": list(chunks)}}
+        metadata: dict[str, Any] = {"chunk_grid": grid, "codecs": codecs, "data_type": dtype.name}
+    else:
+        compressor = {"id": "zstd", "level": 1} if storage.compression == "zstd" else None
+        name = dtype.newbyteorder("<").str if dtype.kind in "iufb" else dtype.name
+        metadata = {"chunks": list(chunks), "compressor": compressor, "dtype": name, "order": "C"}
+    return spec | {
+        "metadata": {"shape": list(shape), **metadata},
+        "create": True,
+        "store_data_equal_to_fill_value": True,
+    }

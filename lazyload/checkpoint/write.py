@@ -1,0 +1,137 @@
+"""Writing: lazy tensors stream, chunk by chunk, into a folder that is an ordinary Orbax checkpoint.
+
+A few threads each read one chunk and hand it to TensorStore before they take the next, so that memory holds a few
+chunks whatever the size of the arrays. Neither JAX nor Orbax is needed, and nothing is registered with them.
+"""
+
+import collections
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from lazyload.checkpoint.chunks import boxes, choose_chunks
+from lazyload.checkpoint.orbax_files import write_orbax_files
+from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined
+from lazyload.checkpoint.store import context, new_array_spec
+from lazyload.errors import CacheError
+from lazyload.layouts.lazy import LazyTensor
+from lazyload.layouts.source import Box
+from lazyload.storage import Storage
+
+_THREADS = min(4, max(2, os.cpu_count() or 2))
+
+
+def write(
+    folder: Path,
+    tensors: Mapping[str, LazyTensor],
+    storage: Storage,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    scalars: Mapping[str, int] | None = None,
+    advance: Callable[[int], None] = lambda nbytes: None,
+) -> dict[str, ArrayRecord]:
+    """Writes a checkpoint.
+
+    Args:
+        folder: An empty folder; becomes an Orbax checkpoint.
+        tensors: The arrays, by dotted path: `a.b.c` is the leaf `tree["a"]["b"]["c"]`.
+        storage: How to store them; every flag concrete.
+        metadata: Orbax's custom metadata.
+        scalars: Whole numbers stored beside the arrays, by dotted path.
+        advance: Called with the number of bytes of every chunk that was written, from any thread.
+
+    Returns:
+        What there is to know of each array.
+
+    Raises:
+        CacheError: The disk is full, or cannot be written to.
+    """
+    chunks = {
+        path: choose_chunks(lazy.shape, lazy.dtype.itemsize, lazy.split_order, storage.chunk_bytes or 1)
+        for path, lazy in tensors.items()
+    }
+    checksums: dict[str, dict[int, int]] = collections.defaultdict(dict)
+    try:
+        stores = _create(folder, tensors, chunks, storage)
+        _write_scalars(folder, scalars or {}, storage)
+
+        def write_chunk(path: str, number: int, box: Box) -> None:
+            chunk = tensors[path][box]
+            checksums[path][number] = chunk_checksum(chunk)
+            stores[path][box].write(chunk, can_reference_source_data_indefinitely=True).result()
+            advance(chunk.nbytes)
+
+        work = ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path])))
+        _run(write_chunk, work)
+        records = {
+            path: ArrayRecord(
+                lazy.shape,
+                lazy.dtype.name,
+                chunks[path],
+                lazy.nbytes,
+                combined(checksums[path][number] for number in sorted(checksums[path])),
+            )
+            for path, lazy in tensors.items()
+        }
+        write_orbax_files(folder, records, scalars or {}, storage, metadata or {})
+        _synchronise(folder)
+    except (OSError, ValueError) as error:
+        if "No space left" not in str(error) and "Disk quota" not in str(error):
+            raise
+        raise CacheError(
+            f"{folder}: the disk is full; make space (`lazyload cache ls`, `lazyload cache rm`) "
+            "or give another cache_dir"
+        ) from error
+    return records
+
+
+def _create(
+    folder: Path, tensors: Mapping[str, LazyTensor], chunks: Mapping[str, tuple[int, ...]], storage: Storage
+) -> dict[str, ts.TensorStore]:
+    shared = context()
+    specs = {
+        path: new_array_spec(folder, path, storage, shape=lazy.shape, dtype=lazy.dtype, chunks=chunks[path])
+        for path, lazy in tensors.items()
+    }
+    futures = {path: ts.open(spec, context=shared) for path, spec in specs.items()}
+    return {path: future.result() for path, future in futures.items()}
+
+
+def _write_scalars(folder: Path, scalars: Mapping[str, int], storage: Storage) -> None:
+    for path, value in scalars.items():
+        spec = new_array_spec(folder, path, storage, shape=(), dtype=np.dtype(np.int64), chunks=())
+        ts.open(spec, context=context()).result().write(np.int64(value)).result()
+
+
+def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]]) -> None:
+    """Calls the task with every piece of work, a few at a time; stops at the first error."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool:
+        running: set[Future[None]] = set()
+        try:
+            for arguments in work:
+                if len(running) >= _THREADS:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                running.add(pool.submit(task, *arguments))
+            for future in running:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _synchronise(folder: Path) -> None:
+    """Makes sure that everything below a folder is on the disk, before a manifest says that it is."""
+    for parent, _, files in os.walk(folder):
+        for path in [parent, *(os.path.join(parent, name) for name in files)]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,62 @@
+"""Progress of long work: a bar where a person is looking, a line in the log where not."""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+logger = logging.getLogger("lazyload")
+
+ProgressOption = bool | Callable[[str, int, int], Any] | None
+"""None: a bar on a terminal; True, False: a bar, nothing; a function: called with stage, bytes done, bytes in all."""
+
+
+@contextlib.contextmanager
+def stage(option: ProgressOption, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows the progress of one stage.
+
+    Args:
+        option: How.
+        name: What is being done.
+        total: Bytes in all.
+
+    Yields:
+        A function to be called, from any thread, with the number of bytes that were just finished.
+    """
+    started = time.perf_counter()
+    if callable(option):
+        yield _counting(option, name, total)
+    elif option or (option is None and sys.stderr.isatty()):
+        with _bar(name, total) as advance:
+            yield advance
+    else:
+        yield lambda nbytes: None
+    seconds = time.perf_counter() - started
+    logger.info("%s: %.2f GB in %.1f s", name, total / 1e9, seconds)
+
+
+def _counting(report: Callable[[str, int, int], Any], name: str, total: int) -> Callable[[int], None]:
+    lock = threading.Lock()
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        with lock:
+            done += nbytes
+            report(name, done, total)
+
+    return advance
+
+
+@contextlib.contextmanager
+def _bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda nbytes: bar.advance(task, nbytes)
