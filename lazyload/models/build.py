@@ -43,7 +43,7 @@ def build(config: DecoderConfig, dtype: DTypeLike, arrays: Mapping[str, jax.Arra
         module: Any = model
         for parent in parents:
             module = module[int(parent)] if parent.isdigit() else getattr(module, parent)
-        setattr(module, name, placed(array))
+        setattr(module, name, placed(array, getattr(module, name).logical_axes))
     return model
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def mesh_of(array: jax.Array) -> AbstractContextManager[Any]:
@@ -15,7 +15,8 @@ def mesh_of(array: jax.Array) -> AbstractContextManager[Any]:
         return nullcontext()
     if isinstance(array, jax.core.Tracer):
         return jax.sharding.use_abstract_mesh(jax.typeof(array).sharding.mesh)
-    return jax.set_mesh(array.sharding.mesh) if isinstance(array.sharding, NamedSharding) else nullcontext()
+    mesh = array.sharding.mesh if isinstance(array.sharding, NamedSharding) else None
+    return jax.set_mesh(mesh) if isinstance(mesh, Mesh) else nullcontext()
 
 
 def has_explicit_axes() -> bool:

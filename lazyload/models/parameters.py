@@ -16,9 +16,9 @@ def parameter(
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Param:
-    """A parameter whose partitioning metadata are the logical names of its axes.
+    """A parameter with the logical names of its axes as its metadata `logical_axes`.
 
-    The names are not those of a mesh, so Flax must not shard by them when a mesh happens to be set.
+    They are not Flax's partitioning metadata: Flax takes those for axes of whatever mesh is set, and fails.
 
     Args:
         initializer: Called with a key, the shape and the dtype.
@@ -28,18 +28,17 @@ def parameter(
         rngs: Where the key comes from.
     """
     shape = tuple(sizes[axis] for axis in axes)
-    annotated = nnx.with_partitioning(initializer, axes)
-    return nnx.Param(annotated(rngs.params(), shape, dtype), eager_sharding=False)
+    return nnx.Param(initializer(rngs.params(), shape, dtype), logical_axes=axes, eager_sharding=False)
 
 
-def placed(array: jax.Array) -> nnx.Param:
+def placed(array: jax.Array, axes: tuple[str, ...]) -> nnx.Param:
     """A parameter that holds the array; its partitioning metadata are the array's own `PartitionSpec`."""
     spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
     annotated = nnx.with_partitioning(lambda: array, tuple(spec))
-    return nnx.Param(annotated(), eager_sharding=False)
+    return nnx.Param(annotated(), logical_axes=axes, eager_sharding=False)
 
 
 def partition(param: nnx.Param) -> tuple[str | tuple[str, ...] | None, ...]:
-    """One entry a dimension: what the parameter's partitioning metadata say of it, None where they say nothing."""
+    """One entry a dimension: the mesh axes that the partitioning metadata name, None where they name none."""
     named = tuple(nnx.spmd.get_var_pspec(param) or ())
     return named + (None,) * (len(param.shape) - len(named))

@@ -109,4 +109,4 @@ def _dynamic(rope: Rope, length: jax.Array | int) -> jax.Array:
     original = _original(rope)
     reach = jnp.maximum(length, original).astype(jnp.float32)
     growth = (rope.factor * reach / original - (rope.factor - 1)) ** (rope.dim / (rope.dim - 2))
-    return 1 / (rope.theta * growth) ** (np.arange(0, rope.dim, 2, np.float32) / rope.dim)
+    return 1 / (rope.theta * growth) ** (np.arange(0, rope.dim, 2, dtype=np.float32) / rope.dim)

@@ -1,0 +1,76 @@
+import gc
+
+import jax
+import jax.numpy as jnp
+import pytest
+from decoders import CONFIGS, abstract, weights
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lazyload.errors import TensorMismatchError
+from lazyload.models.build import build, parameter_shapes
+from lazyload.models.layout import layout
+
+P = PartitionSpec
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_partition_specs_are_those_of_the_arrays(axis_type):
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(axis_type,) * 2)
+    config = CONFIGS["plain"]
+    specs = {path: P(*(("fsdp",) if "norm" not in path else ())) for path in weights(config)}
+    specs["layers.0.attn.q.kernel"] = P(("fsdp", "tp"), None, None)
+    with jax.set_mesh(mesh):
+        arrays = {
+            path: jax.device_put(array, NamedSharding(mesh, specs[path])) for path, array in weights(config).items()
+        }
+        model = build(config, jnp.float32, arrays)
+    found = nnx.get_partition_spec(nnx.state(model))
+    paths = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(found)]
+    assert dict(zip(paths, jax.tree.leaves(found), strict=True)) == specs
+    again = nnx.merge(*nnx.split(model))
+    kernel = again.layers[0].attn.q.kernel
+    assert kernel[...] is arrays["layers.0.attn.q.kernel"]
+    assert kernel.logical_axes == ("embed", "head", "head_dim")
+    assert nnx.get_partition_spec(nnx.state(again)) == nnx.get_partition_spec(nnx.state(model))
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_the_abstract_model_allocates_nothing_under_any_mesh(axis_type):
+    gc.collect()
+    before = len(jax.live_arrays())
+    with jax.set_mesh(jax.make_mesh((4, 2), ("fsdp", "expert"), axis_types=(axis_type,) * 2)):
+        model = abstract(CONFIGS["gpt_oss"])
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(model)))
+    assert len(jax.live_arrays()) == before
+
+
+def test_every_problem_is_reported_at_once():
+    arrays = {path: jnp.asarray(array) for path, array in weights(CONFIGS["plain"]).items()}
+    del arrays["lm_head.kernel"]
+    arrays["lm_head.bias"] = jnp.zeros(64)
+    arrays["final_norm.scale"] = jnp.zeros(31)
+    with pytest.raises(TensorMismatchError) as caught:
+        build(CONFIGS["plain"], jnp.float32, arrays)
+    assert len(caught.value.problems) == 3
+    for path in ("lm_head.kernel", "lm_head.bias", "final_norm.scale"):
+        assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_layout_names_exactly_the_parameters_and_their_axes(name):
+    config = CONFIGS[name]
+    model = abstract(config)
+    logical = {".".join(map(str, path)): p.logical_axes for path, p in nnx.to_flat_state(nnx.state(model))}
+    described = {}
+    for table in layout(config).tables:
+        for path, entry in table.entries.items():
+            role, dims = entry.split(";")[0].split(":")
+            expanded = [path.replace("{gate_up:gate,up}", half) for half in ("gate", "up")]
+            for one in dict.fromkeys(expanded):
+                for number in config.layers_of(role.strip()) if "{layer}" in one else (0,):
+                    described[one.replace("{layer}", str(number))] = tuple(dims.split())
+    assert described == logical
+    assert {path: tuple(config.axes[axis] for axis in axes) for path, axes in described.items()} == parameter_shapes(
+        model
+    )

@@ -1,0 +1,143 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decoders import EXPERTS
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lazyload.models.config import Experts
+from lazyload.models.moe import MixtureOfExperts
+from lazyload.models.routing import route
+
+SIZES = {"embed": 12, "expert": 8, "expert_mlp": 16, "shared_mlp": 10}
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def reference(moe, x, weights, chosen):
+    """Every token through each of its experts, one after the other."""
+    kernel = {name: np.asarray(getattr(moe, name).kernel[...], np.float64) for name in ("gate", "up", "down")}
+    bias = {
+        name: np.zeros(kernel[name].shape[::2]) if getattr(moe, name).bias is None else getattr(moe, name).bias[...]
+        for name in kernel
+    }
+    y = np.zeros(x.shape)
+    for b, t in np.ndindex(*x.shape[:2]):
+        for weight, expert in zip(weights[b, t], chosen[b, t], strict=True):
+            gate, up = (x[b, t] @ kernel[name][expert] + bias[name][expert] for name in ("gate", "up"))
+            if moe.experts.clamped_swiglu:
+                alpha, limit = moe.experts.clamped_swiglu
+                gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+                hidden = gate * sigmoid(alpha * gate) * (up + 1)
+            else:
+                hidden = gate * sigmoid(gate) * up
+            y[b, t] += weight * (hidden @ kernel["down"][expert] + bias["down"][expert])
+    return y
+
+
+def mixture(experts):
+    moe = MixtureOfExperts(experts, SIZES, activation="silu", dtype=jnp.float32, rngs=nnx.Rngs(0))
+    random = np.random.default_rng(0)
+    for projection in (moe.gate, moe.up, moe.down):
+        if projection.bias is not None:
+            projection.bias[...] = jnp.asarray(random.normal(size=projection.bias.shape), jnp.float32)
+    return moe
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        EXPERTS,
+        Experts(num_experts=8, num_selected=3, mlp_dim=16, bias=True, clamped_swiglu=(1.702, 0.7)),
+        Experts(num_experts=8, num_selected=8, mlp_dim=16),
+    ],
+)
+def test_grouped_products_equal_one_expert_at_a_time(experts):
+    moe = mixture(experts)
+    x = np.random.default_rng(1).normal(size=(2, 5, 12)).astype(np.float32)
+    weights, chosen = moe._route(jnp.asarray(x))
+    np.testing.assert_allclose(moe(jnp.asarray(x)), reference(moe, x, weights, chosen), atol=1e-5)
+
+
+def test_the_gradient_is_that_of_the_dense_sum():
+    moe = mixture(EXPERTS)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 6, 12)), jnp.float32)
+    weights, chosen = moe._route(x)
+
+    def grouped(moe):
+        return jnp.sum(moe._run_experts(x, weights, chosen) ** 2)
+
+    up, down, gate = moe.up.kernel[...], moe.down.kernel[...], moe.gate.kernel[...]
+
+    def dense(kernel):
+        hidden = jax.nn.silu(jnp.einsum("btd,edf->btef", x, kernel)) * jnp.einsum("btd,edf->btef", x, up)
+        every = jnp.einsum("btef,efd->bted", hidden, down)
+        share = jnp.sum(jax.nn.one_hot(chosen, 8) * weights[..., None], axis=2)
+        return jnp.sum(jnp.einsum("bted,bte->btd", every, share) ** 2)
+
+    found = nnx.grad(grouped)(moe).gate.kernel[...]
+    np.testing.assert_allclose(found, jax.grad(dense)(gate), atol=1e-4)
+
+
+def numpy_route(logits, experts, bias):
+    """Token by token, with sorting in place of top-k."""
+    all_weights, all_chosen = [], []
+    for row in logits.astype(np.float64):
+        exponents = np.exp(row - row.max())
+        scores = sigmoid(row) if experts.scores == "sigmoid" else exponents / exponents.sum()
+        preference = scores + (0 if bias is None else bias)
+        groups = preference.reshape(experts.num_groups, -1)
+        members = 2 if experts.group_score == "top2" else 1
+        best = np.argsort(-np.sort(groups, axis=1)[:, -members:].sum(axis=1))[: experts.num_selected_groups]
+        allowed = np.isin(np.arange(experts.num_groups), best).repeat(groups.shape[1])
+        chosen = np.argsort(np.where(allowed, -preference, np.inf))[: experts.num_selected]
+        weights = scores[chosen]
+        if experts.normalize or experts.scores == "topk_softmax":
+            weights = weights / weights.sum()
+        all_weights.append(weights * experts.scale)
+        all_chosen.append(chosen)
+    return np.array(all_weights), np.array(all_chosen)
+
+
+@given(
+    experts=st.builds(
+        Experts,
+        num_experts=st.just(12),
+        num_selected=st.integers(1, 4),
+        mlp_dim=st.just(1),
+        scores=st.sampled_from(["softmax", "sigmoid"]),
+        normalize=st.booleans(),
+        scale=st.sampled_from([1.0, 2.5]),
+        num_groups=st.sampled_from([1, 3]),
+        num_selected_groups=st.integers(1, 3),
+        group_score=st.sampled_from(["max", "top2"]),
+    ),
+    biased=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=50)
+def test_routing(experts, biased, seed):
+    if experts.num_groups == 1:
+        experts = dataclasses.replace(experts, num_selected_groups=1)
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(5, 12)).astype(np.float32)
+    bias = random.normal(size=12).astype(np.float32) if biased else None
+    weights, chosen = route(jnp.asarray(logits), experts, bias)
+    expected_weights, expected_chosen = numpy_route(logits, experts, bias)
+    np.testing.assert_array_equal(chosen, expected_chosen)
+    np.testing.assert_allclose(weights, expected_weights, rtol=1e-5)
+
+
+def test_routing_by_the_softmax_of_the_selected():
+    experts = Experts(num_experts=12, num_selected=3, mlp_dim=1, scores="topk_softmax")
+    logits = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
+    weights, chosen = route(jnp.asarray(logits), experts, None)
+    expected_weights, expected_chosen = numpy_route(logits, experts, None)
+    np.testing.assert_array_equal(chosen, expected_chosen)
+    np.testing.assert_allclose(weights, expected_weights, rtol=1e-5)
