@@ -1,0 +1,56 @@
+"""The families of models: what `config.json` and the names of tensors mean in each.
+
+A family of your own is a `Family` given to `register`; a family that is registered later wins.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lazyload.errors import ConfigError, UnknownArchitectureError
+from lazyload.families import llama, qwen
+from lazyload.families.family import Family
+
+__all__ = ["Family", "find", "known", "register"]
+
+_families: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Makes a family known, in place of the ones that read the same values of `model_type`."""
+    _families.update(dict.fromkeys(family.model_types, family))
+
+
+def known() -> tuple[Family, ...]:
+    """The families that `find` chooses from."""
+    return tuple(dict.fromkeys(_families.values()))
+
+
+def find(config: Mapping[str, Any]) -> Family:
+    """The family of a model.
+
+    Args:
+        config: Its parsed `config.json`.
+
+    Raises:
+        ConfigError: It has no `model_type`.
+        UnknownArchitectureError: No family reads its `model_type`.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ConfigError("config.json has no model_type, which says what kind of model it is")
+    if kind not in _families:
+        raise UnknownArchitectureError(
+            f"config.json: no family reads model_type = {kind!r}; known are {', '.join(sorted(_families))}. "
+            "Describe the architecture with a lazyload.Family of your own"
+        )
+    return _families[kind]
+
+
+for _family in (
+    llama.LLAMA,
+    llama.MISTRAL,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    qwen.QWEN3_MOE,
+):
+    register(_family)

@@ -1,0 +1,161 @@
+"""Reading `config.json` field by field, such that nothing in it is overlooked.
+
+Every field that is asked for is remembered. At the end, the fields that nobody asked for must be known not to matter,
+or be switched off; a field that this library has never heard of may change the model's output.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from lazyload.errors import ConfigError
+
+T = TypeVar("T")
+
+# What neither the weights nor the forward pass depend on: training, generation, tokens, bookkeeping, and the packing
+# of weights, which the sources read by themselves.
+_IRRELEVANT = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "aux_loss_alpha",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "dtype",
+        "ep_size",
+        "finetuning_task",
+        "generation_config",
+        "gradient_checkpointing",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "max_length",
+        "max_position_embeddings",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pretraining_tp",
+        "problem_type",
+        "quantization_config",
+        "return_dict",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "seq_aux",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers.js_config",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+    }
+)
+_IRRELEVANT_PATTERN = re.compile(r".*_token_id|.*_token_index|.*_dropout|.*_pdrop|dropout|dropout_.*")
+
+
+class Fields:
+    """The fields of one `config.json`, or of a part of it.
+
+    Example:
+        >>> fields = Fields({"hidden_size": 64, "rope_scaling": None})
+        >>> fields.need("hidden_size", int), fields.get("mlp_bias", False)
+        (64, False)
+        >>> fields.finish()
+    """
+
+    def __init__(self, values: Mapping[str, Any], *, where: str = "config.json"):
+        """`where` is what messages call the values."""
+        self._values = values
+        self._read: set[str] = set()
+        self.where = where
+
+    def __contains__(self, name: str) -> bool:
+        return self._values.get(name) is not None
+
+    def need(self, name: str, kind: type[T]) -> T:
+        """A field's value.
+
+        Raises:
+            ConfigError: The field is missing, null, or of another type.
+        """
+        value = self._values.get(name)
+        if value is None:
+            raise ConfigError(f"{self.where} lacks the field {name!r}, which the model's shape or output depends on")
+        return self._checked(name, value, kind)
+
+    def get(self, name: str, default: T) -> T:
+        """A field's value, or the default where it is missing or null.
+
+        Raises:
+            ConfigError: The value is not of the default's type.
+        """
+        value = self._values.get(name)
+        self._read.add(name)
+        return default if value is None else self._checked(name, value, type(default))
+
+    def optional(self, name: str, kind: type[T], default: T | None = None) -> T | None:
+        """A field's value, which may be null; the default where it is missing.
+
+        Raises:
+            ConfigError: The value is of another type.
+        """
+        value = self._values.get(name, default)
+        self._read.add(name)
+        return None if value is None else self._checked(name, value, kind)
+
+    def part(self, name: str) -> "Fields":
+        """A field that holds fields itself.
+
+        Raises:
+            ConfigError: The field is missing or no object.
+        """
+        return Fields(self.need(name, dict), where=f"{self.where}: {name}")
+
+    def refuse(self, name: str, *allowed: Any) -> None:
+        """Refuses every value of the field but the allowed ones and those that switch it off.
+
+        Raises:
+            ConfigError: The field has another value.
+        """
+        value = self._values.get(name)
+        self._read.add(name)
+        if value and value not in allowed:
+            expected = f"; only {' or '.join(map(repr, allowed))} is" if allowed else ""
+            raise ConfigError(f"{self.where}: {name} = {value!r} is not implemented{expected}")
+
+    def ignore(self, *names: str) -> None:
+        """Fields of this family that the output does not depend on."""
+        self._read.update(names)
+
+    def finish(self) -> None:
+        """Refuses what has not been read, is not known to be irrelevant, and is not switched off.
+
+        Raises:
+            ConfigError: There are such fields; all of them are listed with their values.
+        """
+        left = {
+            name: value
+            for name, value in self._values.items()
+            if value and name not in self._read and name not in _IRRELEVANT and not _IRRELEVANT_PATTERN.fullmatch(name)
+        }
+        if left:
+            listed = ", ".join(f"{name} = {value!r}" for name, value in sorted(left.items()))
+            raise ConfigError(
+                f"{self.where} has fields that are not known for this kind of model, and that might change its "
+                f"output: {listed}. Set them to null if they do not matter"
+            )
+
+    def _checked(self, name: str, value: Any, kind: type[T]) -> T:
+        self._read.add(name)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return kind(value)  # type: ignore[call-arg]
+        if (kind is not bool and isinstance(value, bool)) or not isinstance(value, kind):
+            raise ConfigError(f"{self.where}: {name} = {value!r} is not of type {kind.__name__}")
+        return value

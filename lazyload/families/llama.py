@@ -1,0 +1,53 @@
+"""Llama (also Llama 2, 3, 3.1, 3.2, 3.3, and the many models in its form) and Mistral."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lazyload.families import huggingface, maxtext, rope
+from lazyload.families.family import Family
+from lazyload.families.fields import Fields
+from lazyload.families.shape import activation, layer_types, shape, window
+from lazyload.models.config import DecoderConfig, Layer
+
+
+def llama_config(values: Mapping[str, Any]) -> DecoderConfig:
+    """Reads the `config.json` of a Llama."""
+    fields = Fields(values)
+    sizes = shape(fields)
+    layer = Layer(rope=rope.read(fields, sizes["head_dim"]))
+    bias = fields.get("attention_bias", False)
+    config = DecoderConfig(
+        **sizes,
+        layers=(layer,) * fields.need("num_hidden_layers", int),
+        activation=activation(fields),
+        tied=fields.get("tie_word_embeddings", False),
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=fields.get("mlp_bias", False),
+    )
+    fields.finish()
+    return config
+
+
+def mistral_config(values: Mapping[str, Any]) -> DecoderConfig:
+    """Reads the `config.json` of a Mistral: all layers slide, or none."""
+    fields = Fields(values)
+    sizes = shape(fields)
+    width = window(fields, default=4096)
+    count = fields.need("num_hidden_layers", int)
+    layer = Layer(rope=rope.read(fields, sizes["head_dim"]), window=width)
+    fields.refuse("attention_bias")
+    if not all(slides == (width is not None) for slides in layer_types(fields, [width is not None] * count)):
+        fields.refuse("layer_types")
+    config = DecoderConfig(
+        **sizes,
+        layers=(layer,) * count,
+        activation=activation(fields),
+        tied=fields.get("tie_word_embeddings", False),
+    )
+    fields.finish()
+    return config
+
+
+LLAMA = Family("llama", ("llama",), llama_config, huggingface.decoder, maxtext.llama)
+MISTRAL = Family("mistral", ("mistral",), mistral_config, huggingface.decoder)

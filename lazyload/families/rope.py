@@ -1,0 +1,171 @@
+"""The rotary embeddings that `config.json` describes, in both of its forms.
+
+The older form has `rope_theta` beside `rope_scaling`, whose kind is called `rope_type` or `type`; the newer one has
+`rope_parameters` with everything, sometimes once for each type of layer. What is missing follows from other fields as
+in `transformers.modeling_rope_utils` (version 5).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lazyload.errors import ConfigError
+from lazyload.families.fields import Fields
+from lazyload.models.config import Rope
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def read(fields: Fields, dim: int, *, theta: float = 10_000.0, partial: bool = False) -> Rope:
+    """The rotary embedding that all layers share.
+
+    Args:
+        fields: The model's `config.json`.
+        dim: How many dimensions of a head it rotates, before `partial_rotary_factor`.
+        theta: The base where the file does not say.
+        partial: Whether `partial_rotary_factor` may reduce `dim`.
+
+    Raises:
+        ConfigError: The scaling is unknown, or lacks or has fields that it must or cannot have.
+    """
+    parameters = parameters_of(fields)
+    if any(name in parameters for name in _LAYER_TYPES):
+        raise ConfigError(f"{fields.where}: this kind of model cannot have rope_parameters for each type of layer")
+    return _rope(fields, parameters, dim, fields.get("rope_theta", theta), partial=partial)
+
+
+def read_by_layer_type(fields: Fields, dim: int, *, theta: float, local_theta: float) -> dict[str, Rope]:
+    """The rotary embeddings of layers with full and with sliding attention, by those names.
+
+    In the older form, `rope_scaling` is for the layers with full attention only.
+
+    Args:
+        fields: The model's `config.json`.
+        dim: How many dimensions of a head they rotate.
+        theta: The base of the layers with full attention, where the file does not say.
+        local_theta: The same of the layers with sliding attention.
+
+    Raises:
+        ConfigError: As for `read`.
+    """
+    parameters = parameters_of(fields)
+    if any(name in parameters for name in _LAYER_TYPES):
+        full, sliding = (parameters.get(name) or {} for name in _LAYER_TYPES)
+    elif parameters is fields.optional("rope_parameters", dict):
+        raise ConfigError(f"{fields.where}: rope_parameters must be given for each of {', '.join(_LAYER_TYPES)}")
+    else:
+        full, sliding = parameters, {}
+    return {
+        "full_attention": _rope(fields, full, dim, theta),
+        "sliding_attention": _rope(fields, sliding, dim, local_theta),
+    }
+
+
+def parameters_of(fields: Fields) -> Mapping[str, Any]:
+    """The object that describes the embedding, whatever it is called; empty where there is none."""
+    new = fields.optional("rope_parameters", dict)
+    return fields.optional("rope_scaling", dict) or new or {}
+
+
+def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
+    """YaRN's magnitude for an extension by `factor` (https://arxiv.org/abs/2309.00071, section 3.4)."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _rope(fields: Fields, values: Mapping[str, Any], dim: int, theta: float, *, partial: bool = False) -> Rope:
+    parameters = Fields(values, where=f"{fields.where}: rope_parameters or rope_scaling")
+    legacy = parameters.get("type", "default")
+    kind = parameters.get("rope_type", legacy)
+    share = parameters.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
+    if share != 1.0 and not partial:
+        raise ConfigError(
+            f"{fields.where}: partial_rotary_factor = {share!r} is not implemented for this kind of model"
+        )
+    rope = Rope(theta=parameters.get("rope_theta", theta), dim=int(dim * share))
+    match kind:
+        case "default":
+            pass
+        case "linear":
+            rope = replace(rope, kind="linear", factor=parameters.need("factor", float))
+        case "dynamic":
+            length = fields.need("max_position_embeddings", int)
+            rope = replace(rope, kind="dynamic", factor=parameters.need("factor", float), original_max_position=length)
+            parameters.ignore("original_max_position_embeddings")
+        case "llama3":
+            rope = replace(
+                rope,
+                kind="llama3",
+                factor=parameters.need("factor", float),
+                original_max_position=_original_length(fields, parameters),
+                low_freq_factor=parameters.need("low_freq_factor", float),
+                high_freq_factor=parameters.need("high_freq_factor", float),
+            )
+        case "yarn":
+            rope = _yarn(fields, parameters, rope)
+        case "longrope" | "su":
+            rope = _longrope(fields, parameters, rope)
+        case _:
+            raise ConfigError(
+                f"{parameters.where}: the rotary embedding {kind!r} is not implemented; "
+                "there are default, linear, dynamic, llama3, yarn and longrope"
+            )
+    parameters.finish()
+    return rope
+
+
+def _original_length(fields: Fields, parameters: Fields) -> int:
+    """The context length before extension; beside the parameters (Phi 3) it counts more than in them."""
+    inside = parameters.optional("original_max_position_embeddings", int)
+    outside = fields.optional("original_max_position_embeddings", int)
+    return outside or inside or fields.need("max_position_embeddings", int)
+
+
+def _extension(fields: Fields, parameters: Fields, original: int) -> float:
+    factor = parameters.optional("factor", float)
+    return fields.need("max_position_embeddings", int) / original if factor is None else factor
+
+
+def _yarn(fields: Fields, parameters: Fields, rope: Rope) -> Rope:
+    original = _original_length(fields, parameters)
+    factor = _extension(fields, parameters, original)
+    attention_factor = parameters.optional("attention_factor", float)
+    scale, scale_all = parameters.get("mscale", 0.0), parameters.get("mscale_all_dim", 0.0)
+    if attention_factor is None and scale and scale_all:
+        attention_factor = yarn_magnitude(factor, scale) / yarn_magnitude(factor, scale_all)
+    elif attention_factor is None:
+        attention_factor = yarn_magnitude(factor)
+    return replace(
+        rope,
+        kind="yarn",
+        factor=factor,
+        original_max_position=original,
+        beta_fast=parameters.get("beta_fast", 32.0) or 32.0,
+        beta_slow=parameters.get("beta_slow", 1.0) or 1.0,
+        truncate=parameters.get("truncate", True),
+        attention_factor=attention_factor,
+    )
+
+
+def _longrope(fields: Fields, parameters: Fields, rope: Rope) -> Rope:
+    original = _original_length(fields, parameters)
+    factor = _extension(fields, parameters, original)
+    attention_factor = parameters.optional("attention_factor", float)
+    if attention_factor is None:
+        attention_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    factors = {}
+    for name in ("short_factor", "long_factor"):
+        factors[name] = tuple(parameters.need(name, list))
+        if len(factors[name]) != rope.dim // 2:
+            raise ConfigError(
+                f"{parameters.where}: {name} has {len(factors[name])} values, but {rope.dim // 2} pairs are rotated"
+            )
+    return replace(
+        rope,
+        kind="longrope",
+        factor=factor,
+        original_max_position=original,
+        attention_factor=attention_factor,
+        short_factor=factors["short_factor"],
+        long_factor=factors["long_factor"],
+    )

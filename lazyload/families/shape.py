@@ -1,0 +1,113 @@
+"""The fields that mean the same in every family's `config.json`."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lazyload.errors import ConfigError
+from lazyload.families.fields import Fields
+from lazyload.models.config import Layer, Rope
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+def shape(fields: Fields, *, head_dim: int | None = None) -> dict[str, Any]:
+    """The arguments of `DecoderConfig` that give the sizes of plain attention and of the MLP.
+
+    Args:
+        fields: The model's `config.json`.
+        head_dim: A head's width where the file does not say; None for the model's width by the number of heads.
+
+    Raises:
+        ConfigError: A field is missing, or the numbers do not fit each other.
+    """
+    embed_dim, num_heads = fields.need("hidden_size", int), fields.need("num_attention_heads", int)
+    num_kv_heads = fields.get("num_key_value_heads", num_heads)
+    if num_kv_heads <= 0 or num_heads % num_kv_heads:
+        raise ConfigError(
+            f"{fields.where}: num_attention_heads = {num_heads} is no multiple of num_key_value_heads = {num_kv_heads}"
+        )
+    if head_dim is None and "head_dim" not in fields and embed_dim % num_heads:
+        raise ConfigError(
+            f"{fields.where}: lacks head_dim, and hidden_size = {embed_dim} is no multiple of "
+            f"num_attention_heads = {num_heads}"
+        )
+    head_dim = fields.get("head_dim", head_dim or embed_dim // num_heads)
+    return {
+        "vocab_size": fields.need("vocab_size", int),
+        "embed_dim": embed_dim,
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "mlp_dim": fields.need("intermediate_size", int),
+        "norm_eps": fields.get("rms_norm_eps", 1e-6),
+        "query_scale": head_dim**-0.5,
+    }
+
+
+def activation(fields: Fields, name: str = "hidden_act", default: str = "silu") -> Activation:
+    """The activation of the MLP's gate.
+
+    Raises:
+        ConfigError: It is not implemented.
+    """
+    value = fields.get(name, default)
+    if value not in _ACTIVATIONS:
+        raise ConfigError(f"{fields.where}: {name} = {value!r} is not implemented; there are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[value]
+
+
+def layer_types(fields: Fields, default: Sequence[bool]) -> list[bool]:
+    """For each layer, whether its attention is a sliding window.
+
+    Args:
+        fields: The model's `config.json`.
+        default: The same where the file has no `layer_types`.
+
+    Raises:
+        ConfigError: `layer_types` has another length or holds another type.
+    """
+    types = fields.optional("layer_types", list)
+    if types is None:
+        return list(default)
+    if len(types) != len(default):
+        raise ConfigError(f"{fields.where}: layer_types has {len(types)} values for {len(default)} layers")
+    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise ConfigError(f"{fields.where}: layer_types holds {', '.join(unknown)}, which is not implemented")
+    return [kind == "sliding_attention" for kind in types]
+
+
+def window(fields: Fields, *, default: int | None = None) -> int | None:
+    """The width of the sliding window.
+
+    Raises:
+        ConfigError: It is not positive.
+    """
+    value = fields.optional("sliding_window", int, default)
+    if value is not None and value <= 0:
+        raise ConfigError(f"{fields.where}: sliding_window = {value} must be positive, or null for none")
+    return value
+
+
+def windowed(fields: Fields, rope: Rope, count: int) -> tuple[Layer, ...]:
+    """The layers of a model that has a sliding window from some layer on (Qwen).
+
+    Raises:
+        ConfigError: The fields contradict each other.
+    """
+    width = window(fields, default=4096)
+    if not fields.get("use_sliding_window", False):
+        width = None
+    first = fields.get("max_window_layers", 28)
+    sliding = layer_types(fields, [width is not None and number >= first for number in range(count)])
+    return tuple(Layer(rope=rope, window=width if slides else None) for slides in sliding)
