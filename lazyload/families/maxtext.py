@@ -54,6 +54,11 @@ class MaxText:
     scan_layers: bool = True
     vocab_size: int | None = None
 
+    @property
+    def name(self) -> str:
+        """What messages and keys call the layout."""
+        return "maxtext" if self.scan_layers else "maxtext-unscanned"
+
     def of(self, family: "Family", config: DecoderConfig) -> Layout:
         """The layout of one model.
 
@@ -80,6 +85,7 @@ class MaxText:
 
 def llama(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
     """Llama 3: rotated pairs are neighbours, and the scale of the attention logits is in the query kernel."""
+    _refuse("Llama has no biases", config.qkv_bias or config.o_bias or config.mlp_bias)
     rotated = {
         "query.kernel": f"attn.q : embed head (pair half) ; scale {_query_scale(config)}",
         "key.kernel": "attn.k : embed kv_head (pair half)",
@@ -90,8 +96,8 @@ def llama(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> L
 
 def qwen(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
     """Qwen 2, 2.5 and 3, dense or with experts in every layer."""
-    if config.dense_layers and config.sparse_layers:
-        raise LayoutError("MaxText's Qwen has an MLP or experts in all layers alike; this model has some of each")
+    _refuse("Qwen has no bias on what attention puts out", config.o_bias)
+    _refuse("Qwen has an MLP or experts in all layers alike", bool(config.dense_layers and config.sparse_layers))
     mlp = _under("moe_block", _EXPERTS) if config.sparse_layers else _under("mlp", _MLP)
     layer = _NORMS | _under("self_attention", _attention(config)) | mlp
     return _layout(config, _stack(config, scan_layers, layer), scan_layers, vocab_size)
@@ -164,8 +170,9 @@ def olmo3(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> L
 
 def deepseek(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
     """DeepSeek V2 and V3: the dense layers before, the ones with experts after them, each stacked on their own."""
-    if config.sparse_layers and config.dense_layers != tuple(range(len(config.dense_layers))):
-        raise LayoutError("MaxText's DeepSeek has its dense layers before those with experts; here they alternate")
+    first = tuple(range(len(config.dense_layers)))
+    _refuse("DeepSeek has its dense layers before those with experts", config.dense_layers != first)
+    _refuse("DeepSeek has no biases in its attention", config.qkv_bias or config.o_bias)
     common = _NORMS | _under("self_attention", _latent_attention(config))
     experts = dict(_EXPERTS)
     if config.experts and config.experts.selection_bias:
@@ -208,7 +215,7 @@ def _layout(
     ]
     return Layout(
         placed,
-        name=f"maxtext-{'scanned' if scan_layers else 'unscanned'}",
+        name=MaxText(scan_layers).name,
         metadata={"scan_layers": scan_layers},
         scalars={"step": 0},
     )
@@ -247,9 +254,14 @@ def _stack(
     return [Table(entries, only, split={"layer": ("cycle", "place")}, sizes={"place": cycle})]
 
 
+def _refuse(rule: str, broken: bool) -> None:
+    if broken:
+        raise LayoutError(f"MaxText's {rule}; this model's config.json says otherwise")
+
+
 def _require_cycles(config: DecoderConfig, cycle: int, why: str) -> None:
     if config.num_layers % cycle:
-        raise LayoutError(f"{config.num_layers} layers are not a multiple of {cycle}: {why}")
+        raise LayoutError(f"the model's {config.num_layers} layers are not a multiple of {cycle}: {why}")
 
 
 def _under(prefix: str, entries: Entries) -> dict[str, str]:
