@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lazyload.errors import ConfigError, UnknownArchitectureError
-from lazyload.families import llama, qwen
+from lazyload.families import deepseek, gemma, gpt_oss, granite, llama, mixtral, olmo, phi, qwen, smollm
 from lazyload.families.family import Family
 
 __all__ = ["Family", "find", "known", "register"]
@@ -52,5 +52,17 @@ for _family in (
     qwen.QWEN2,
     qwen.QWEN3,
     qwen.QWEN3_MOE,
+    mixtral.MIXTRAL,
+    gemma.GEMMA,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+    phi.PHI3,
+    olmo.OLMO2,
+    olmo.OLMO3,
+    smollm.SMOLLM3,
+    granite.GRANITE,
+    gpt_oss.GPT_OSS,
+    deepseek.DEEPSEEK_V2,
+    deepseek.DEEPSEEK_V3,
 ):
     register(_family)

@@ -100,6 +100,17 @@ class Fields:
         self._read.add(name)
         return default if value is None else self._checked(name, value, type(default))
 
+    def size(self, name: str, default: int | None = None) -> int:
+        """A positive whole number, or the default where it is missing or null.
+
+        Raises:
+            ConfigError: It is missing and there is no default, or it is not positive.
+        """
+        value = self.need(name, int) if default is None else self.get(name, default)
+        if value <= 0:
+            raise ConfigError(f"{self.where}: {name} = {value} must be positive")
+        return value
+
     def optional(self, name: str, kind: type[T], default: T | None = None) -> T | None:
         """A field's value, which may be null; the default where it is missing.
 

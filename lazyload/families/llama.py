@@ -18,7 +18,7 @@ def llama_config(values: Mapping[str, Any]) -> DecoderConfig:
     bias = fields.get("attention_bias", False)
     config = DecoderConfig(
         **sizes,
-        layers=(layer,) * fields.need("num_hidden_layers", int),
+        layers=(layer,) * fields.size("num_hidden_layers"),
         activation=activation(fields),
         tied=fields.get("tie_word_embeddings", False),
         qkv_bias=bias,
@@ -34,7 +34,7 @@ def mistral_config(values: Mapping[str, Any]) -> DecoderConfig:
     fields = Fields(values)
     sizes = shape(fields)
     width = window(fields, default=4096)
-    count = fields.need("num_hidden_layers", int)
+    count = fields.size("num_hidden_layers")
     layer = Layer(rope=rope.read(fields, sizes["head_dim"]), window=width)
     fields.refuse("attention_bias")
     if not all(slides == (width is not None) for slides in layer_types(fields, [width is not None] * count)):

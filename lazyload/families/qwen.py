@@ -18,7 +18,7 @@ def qwen2_config(values: Mapping[str, Any]) -> DecoderConfig:
     fields.refuse("use_mrope")
     config = DecoderConfig(
         **sizes,
-        layers=windowed(fields, rope.read(fields, sizes["head_dim"]), fields.need("num_hidden_layers", int)),
+        layers=windowed(fields, rope.read(fields, sizes["head_dim"]), fields.size("num_hidden_layers")),
         activation=activation(fields),
         tied=fields.get("tie_word_embeddings", False),
         qkv_bias=True,
@@ -34,7 +34,7 @@ def qwen3_config(values: Mapping[str, Any]) -> DecoderConfig:
     bias = fields.get("attention_bias", False)
     config = DecoderConfig(
         **sizes,
-        layers=windowed(fields, rope.read(fields, sizes["head_dim"]), fields.need("num_hidden_layers", int)),
+        layers=windowed(fields, rope.read(fields, sizes["head_dim"]), fields.size("num_hidden_layers")),
         activation=activation(fields),
         tied=fields.get("tie_word_embeddings", False),
         qkv_bias=bias,
@@ -56,8 +56,8 @@ def qwen3_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
         width = None
     # Unlike in Qwen 3, the window is the same in all layers.
     fields.ignore("max_window_layers", "layer_types")
-    dense, step = fields.optional("mlp_only_layers", list) or [], fields.get("decoder_sparse_step", 1)
-    count = fields.need("num_hidden_layers", int)
+    dense, step = fields.optional("mlp_only_layers", list) or [], fields.size("decoder_sparse_step", 1)
+    count = fields.size("num_hidden_layers")
     sparse = [number not in dense and (number + 1) % step == 0 for number in range(count)]
     config = DecoderConfig(
         **sizes,
@@ -68,9 +68,9 @@ def qwen3_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
         o_bias=bias,
         qk_norm="head",
         experts=Experts(
-            num_experts=fields.need("num_experts", int),
-            num_selected=fields.need("num_experts_per_tok", int),
-            mlp_dim=fields.need("moe_intermediate_size", int),
+            num_experts=fields.size("num_experts"),
+            num_selected=fields.size("num_experts_per_tok"),
+            mlp_dim=fields.size("moe_intermediate_size"),
             normalize=fields.get("norm_topk_prob", False),
         ),
     )

@@ -8,6 +8,7 @@ in `transformers.modeling_rope_utils` (version 5).
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from lazyload.errors import ConfigError
@@ -17,7 +18,15 @@ from lazyload.models.config import Rope
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-def read(fields: Fields, dim: int, *, theta: float = 10_000.0, partial: bool = False) -> Rope:
+def read(
+    fields: Fields,
+    dim: int,
+    *,
+    theta: float = 10_000.0,
+    partial: bool = False,
+    interleaved: bool = False,
+    names: Mapping[str, str] | None = None,
+) -> Rope:
     """The rotary embedding that all layers share.
 
     Args:
@@ -25,6 +34,8 @@ def read(fields: Fields, dim: int, *, theta: float = 10_000.0, partial: bool = F
         dim: How many dimensions of a head it rotates, before `partial_rotary_factor`.
         theta: The base where the file does not say.
         partial: Whether `partial_rotary_factor` may reduce `dim`.
+        interleaved: Whether a rotated pair is two neighbours.
+        names: What this kind of model means by some kinds of scaling.
 
     Raises:
         ConfigError: The scaling is unknown, or lacks or has fields that it must or cannot have.
@@ -32,7 +43,8 @@ def read(fields: Fields, dim: int, *, theta: float = 10_000.0, partial: bool = F
     parameters = parameters_of(fields)
     if any(name in parameters for name in _LAYER_TYPES):
         raise ConfigError(f"{fields.where}: this kind of model cannot have rope_parameters for each type of layer")
-    return _rope(fields, parameters, dim, fields.get("rope_theta", theta), partial=partial)
+    rope = _rope(fields, parameters, dim, fields.get("rope_theta", theta), partial=partial, names=names or {})
+    return replace(rope, interleaved=interleaved)
 
 
 def read_by_layer_type(fields: Fields, dim: int, *, theta: float, local_theta: float) -> dict[str, Rope]:
@@ -73,7 +85,15 @@ def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _rope(fields: Fields, values: Mapping[str, Any], dim: int, theta: float, *, partial: bool = False) -> Rope:
+def _rope(
+    fields: Fields,
+    values: Mapping[str, Any],
+    dim: int,
+    theta: float,
+    *,
+    partial: bool = False,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Rope:
     parameters = Fields(values, where=f"{fields.where}: rope_parameters or rope_scaling")
     legacy = parameters.get("type", "default")
     kind = parameters.get("rope_type", legacy)
@@ -83,13 +103,13 @@ def _rope(fields: Fields, values: Mapping[str, Any], dim: int, theta: float, *, 
             f"{fields.where}: partial_rotary_factor = {share!r} is not implemented for this kind of model"
         )
     rope = Rope(theta=parameters.get("rope_theta", theta), dim=int(dim * share))
-    match kind:
+    match names.get(kind, kind):
         case "default":
             pass
         case "linear":
             rope = replace(rope, kind="linear", factor=parameters.need("factor", float))
         case "dynamic":
-            length = fields.need("max_position_embeddings", int)
+            length = fields.size("max_position_embeddings")
             rope = replace(rope, kind="dynamic", factor=parameters.need("factor", float), original_max_position=length)
             parameters.ignore("original_max_position_embeddings")
         case "llama3":
@@ -103,7 +123,7 @@ def _rope(fields: Fields, values: Mapping[str, Any], dim: int, theta: float, *, 
             )
         case "yarn":
             rope = _yarn(fields, parameters, rope)
-        case "longrope" | "su":
+        case "longrope":
             rope = _longrope(fields, parameters, rope)
         case _:
             raise ConfigError(
@@ -118,12 +138,12 @@ def _original_length(fields: Fields, parameters: Fields) -> int:
     """The context length before extension; beside the parameters (Phi 3) it counts more than in them."""
     inside = parameters.optional("original_max_position_embeddings", int)
     outside = fields.optional("original_max_position_embeddings", int)
-    return outside or inside or fields.need("max_position_embeddings", int)
+    return outside or inside or fields.size("max_position_embeddings")
 
 
 def _extension(fields: Fields, parameters: Fields, original: int) -> float:
     factor = parameters.optional("factor", float)
-    return fields.need("max_position_embeddings", int) / original if factor is None else factor
+    return fields.size("max_position_embeddings") / original if factor is None else factor
 
 
 def _yarn(fields: Fields, parameters: Fields, rope: Rope) -> Rope:

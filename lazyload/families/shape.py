@@ -30,9 +30,9 @@ def shape(fields: Fields, *, head_dim: int | None = None) -> dict[str, Any]:
     Raises:
         ConfigError: A field is missing, or the numbers do not fit each other.
     """
-    embed_dim, num_heads = fields.need("hidden_size", int), fields.need("num_attention_heads", int)
-    num_kv_heads = fields.get("num_key_value_heads", num_heads)
-    if num_kv_heads <= 0 or num_heads % num_kv_heads:
+    embed_dim, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    num_kv_heads = fields.size("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
         raise ConfigError(
             f"{fields.where}: num_attention_heads = {num_heads} is no multiple of num_key_value_heads = {num_kv_heads}"
         )
@@ -41,14 +41,14 @@ def shape(fields: Fields, *, head_dim: int | None = None) -> dict[str, Any]:
             f"{fields.where}: lacks head_dim, and hidden_size = {embed_dim} is no multiple of "
             f"num_attention_heads = {num_heads}"
         )
-    head_dim = fields.get("head_dim", head_dim or embed_dim // num_heads)
+    head_dim = fields.size("head_dim", head_dim or embed_dim // num_heads)
     return {
-        "vocab_size": fields.need("vocab_size", int),
+        "vocab_size": fields.size("vocab_size"),
         "embed_dim": embed_dim,
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads,
         "head_dim": head_dim,
-        "mlp_dim": fields.need("intermediate_size", int),
+        "mlp_dim": fields.size("intermediate_size"),
         "norm_eps": fields.get("rms_norm_eps", 1e-6),
         "query_scale": head_dim**-0.5,
     }

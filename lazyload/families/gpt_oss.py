@@ -1,0 +1,78 @@
+"""gpt-oss: sinks in the attention, and experts with biases and a clamped gate."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lazyload.families import huggingface, maxtext, rope
+from lazyload.families.family import Family
+from lazyload.families.fields import Fields
+from lazyload.families.shape import layer_types, shape, window
+from lazyload.layouts.layout import Layout
+from lazyload.models.config import DecoderConfig, Experts, Layer
+
+_EXPERTS = {
+    "mlp.router.weight": "router : expert embed",
+    "mlp.router.bias": "router.bias : expert",
+    "mlp.experts.gate_up_proj": "experts.in : expert embed (expert_mlp gate_up)",
+    "mlp.experts.gate_up_proj_bias": "experts.in.bias : expert (expert_mlp gate_up)",
+    "mlp.experts.down_proj": "experts.out : expert expert_mlp embed",
+    "mlp.experts.down_proj_bias": "experts.out.bias : expert embed",
+}
+
+_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
+
+def gpt_oss_config(values: Mapping[str, Any]) -> DecoderConfig:
+    """Reads the `config.json` of a gpt-oss."""
+    if not values.get("rope_scaling") and not values.get("rope_parameters"):
+        values = {**values, "rope_parameters": _ROPE}
+    fields = Fields(values)
+    sizes = shape(fields, head_dim=64) | {"norm_eps": fields.get("rms_norm_eps", 1e-5)}
+    rotary = rope.read(fields, sizes["head_dim"], theta=150_000.0)
+    width = window(fields, default=128)
+    count = fields.size("num_hidden_layers")
+    sliding = layer_types(fields, [number % 2 == 0 for number in range(count)])
+    fields.refuse("hidden_act", "silu")
+    # The same number by another name, in the files of the first release.
+    fields.ignore("initial_context_length", "experts_per_token")
+    bias = fields.get("attention_bias", True)
+    config = DecoderConfig(
+        **sizes,
+        layers=tuple(Layer(rope=rotary, window=width if slides else None, sparse=True) for slides in sliding),
+        tied=fields.get("tie_word_embeddings", False),
+        qkv_bias=bias,
+        o_bias=bias,
+        sinks=True,
+        experts=Experts(
+            num_experts=fields.size("num_local_experts"),
+            num_selected=fields.size("num_experts_per_tok"),
+            mlp_dim=sizes["mlp_dim"],
+            scores="topk_softmax",
+            router_bias=True,
+            bias=True,
+            clamped_swiglu=(fields.get("swiglu_alpha", 1.702), fields.get("swiglu_limit", 7.0)),
+        ),
+    )
+    fields.finish()
+    return config
+
+
+def gpt_oss_huggingface(config: DecoderConfig) -> Layout:
+    """Experts are stacked, inputs first; the columns of gate and up projection take turns."""
+    layer = {
+        **huggingface.attention(config),
+        "self_attn.sinks": "attn.sinks : head",
+        **huggingface.norms(config),
+        **_EXPERTS,
+    }
+    return huggingface.decoder(config, layer)
+
+
+GPT_OSS = Family("gpt_oss", ("gpt_oss",), gpt_oss_config, gpt_oss_huggingface, maxtext.gpt_oss)

@@ -1,0 +1,45 @@
+"""Mixtral: a Mistral with experts in all layers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lazyload.families import huggingface, maxtext, rope
+from lazyload.families.family import Family
+from lazyload.families.fields import Fields
+from lazyload.families.shape import activation, shape, window
+from lazyload.layouts.layout import Layout
+from lazyload.models.config import DecoderConfig, Experts, Layer
+
+_EXPERTS = {
+    "block_sparse_moe.gate.weight": "router : expert embed",
+    "block_sparse_moe.experts.{expert}.{gate_up:w1,w3}.weight": "experts.in : expert_mlp embed",
+    "block_sparse_moe.experts.{expert}.w2.weight": "experts.out : embed expert_mlp",
+}
+
+
+def mixtral_config(values: Mapping[str, Any]) -> DecoderConfig:
+    """Reads the `config.json` of a Mixtral."""
+    fields = Fields(values)
+    sizes = shape(fields) | {"norm_eps": fields.get("rms_norm_eps", 1e-5)}
+    layer = Layer(rope=rope.read(fields, sizes["head_dim"], theta=1e6), window=window(fields), sparse=True)
+    config = DecoderConfig(
+        **sizes,
+        layers=(layer,) * fields.size("num_hidden_layers"),
+        activation=activation(fields),
+        tied=fields.get("tie_word_embeddings", False),
+        experts=Experts(
+            num_experts=fields.size("num_local_experts"),
+            num_selected=fields.size("num_experts_per_tok"),
+            mlp_dim=sizes["mlp_dim"],
+        ),
+    )
+    fields.finish()
+    return config
+
+
+def mixtral_huggingface(config: DecoderConfig) -> Layout:
+    """Experts are called by the numbers of their matrices, as in Mistral's own code."""
+    return huggingface.decoder(config, {**huggingface.attention(config), **huggingface.norms(config), **_EXPERTS})
+
+
+MIXTRAL = Family("mixtral", ("mixtral",), mixtral_config, mixtral_huggingface, maxtext.mixtral)

@@ -1,0 +1,50 @@
+"""Phi 3, 3.5 and 4 (the models that call themselves `phi3`)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lazyload.families import huggingface, rope
+from lazyload.families.family import Family
+from lazyload.families.fields import Fields
+from lazyload.families.shape import activation, shape, window
+from lazyload.layouts.layout import Layout
+from lazyload.models.config import DecoderConfig, Layer
+
+_LAYER = {
+    "self_attn.qkv_proj.weight": "attn.q | attn.k | attn.v : "
+    "(head head_dim | kv_head head_dim | kv_head head_dim) embed",
+    "self_attn.o_proj.weight": "attn.o : embed (head head_dim)",
+    "mlp.gate_up_proj.weight": "mlp.in : (gate_up mlp) embed",
+    "mlp.down_proj.weight": "mlp.out : embed mlp",
+}
+
+
+def phi3_config(values: Mapping[str, Any]) -> DecoderConfig:
+    """Reads the `config.json` of a Phi 3."""
+    fields = Fields(values)
+    sizes = shape(fields) | {"norm_eps": fields.get("rms_norm_eps", 1e-5)}
+    # The files of Phi 3's first release call the same scaling "su", and some "yarn".
+    rotary = rope.read(fields, sizes["head_dim"], partial=True, names={"su": "longrope", "yarn": "longrope"})
+    fields.ignore("original_max_position_embeddings")
+    fields.refuse("attention_bias")
+    fields.refuse("mlp_bias")
+    fields.refuse("lm_head_bias")
+    fields.refuse("full_attn_mod", 1)
+    fields.refuse("interpolate_factor", 1)
+    layer = Layer(rope=rotary, window=window(fields))
+    config = DecoderConfig(
+        **sizes,
+        layers=(layer,) * fields.size("num_hidden_layers"),
+        activation=activation(fields),
+        tied=fields.get("tie_word_embeddings", False),
+    )
+    fields.finish()
+    return config
+
+
+def phi3_huggingface(config: DecoderConfig) -> Layout:
+    """Queries, keys and values lie in one tensor, gate and up projection in another."""
+    return huggingface.decoder(config, {**_LAYER, **huggingface.norms(config)})
+
+
+PHI3 = Family("phi3", ("phi3",), phi3_config, phi3_huggingface)
