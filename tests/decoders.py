@@ -14,7 +14,7 @@ from lazyload.models.decoder import Decoder
 ROPE = Rope(theta=1e4, dim=8)
 TOKENS = (np.arange(48).reshape(4, 12) * 7 % 61).astype(np.int32)
 
-MIXED = (Layer(rope=ROPE), Layer(rope=ROPE, window=5, sparse=True), Layer(rope=None, sparse=True))
+MIXED = (Layer(rope=ROPE, window=5), Layer(rope=None, sparse=True))
 EXPERTS = Experts(num_experts=8, num_selected=2, mlp_dim=16)
 
 

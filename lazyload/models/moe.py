@@ -105,7 +105,7 @@ class MixtureOfExperts(nnx.Module):
         mapped = jax.shard_map(on_device, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False)
         return mapped(x, weights, chosen, parts)
 
-    def _run_local(  # noqa: PLR0917
+    def _run_local(
         self,
         x: jax.Array,
         weights: jax.Array,
