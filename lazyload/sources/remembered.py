@@ -1,43 +1,73 @@
-"""A hub model known only from an entry of the cache: what is left when the hub and its own cache are out of reach."""
+"""A hub model known from an entry of the cache, so that a hit needs neither the hub nor its own cache."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import Any, Self
 
-from lazyload.layouts.source import Box
+import numpy as np
+
+from lazyload.layouts.source import Box, TensorInfo
+from lazyload.sources.source import Source
 
 
 @dataclass(frozen=True)
 class RememberedSource:
-    """Stands for a source as long as nobody asks for its weights.
+    """Stands for a source, which is opened only when somebody asks for its weights.
 
     Attributes:
         name: The model's name.
         config: Its `config.json`, as the entry's manifest keeps it.
         identity: What the entry's key says of the source.
         description: What the entry's manifest says of it.
-        error: Why the source itself cannot be opened; raised when a tensor is asked for.
+        open: Opens the source itself, or raises what keeps it from being opened.
     """
 
     name: str
     config: Mapping[str, Any]
     identity: Mapping[str, Any]
     description: Mapping[str, Any]
-    error: Exception
-    nbytes_read: int = 0
+    open: Callable[[], Source]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     @property
-    def tensors(self) -> NoReturn:
-        """Raises the error that kept the source from being opened."""
-        raise self.error
+    def nbytes_read(self) -> int:
+        """Bytes of weights that have been read."""
+        return self._source.nbytes_read if self._is_open else 0
 
-    def read(self, name: str, index: Box) -> NoReturn:
-        """Raises the error that kept the source from being opened."""
-        raise self.error
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its name."""
+        return self._source.tensors
 
-    def fetch(self) -> NoReturn:
-        """Raises the error that kept the source from being opened."""
-        raise self.error
+    def read(self, name: str, index: Box) -> np.ndarray:
+        """Reads one box of a tensor."""
+        return self._source.read(name, index)
+
+    def fetch(self) -> None:
+        """Brings the weights near."""
+        self._source.fetch()
+
+    def check_unchanged(self) -> None:
+        """A commit does not change."""
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Lets go of what is open."""
+        if self._is_open:
+            self._source.close()
+
+    @functools.cached_property
+    def _source(self) -> Source:
+        return self.open()
+
+    @property
+    def _is_open(self) -> bool:
+        return "_source" in self.__dict__

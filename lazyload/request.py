@@ -1,0 +1,161 @@
+"""What a call asks for: its arguments resolved into a source, two layouts and the key of the entry they amount to."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from lazyload import families
+from lazyload.cache.cache import Cache
+from lazyload.cache.entry import Entry
+from lazyload.cache.key import Key
+from lazyload.errors import LayoutError, LazyLoadError, SourceNotFoundError, UnsupportedFormatError
+from lazyload.families.family import Family
+from lazyload.families.maxtext import MaxText
+from lazyload.layouts.conversion import Conversion, digest, resolve
+from lazyload.layouts.layout import Layout
+from lazyload.models.layout import layout as nnx_layout
+from lazyload.sources import Source, is_hub_id, open_source
+from lazyload.sources.remembered import RememberedSource
+from lazyload.storage import Storage
+
+if TYPE_CHECKING:
+    import jax.typing
+
+logger = logging.getLogger("lazyload")
+
+ENTRY_FORMAT = 1
+"""Raised whenever entries of the same key come to look different on disk."""
+
+_DTYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call's arguments, resolved.
+
+    Attributes:
+        source: The checkpoint; its weights have not been looked at.
+        family: Its architecture.
+        config: What its `config.json` means.
+        layout: The layout wanted.
+        dtype: The dtype of floating-point parameters.
+        storage: How the entry is stored, every flag concrete.
+        cache: Where entries are.
+        key: The entry that all of this amounts to.
+    """
+
+    source: Source | RememberedSource
+    family: Family
+    config: Any
+    layout: Layout
+    dtype: np.dtype
+    storage: Storage
+    cache: Cache
+    key: Key
+
+    def conversion(self) -> Conversion:
+        """The lazy tensors that the entry consists of; looks at the headers of the source's files.
+
+        Raises:
+            CorruptSourceError: A file of the checkpoint is malformed.
+            TensorMismatchError: The tensors are not those that the family has.
+        """
+        return resolve(self.source, self.family.huggingface(self.config), self.layout, self.config, self.dtype)
+
+
+def open_request(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None,
+    dtype: "jax.typing.DTypeLike",
+    layout: "str | Layout | MaxText",
+    storage: Storage | None,
+    cache_dir: str | os.PathLike[str] | None,
+    token: str | bool | None,
+    local_files_only: bool,
+    family: Family | None,
+) -> Request:
+    """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised."""
+    resolved = (storage or Storage()).resolve()
+    wanted = _dtype(dtype)
+    cache = Cache(cache_dir)
+    source = _open_source(model, revision, token, local_files_only, cache)
+    try:
+        architecture = family or families.find(source.config)
+        config = architecture.config(source.config)
+        target = _layout(layout, architecture, config)
+        fields = {
+            "source": dict(source.identity),
+            "mapping": digest(architecture.huggingface(config), target, config),
+            "layout": target.name,
+            "dtype": wanted.name,
+            "adapter": None,
+            "storage": resolved.fields(),
+            "format": ENTRY_FORMAT,
+        }
+    except LazyLoadError:
+        source.close()
+        raise
+    return Request(source, architecture, config, target, wanted, resolved, cache, Key(fields))
+
+
+def _open_source(
+    model: str | os.PathLike[str], revision: str | None, token: str | bool | None, local_files_only: bool, cache: Cache
+) -> Source | RememberedSource:
+    """The source, or what the cache remembers of it: of a commit, which cannot change, or of what is out of reach."""
+
+    def open_again() -> Source:
+        return open_source(model, revision=revision, token=token, local_files_only=local_files_only)
+
+    recalled = cache.recall(os.fspath(model), revision) if is_hub_id(model) else []
+    if recalled and recalled[0].manifest.source.get("commit") == revision:
+        return _remembered(recalled[0], open_again)
+    try:
+        return open_again()
+    except SourceNotFoundError:
+        if not recalled:
+            raise
+        logger.info("%s is out of reach; using what the cache remembers of it", model)
+        return _remembered(recalled[0], open_again)
+
+
+def _remembered(entry: Entry, open_again: Callable[[], Source]) -> RememberedSource:
+    manifest = entry.manifest
+    return RememberedSource(entry.model, manifest.config, manifest.fields["source"], manifest.source, open_again)
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    try:
+        name = np.dtype(_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in _DTYPES:
+        raise UnsupportedFormatError(f"dtype {name!r} cannot be stored; parameters can be {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _layout(layout: "str | Layout | MaxText", family: Family, config: Any) -> Layout:
+    if isinstance(layout, Layout):
+        return layout
+    if isinstance(layout, MaxText):
+        return layout.of(family, config)
+    if layout == "nnx":
+        return dataclasses.replace(nnx_layout(config), build=_build)
+    raise LayoutError(f"layout {layout!r} is not known; give 'nnx', lazyload.MaxText(...) or a lazyload.Layout")
+
+
+def _build(config: Any, arrays: "Mapping[str, jax.Array]") -> Any:
+    """The decoder; Flax is imported only where a module is wanted."""
+    from lazyload.models.build import build
+
+    return build(config, arrays["embed.embedding"].dtype, arrays)

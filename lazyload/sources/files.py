@@ -1,0 +1,166 @@
+"""Where the files of a checkpoint lie, and which of them hold its weights."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+from lazyload.errors import CorruptSourceError, SourceNotFoundError, UnsupportedFormatError
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+_PICKLED = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
+_OTHER = re.compile(r".*\.(gguf|h5|msgpack|onnx|npz)")
+
+
+class Files(Protocol):
+    """The files of one checkpoint, readable in part."""
+
+    @property
+    def name(self) -> str:
+        """What messages, and the cache's folders, call the model."""
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """Where the files came from, for the manifest."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What changes whenever the content does, for the key; JSON values."""
+
+    def names(self) -> list[str]:
+        """The names of all files at the top."""
+
+    def find(self, name: str) -> bytes | None:
+        """The whole content of a small file; None where there is no such file."""
+
+    def size(self, name: str) -> int:
+        """The size of a file in bytes.
+
+        Raises:
+            SourceNotFoundError: There is no such file.
+        """
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fills `out` from a position on; safe to call from several threads.
+
+        Raises:
+            CorruptSourceError: The file ends before.
+        """
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Brings files near that are read as a whole soon."""
+
+    def close(self) -> None:
+        """Lets go of what is open."""
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that hold a checkpoint's weights.
+
+    Attributes:
+        names: The files, in order.
+        tensors: From tensor to file, where an index says so; empty for a checkpoint of one file.
+    """
+
+    names: tuple[str, ...]
+    tensors: Mapping[str, str] = field(default_factory=dict)
+
+
+def weight_files(files: Files) -> WeightFiles:
+    """Finds the files that hold the weights.
+
+    Those are the ones that `model.safetensors.index.json` names, else `model.safetensors`, else whatever safetensors
+    files there are.
+
+    Raises:
+        CorruptSourceError: The index is malformed, or names a file outside the checkpoint.
+        SourceNotFoundError: There are no weights, or a file that the index names is missing.
+        UnsupportedFormatError: There are weights, but not as safetensors.
+    """
+    content = files.find(INDEX)
+    if content is not None:
+        tensors = _parse_index(files.name, content)
+        names = tuple(sorted(set(tensors.values())))
+        missing = [name for name in names if not _exists(files, name)]
+        if missing:
+            raise SourceNotFoundError(
+                f"{files.name}: {INDEX} names {', '.join(missing[:5])}{' and more' * (len(missing) > 5)}, which "
+                "is not there; download the checkpoint again"
+            )
+        return WeightFiles(names, tensors)
+    if _exists(files, SINGLE):
+        return WeightFiles((SINGLE,))
+    present = files.names()
+    found = tuple(sorted(name for name in present if name.endswith(".safetensors")))
+    if not found:
+        raise _no_weights(files.name, present)
+    return WeightFiles(found)
+
+
+def parse_json(where: str, content: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CorruptSourceError: It is none.
+    """
+    try:
+        parsed = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CorruptSourceError(f"{where} is not JSON ({error}); download it again") from None
+    if not isinstance(parsed, dict):
+        raise CorruptSourceError(f"{where} holds no JSON object; download it again")
+    return parsed
+
+
+def _exists(files: Files, name: str) -> bool:
+    try:
+        files.size(name)
+    except SourceNotFoundError:
+        return False
+    return True
+
+
+def _parse_index(model: str, content: bytes) -> dict[str, str]:
+    where = f"{model}: {INDEX}"
+    tensors = parse_json(where, content).get("weight_map")
+    if not isinstance(tensors, dict) or not tensors:
+        raise CorruptSourceError(f"{where} has no weight_map, which says where the tensors are; download it again")
+    for name in tensors.values():
+        if not isinstance(name, str) or not _is_inside(name):
+            raise CorruptSourceError(f"{where} names {name!r}, which is no file inside the checkpoint; do not trust it")
+        if not name.endswith(".safetensors"):
+            raise UnsupportedFormatError(f"{where} names {name}; only safetensors are read. {_CONVERT}")
+    return tensors
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    odd = "\\" in name or ":" in name or "\0" in name
+    return bool(name) and not odd and not path.is_absolute() and ".." not in path.parts
+
+
+_CONVERT = (
+    "Convert the checkpoint once: python -c \"import sys, transformers as t; m = t.AutoModelForCausalLM."
+    "from_pretrained(sys.argv[1], dtype='auto'); m.save_pretrained(sys.argv[2])\" MODEL FOLDER"
+)
+
+
+def _no_weights(model: str, present: list[str]) -> Exception:
+    pickled = sorted(name for name in present if _PICKLED.fullmatch(name))
+    if pickled:
+        return UnsupportedFormatError(
+            f"{model} has only pickled weights ({pickled[0]}), which can run code and are not read. {_CONVERT}"
+        )
+    other = sorted(name for name in present if _OTHER.fullmatch(name))
+    if other:
+        return UnsupportedFormatError(
+            f"{model} has weights as {other[0]}, but only safetensors are read; look for the original repository"
+        )
+    return SourceNotFoundError(
+        f"{model} has no weights: neither {INDEX} nor {SINGLE} is there; it has {', '.join(sorted(present)[:8])}"
+    )

@@ -1,0 +1,213 @@
+"""A model of the Hugging Face hub.
+
+`config.json` tells the commit; headers are read by range; files of weights are fetched into the hub's own cache only
+when they are converted.
+"""
+
+import errno
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import build_hf_headers, get_session
+
+from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
+from lazyload.sources.files import CONFIG, INDEX, SINGLE
+from lazyload.sources.local import LocalFiles
+
+_FIRST_BYTES = 1 << 17
+"""Read of a file to learn its size; most headers are shorter."""
+
+_DOWNLOADS = 4
+_OK, _PARTIAL = 200, 206
+
+
+class HubFiles:
+    """The files of a model at one commit."""
+
+    def __init__(self, model: str, revision: str | None, token: str | bool | None, local_files_only: bool):
+        """Resolves the revision, with one request at most.
+
+        Raises:
+            SourceNotFoundError: The hub has no such model or revision, or is out of reach and has not been before.
+            AccessDeniedError: It may not be read.
+        """
+        self.name = model
+        self._revision = revision
+        self._token = token
+        self._local_files_only = local_files_only
+        with self._explained():
+            config = Path(self._download(CONFIG, revision))
+        self._commit = config.parent.name
+        self._near = LocalFiles(config.parent, model)
+        self._starts: dict[str, tuple[bytes, int]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """Model, revision and commit."""
+        return {"id": self.name, "revision": self._revision, "commit": self._commit}
+
+    def identity(self) -> Mapping[str, Any]:
+        """Model and commit, which say all."""
+        return {"kind": "hub", "id": self.name, "commit": self._commit}
+
+    def names(self) -> list[str]:
+        """The names of all files; of those in the hub's cache, where the hub must not be asked."""
+        if self._is_offline():
+            return self._near.names()
+        with self._explained():
+            api = huggingface_hub.HfApi(token=self._token)
+            return list(api.list_repo_files(self.name, revision=self._commit))
+
+    def find(self, name: str) -> bytes | None:
+        """The whole content of a file; None where there is no such file."""
+        if try_to_load_from_cache(self.name, name, revision=self._commit) is _CACHED_NO_EXIST:
+            return None
+        try:
+            return Path(self._download(name, self._commit)).read_bytes()
+        except hub_errors.EntryNotFoundError as error:
+            unknown = isinstance(error, hub_errors.LocalEntryNotFoundError) and not self._is_offline()
+            # Out of reach, but a checkpoint of one file that is near needs no index.
+            if not unknown or (name == INDEX and self._is_near(SINGLE)):
+                return None
+            raise self._unreachable(error) from error
+        except (OSError, hub_errors.HTTPError) as error:
+            raise self._explanation(error) from error
+
+    def size(self, name: str) -> int:
+        """The size of a file in bytes."""
+        return self._near.size(name) if self._is_near(name) else self._start(name)[1]
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fills `out` from a position on; from the hub's cache if the file is there, else by asking for that range."""
+        if self._is_near(name):
+            self._near.read_into(name, start, out)
+            return
+        known, size = self._start(name)
+        content = known[start : start + len(out)]
+        if len(content) < min(len(out), size - start):
+            content = self._range(name, start, start + len(out))[0]
+        if len(content) != len(out):
+            raise CorruptSourceError(
+                f"{self.name}: {name} has {size} bytes on the hub, {len(out)} from byte {start} are needed"
+            )
+        out[:] = content
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Downloads files into the hub's cache."""
+        far = [name for name in names if not self._is_near(name)]
+        with self._explained(), ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="lazyload") as pool:
+            list(pool.map(lambda name: self._download(name, self._commit), far))
+
+    def close(self) -> None:
+        """Closes what has been opened."""
+        self._near.close()
+
+    def _is_near(self, name: str) -> bool:
+        return (self._near.folder / name).exists()
+
+    def _is_offline(self) -> bool:
+        return self._local_files_only or constants.HF_HUB_OFFLINE
+
+    def _download(self, name: str, revision: str | None) -> str:
+        return hf_hub_download(
+            self.name, name, revision=revision, token=self._token, local_files_only=self._local_files_only
+        )
+
+    def _start(self, name: str) -> tuple[bytes, int]:
+        """The first bytes of a file, and its size."""
+        with self._lock:
+            if name in self._starts:
+                return self._starts[name]
+        start = self._range(name, 0, _FIRST_BYTES)
+        with self._lock:
+            return self._starts.setdefault(name, start)
+
+    def _range(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
+        """A range of a file, and the file's size."""
+        if self._is_offline():
+            raise SourceNotFoundError(
+                f"{self.name}: {name} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub must not be "
+                "asked (local_files_only or HF_HUB_OFFLINE)"
+            )
+        url = hf_hub_url(self.name, name, revision=self._commit)
+        headers = {
+            **build_hf_headers(token=self._token),
+            "Range": f"bytes={start}-{stop - 1}",
+            "Accept-Encoding": "identity",
+        }
+        with self._explained():
+            response = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        total = re.fullmatch(r"bytes .*/(\d+)", response.headers.get("Content-Range", ""))
+        if response.status_code == _PARTIAL and total:
+            return response.content, int(total[1])
+        if response.status_code == _OK:
+            return response.content[start:stop], len(response.content)
+        if response.status_code == 404:
+            raise SourceNotFoundError(f"{self.name} has no file {name} at {self._commit[:8]}")
+        if response.status_code in (401, 403):
+            raise self._denied(response.status_code)
+        raise SourceNotFoundError(f"{url} answers with {response.status_code}; try again later")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what `huggingface_hub` raises into errors that name the model and the remedy."""
+        try:
+            yield
+        except LazyLoadError:
+            raise
+        # Its errors, and those of the HTTP library that it uses, have one of these bases in every release.
+        except (OSError, ValueError, hub_errors.HTTPError, hub_errors.EntryNotFoundError) as error:
+            raise self._explanation(error) from error
+
+    def _explanation(self, error: Exception) -> LazyLoadError:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, hub_errors.HFValidationError):
+            return SourceNotFoundError(f"{self.name!r} is neither a folder nor a model id of the hub: {error}")
+        if isinstance(error, hub_errors.GatedRepoError):
+            return AccessDeniedError(
+                f"{self.name} is gated: accept its conditions at {constants.ENDPOINT}/{self.name}, then log in with "
+                "`hf auth login` or give token="
+            )
+        if isinstance(error, hub_errors.RevisionNotFoundError):
+            return SourceNotFoundError(f"{self.name} has no revision {self._revision!r} on the hub; check its branches")
+        if isinstance(error, hub_errors.RepositoryNotFoundError):
+            return SourceNotFoundError(
+                f"{self.name} is neither a folder here nor a model that the hub ({constants.ENDPOINT}) shows; check "
+                "the name, or log in (`hf auth login`, token=) if it is private"
+            )
+        if isinstance(error, hub_errors.LocalEntryNotFoundError | hub_errors.OfflineModeIsEnabled):
+            return self._unreachable(error)
+        if isinstance(error, hub_errors.EntryNotFoundError):
+            return SourceNotFoundError(f"{self.name} has no {CONFIG} on the hub, which every model here needs")
+        if status in (401, 403):
+            return self._denied(status)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return CacheError(
+                f"{constants.HF_HUB_CACHE}: the disk is full; make space (`hf cache ls`) or move it with HF_HUB_CACHE"
+            )
+        if isinstance(error, PermissionError):
+            return AccessDeniedError(f"{error}; check who may write to the hub's cache, or move it with HF_HUB_CACHE")
+        return self._unreachable(error)
+
+    def _unreachable(self, error: Exception) -> SourceNotFoundError:
+        why = "must not be asked" if self._is_offline() else f"({constants.ENDPOINT}) cannot be reached"
+        at = f" at {self._revision}" if self._revision else ""
+        return SourceNotFoundError(
+            f"{self.name}{at} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub {why}: "
+            f"{str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
+        )
+
+    def _denied(self, status: int) -> AccessDeniedError:
+        return AccessDeniedError(
+            f"the hub refuses {self.name} ({status}): the token may not read it, or is wrong; log in with "
+            "`hf auth login`, or give token= (False for none)"
+        )

@@ -1,0 +1,122 @@
+"""A checkpoint behind an fsspec URL, `gs://`, `s3://`, `memory://` and so on, read range by range."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+
+from lazyload.errors import AccessDeniedError, CorruptSourceError, LazyLoadError, SourceNotFoundError
+from lazyload.sources.files import CONFIG, INDEX, weight_files
+
+_CHANGE_MARKS = (
+    "generation",
+    "etag",
+    "ETag",
+    "md5Hash",
+    "crc32c",
+    "content_md5",
+    "checksum",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "modified",
+    "created",
+)
+"""What file systems call that which changes with a file's content."""
+
+
+class RemoteFiles:
+    """The files below a URL."""
+
+    def __init__(self, url: str):
+        """Opens the file system.
+
+        Raises:
+            SourceNotFoundError: Nothing is installed that reads such URLs, or the URL is malformed.
+        """
+        self.name = url.rstrip("/")
+        try:
+            self._system, self._root = fsspec.url_to_fs(self.name)
+        except ImportError as error:
+            raise SourceNotFoundError(f"{url}: {error}") from error
+        except ValueError as error:
+            known = ", ".join(sorted(fsspec.available_protocols()))
+            raise SourceNotFoundError(f"{url} cannot be opened: {error}; fsspec knows {known}") from error
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """The URL."""
+        return {"url": self.name}
+
+    def identity(self) -> Mapping[str, Any]:
+        """The URL, and of each file its size and what its file system marks changes with."""
+        small = [name for name in (CONFIG, INDEX) if self._system.exists(self._path(name))]
+        files = {name: self._marks(name) for name in (*small, *weight_files(self).names)}
+        return {"kind": "url", "url": self.name, "files": files}
+
+    def names(self) -> list[str]:
+        """The names of all files."""
+        with self._explained(""):
+            entries = self._system.ls(self._root, detail=True)
+        return [entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file"]
+
+    def find(self, name: str) -> bytes | None:
+        """The whole content of a file; None where there is no such file."""
+        try:
+            with self._explained(name):
+                return bytes(self._system.cat_file(self._path(name)))
+        except SourceNotFoundError:
+            return None
+
+    def size(self, name: str) -> int:
+        """The size of a file in bytes."""
+        return int(self._info(name)["size"])
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fills `out` from a position on."""
+        with self._explained(name):
+            content = self._system.cat_file(self._path(name), start=start, end=start + len(out))
+        if len(content) != len(out):
+            raise CorruptSourceError(
+                f"{self.name}/{name} gave {len(content)} of {len(out)} bytes from byte {start}; it has been truncated"
+            )
+        out[:] = content
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Files are read where they are."""
+
+    def close(self) -> None:
+        """Forgets what was listed, so that the next call sees what is there then."""
+        self._system.invalidate_cache()
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+
+    def _info(self, name: str) -> Mapping[str, Any]:
+        with self._explained(name):
+            info: Mapping[str, Any] = self._system.info(self._path(name))
+        if info.get("type") == "directory" or info.get("size") is None:
+            raise SourceNotFoundError(f"{self.name}/{name} is not a file")
+        return info
+
+    def _marks(self, name: str) -> dict[str, Any]:
+        info = self._info(name)
+        return {"size": int(info["size"]), **{mark: str(info[mark]) for mark in _CHANGE_MARKS if info.get(mark)}}
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Turns whatever the file system's library raises into errors that name the file."""
+        where = f"{self.name}/{name}".rstrip("/")
+        try:
+            yield
+        except LazyLoadError:
+            raise
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise SourceNotFoundError(f"{where} does not exist") from error
+        except PermissionError as error:
+            raise AccessDeniedError(f"{where}: access is denied ({error}); check the credentials") from error
+        # Every file system has its own network and credential errors, with no common base.
+        except Exception as error:
+            raise SourceNotFoundError(f"{where} cannot be read: {type(error).__name__}: {error}") from error

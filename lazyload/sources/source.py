@@ -1,0 +1,142 @@
+"""A source: the tensors of a Hugging Face checkpoint, readable box by box, whatever holds its files."""
+
+import functools
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from lazyload.errors import CorruptSourceError
+from lazyload.layouts.source import Box, TensorInfo
+from lazyload.sources.files import Files, WeightFiles, weight_files
+from lazyload.sources.packed import Packed, check_quantization, find_packed
+from lazyload.sources.safetensors import StoredTensor, parse_header, read_box, read_header
+
+_HEADERS_AT_ONCE = 8
+
+
+class Source:
+    """A checkpoint in Hugging Face's format; packed weights appear unpacked.
+
+    Attributes:
+        name: The model's name.
+        config: Its parsed `config.json`.
+        identity: What changes whenever the content does, for the key.
+        description: Where it came from, for the manifest.
+    """
+
+    def __init__(self, files: Files, config: Mapping[str, Any]):
+        """Looks at no weights.
+
+        Raises:
+            UnsupportedFormatError: `config.json` names a quantisation scheme that is not read.
+        """
+        check_quantization(config, f"{files.name}: config.json")
+        self.name = files.name
+        self.config = config
+        self.identity = files.identity()
+        self.description = files.description
+        self._files = files
+        self._nbytes_read = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def nbytes_read(self) -> int:
+        """Bytes of weights that have been read."""
+        return self._nbytes_read
+
+    @functools.cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its name; the first use reads the headers.
+
+        Raises:
+            CorruptSourceError: A file is malformed, or contradicts the index.
+            UnsupportedFormatError: A tensor has a dtype that is not read.
+        """
+        inside = {part for packed in self._packed.values() for part in packed.parts}
+        plain = {name: tensor.info for name, tensor in self._stored.items() if name not in inside}
+        return plain | {name: packed.info for name, packed in self._packed.items()}
+
+    def read(self, name: str, index: Box) -> np.ndarray:
+        """Reads one box of a tensor; safe to call from several threads.
+
+        Raises:
+            CorruptSourceError: A file is shorter than its header says.
+        """
+        packed = self._packed.get(name)
+        return packed.read(self._read_stored, index) if packed else self._read_stored(name, index)
+
+    def fetch(self) -> None:
+        """Brings the weights near, where reading them in part from afar would be slow."""
+        self._files.fetch(self._weight_files.names)
+
+    def check_unchanged(self) -> None:
+        """Makes sure that what has been read is what the identity stands for.
+
+        Raises:
+            CorruptSourceError: The files have changed since the source was opened.
+        """
+        if self._files.identity() != self.identity:
+            raise CorruptSourceError(
+                f"{self.name} has been changed while it was being converted; call again when its files are complete"
+            )
+
+    def close(self) -> None:
+        """Lets go of what is open."""
+        self._files.close()
+
+    @functools.cached_property
+    def _weight_files(self) -> WeightFiles:
+        return weight_files(self._files)
+
+    @functools.cached_property
+    def _stored(self) -> Mapping[str, StoredTensor]:
+        """What the files hold, by name."""
+        names = self._weight_files.names
+        with ThreadPoolExecutor(_HEADERS_AT_ONCE, thread_name_prefix="lazyload") as pool:
+            headers = list(pool.map(self._tensors_of, names))
+        stored: dict[str, StoredTensor] = {}
+        for tensors in headers:
+            for name, tensor in tensors.items():
+                if name in stored:
+                    raise CorruptSourceError(
+                        f"{self.name}: {name} stands in {stored[name].file} and in {tensor.file}; only one can be right"
+                    )
+                stored[name] = tensor
+        for name, file in self._weight_files.tensors.items():
+            if name not in stored or stored[name].file != file:
+                raise CorruptSourceError(
+                    f"{self.name}: the index says that {name} is in {file}, but it is not; download both again"
+                )
+        return stored
+
+    @functools.cached_property
+    def _packed(self) -> Mapping[str, Packed]:
+        infos = {name: tensor.info for name, tensor in self._stored.items()}
+        return find_packed(self.config, infos, self.name)
+
+    def _tensors_of(self, file: str) -> dict[str, StoredTensor]:
+        where = f"{self.name}: {file}"
+        size = self._files.size(file)
+        header = read_header(functools.partial(self._files.read_into, file), size, where)
+        return parse_header(header, size, file, where)
+
+    def _read_stored(self, name: str, index: Box) -> np.ndarray:
+        tensor = self._stored[name]
+        return read_box(functools.partial(self._counted_read, tensor.file), tensor, index)
+
+    def _counted_read(self, file: str, start: int, out: memoryview) -> None:
+        self._files.read_into(file, start, out)
+        with self._lock:
+            self._nbytes_read += len(out)
