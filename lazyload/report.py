@@ -70,6 +70,14 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
+    @contextlib.contextmanager
+    def entering(self, name: str, context: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+        """Adds the time that it takes to enter a context to a stage, and none of the body's."""
+        with contextlib.ExitStack() as stack:
+            with self.stage(name):
+                stack.enter_context(context)
+            yield
+
 
 def last_report() -> LoadReport:
     """The record of this thread's last successful `from_pretrained` or `convert`.

@@ -301,7 +301,7 @@ class Cache:
             raise
         except OSError as error:
             where = Path(error.filename) if error.filename else self.root
-            if not where.is_relative_to(self.root):
+            if not where.is_relative_to(self.root) and not self.root.is_relative_to(where):
                 raise
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             remedy = "make space (`lazyload cache ls`, `lazyload cache rm`)" if full else "check who may write there"
@@ -338,7 +338,7 @@ def _size(folder: Path) -> int:
 
 def _folder_name(model: str) -> str:
     """A model's name as the name of a folder: `models--Qwen--Qwen3-8B`; what is not safe is replaced, and hashed."""
-    safe = re.sub(r"[^\w.-]", "_", model.replace("/", "--"))[:120]
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", model.replace("/", "--"))[:120]
     if safe.replace("--", "/") != model:
         safe += f"-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
     return f"models--{safe}"

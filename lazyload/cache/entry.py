@@ -46,7 +46,7 @@ class Entry:
     @property
     def path(self) -> Path:
         """The Orbax checkpoint."""
-        return self.folder / self.manifest.data
+        return self.folder / self.manifest.data / self.manifest.item
 
     @property
     def nbytes(self) -> int:
@@ -115,16 +115,18 @@ class Staging:
         *,
         arrays: Mapping[str, Mapping[str, Any]],
         nbytes: int,
+        item: str = "",
         source: Mapping[str, Any],
         config: Mapping[str, Any],
         seconds: float,
     ) -> Entry:
-        """Makes the staged data the entry, in one atomic step."""
+        """Makes the staged data, or its folder `item`, the entry's checkpoint, in one atomic step."""
         manifest = Manifest(
             key=self.key.digest,
             fields=self.key.fields,
             model=self.model,
             data=self.path.name,
+            item=item,
             nbytes=nbytes,
             arrays=arrays,
             source=source,
@@ -142,7 +144,7 @@ class Staging:
             os.fsync(file.fileno())
         with contextlib.suppress(UnreadableManifestError):
             # Marks when it was replaced: loads that began before still read it for a while.
-            os.utime(read_entry(self.folder).path)
+            os.utime(self.folder / read_entry(self.folder).manifest.data)
         os.replace(temporary, target)
         _sync_folder(self.folder)
         return Entry(self.folder, manifest)

@@ -29,6 +29,7 @@ class Manifest:
           "fields": {"source": {"kind": "hub", "id": "Qwen/Qwen3-8B", "commit": "b968..."}, "dtype": "bfloat16", ...},
           "model": "Qwen/Qwen3-8B",
           "data": "data-6f0d...",
+          "item": "",
           "nbytes": 16381470720,
           "arrays": {"embed.embedding": {"shape": [151936, 4096], "dtype": "bfloat16", ...}, ...},
           "source": {"id": "Qwen/Qwen3-8B", "revision": null, "commit": "b968..."},
@@ -44,6 +45,7 @@ class Manifest:
         fields: The key's fields.
         model: The model's name.
         data: The name of the data folder beside the manifest.
+        item: The folder in it that is the checkpoint; empty where it is that itself.
         nbytes: Bytes of all arrays.
         arrays: By path, what the checkpoint's writer recorded: shape, dtype, chunks, checksum.
         source: Where the weights came from.
@@ -59,6 +61,7 @@ class Manifest:
     fields: Mapping[str, Any]
     model: str
     data: str
+    item: str
     nbytes: int
     arrays: Mapping[str, Mapping[str, Any]]
     source: Mapping[str, Any]
@@ -95,6 +98,8 @@ def read_manifest(path: Path) -> Manifest:
     manifest = Manifest(**{name: content[name] for name in kinds})
     if Path(manifest.data).name != manifest.data or not manifest.data.startswith("data-"):
         raise UnreadableManifestError(f"{path}: {manifest.data!r} is not the name of a data folder")
+    if Path(manifest.item).name != manifest.item or manifest.item == "..":
+        raise UnreadableManifestError(f"{path}: {manifest.item!r} is not the name of a folder")
     if not all(isinstance(record, dict) for record in manifest.arrays.values()):
         raise UnreadableManifestError(f"{path}: malformed arrays")
     return manifest

@@ -45,7 +45,6 @@ def write_orbax_files(
         }
         for path, value in leaves.items()
     }
-    now = time.time_ns()
     files: dict[str, dict[str, Any]] = {
         "_METADATA": {
             "tree_metadata": tree,
@@ -54,14 +53,31 @@ def write_orbax_files(
             "store_array_data_equal_to_fill_value": True,
             "custom_metadata": None,
         },
-        "_CHECKPOINT_METADATA": {
-            "item_handlers": _HANDLER,
-            "metrics": {},
-            "performance_metrics": {},
-            "init_timestamp_nsecs": now,
-            "commit_timestamp_nsecs": now,
-            "custom_metadata": dict(metadata),
-        },
+        "_CHECKPOINT_METADATA": _checkpoint_metadata(_HANDLER, metadata),
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
+
+
+def write_composite_file(folder: Path, item: str, metadata: Mapping[str, Any]) -> None:
+    """Writes what makes a folder a checkpoint of one item, which is the folder of that name in it.
+
+    Args:
+        folder: The checkpoint.
+        item: The item's name.
+        metadata: Orbax's custom metadata.
+    """
+    content = _checkpoint_metadata({item: _HANDLER}, metadata)
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(content))
+
+
+def _checkpoint_metadata(handlers: str | dict[str, str], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    now = time.time_ns()
+    return {
+        "item_handlers": handlers,
+        "metrics": {},
+        "performance_metrics": {},
+        "init_timestamp_nsecs": now,
+        "commit_timestamp_nsecs": now,
+        "custom_metadata": dict(metadata),
+    }

@@ -15,7 +15,7 @@ import numpy as np
 import tensorstore as ts
 
 from lazyload.checkpoint.chunks import boxes, choose_chunks
-from lazyload.checkpoint.orbax_files import write_orbax_files
+from lazyload.checkpoint.orbax_files import write_composite_file, write_orbax_files
 from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined
 from lazyload.checkpoint.store import context, new_array_spec
 from lazyload.errors import CacheError
@@ -33,6 +33,7 @@ def write(
     *,
     metadata: Mapping[str, Any] | None = None,
     scalars: Mapping[str, int] | None = None,
+    item: str = "",
     advance: Callable[[int], None] = lambda nbytes: None,
 ) -> dict[str, ArrayRecord]:
     """Writes a checkpoint.
@@ -43,6 +44,7 @@ def write(
         storage: How to store them; every flag concrete.
         metadata: Orbax's custom metadata.
         scalars: Whole numbers stored beside the arrays, by dotted path.
+        item: Where the folder is to be a composite checkpoint, with the arrays as its only item: the item's name.
         advance: Called with the number of bytes of every chunk that was written, from any thread.
 
     Returns:
@@ -57,8 +59,10 @@ def write(
     }
     checksums: dict[str, dict[int, int]] = collections.defaultdict(dict)
     try:
-        stores = _create(folder, tensors, chunks, storage)
-        _write_scalars(folder, scalars or {}, storage)
+        arrays = folder / item
+        arrays.mkdir(exist_ok=True)
+        stores = _create(arrays, tensors, chunks, storage)
+        _write_scalars(arrays, scalars or {}, storage)
 
         def write_chunk(path: str, number: int, box: Box) -> None:
             chunk = tensors[path][box]
@@ -78,7 +82,9 @@ def write(
             )
             for path, lazy in tensors.items()
         }
-        write_orbax_files(folder, records, scalars or {}, storage, metadata or {})
+        write_orbax_files(arrays, records, scalars or {}, storage, metadata or {})
+        if item:
+            write_composite_file(folder, item, metadata or {})
         _synchronise(folder)
     except (OSError, ValueError) as error:
         if "No space left" not in str(error) and "Disk quota" not in str(error):

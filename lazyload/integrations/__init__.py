@@ -1,0 +1,1 @@
+"""What runs of other libraries need: MaxText and Tunix."""

@@ -59,6 +59,7 @@ class Layout:
             dictionary of the arrays.
         metadata: What else the checkpoint says about itself (Orbax's custom metadata).
         scalars: Whole numbers stored beside the arrays, by path.
+        item: Where a reader expects the checkpoint to be one item of several (Orbax's composite checkpoints), its name.
     """
 
     tables: tuple[Table, ...]
@@ -68,6 +69,7 @@ class Layout:
     build: Callable[[Any, Mapping[str, Any]], Any] | None
     metadata: Mapping[str, Any]
     scalars: Mapping[str, int]
+    item: str
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class Layout:
         build: Callable[[Any, Mapping[str, Any]], Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         scalars: Mapping[str, int] | None = None,
+        item: str = "",
     ):
         if isinstance(tables, Mapping):
             tables = Table(tables)
@@ -90,6 +93,7 @@ class Layout:
             "build": build,
             "metadata": dict(metadata or {}),
             "scalars": dict(scalars or {}),
+            "item": item,
         }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
@@ -103,4 +107,5 @@ class Layout:
             "aliases": [list(pair) for pair in self.aliases],
             "metadata": dict(self.metadata),
             "scalars": dict(self.scalars),
+            "item": self.item,
         }

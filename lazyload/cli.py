@@ -1,0 +1,313 @@
+"""The `lazyload` command: convert, plan, and look after the cache.
+
+JAX is imported by none of it, and TensorStore only by what moves weights, so that `lazyload cache ls` answers at once.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+from lazyload.errors import LazyLoadError
+
+app = typer.Typer(
+    help="Pretrained Hugging Face models in JAX: converted once, cached.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+cache_app = typer.Typer(
+    help="Look after the cache of converted checkpoints.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(cache_app, name="cache")
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder or a URL.")]
+Targets = Annotated[list[str], typer.Argument(metavar="TARGETS...", help="Names of models, or the starts of keys.")]
+CacheDir = Annotated[
+    str | None, typer.Option(help="The cache's root.", show_default="$LAZYLOAD_CACHE or ~/.cache/lazyload")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option(help="Say only what would be removed.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float16 or float32.")]
+LayoutName = Annotated[str, typer.Option("--layout", help="nnx, maxtext (layers stacked) or maxtext-unscanned.")]
+VocabSize = Annotated[int | None, typer.Option(help="MaxText's vocab_size, where it is larger than the model's.")]
+Ocdbt = Annotated[bool | None, typer.Option("--ocdbt/--no-ocdbt", help="Store arrays in one OCDBT database.")]
+Zarr3 = Annotated[bool | None, typer.Option("--zarr3/--no-zarr3", help="Store arrays in zarr's third format.")]
+Compression = Annotated[str | None, typer.Option(help="none or zstd.")]
+ChunkBytes = Annotated[int | None, typer.Option(help="The size of chunks at most.")]
+Token = Annotated[
+    str | None, typer.Option(help="A hub token; public models need none.", envvar="HF_TOKEN", show_envvar=True)
+]
+Offline = Annotated[bool, typer.Option("--local-files-only", help="Do not ask the hub.")]
+
+
+def main() -> None:
+    """Runs the command; errors a user can meet are printed without a traceback."""
+    try:
+        app()
+    except LazyLoadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"lazyload {metadata.version('lazyload')}")
+        raise typer.Exit
+
+
+@app.command()
+def convert(
+    model: Model,
+    revision: Revision = None,
+    dtype: Dtype = "bfloat16",
+    layout: LayoutName = "nnx",
+    vocab_size: VocabSize = None,
+    ocdbt: Ocdbt = None,
+    zarr3: Zarr3 = None,
+    compression: Compression = None,
+    chunk_bytes: ChunkBytes = None,
+    cache_dir: CacheDir = None,
+    token: Token = None,
+    local_files_only: Offline = False,
+    force: Annotated[bool, typer.Option(help="Convert again although the checkpoint is there.")] = False,
+) -> None:
+    """Convert a checkpoint into the cache, if it is not there, and print where it is."""
+    import lazyload
+
+    converted = lazyload.convert(
+        model,
+        revision=revision,
+        dtype=dtype,
+        layout=_layout(layout, vocab_size),
+        storage=lazyload.Storage(ocdbt, zarr3, compression, chunk_bytes),
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        force_convert=force,
+    )
+    print(lazyload.last_report(), file=sys.stderr)
+    print(converted.path)
+
+
+@app.command()
+def plan(
+    model: Model,
+    revision: Revision = None,
+    dtype: Dtype = "bfloat16",
+    layout: LayoutName = "nnx",
+    vocab_size: VocabSize = None,
+    ocdbt: Ocdbt = None,
+    zarr3: Zarr3 = None,
+    compression: Compression = None,
+    chunk_bytes: ChunkBytes = None,
+    cache_dir: CacheDir = None,
+    token: Token = None,
+    local_files_only: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a conversion would do, reading nothing but headers."""
+    import lazyload
+
+    made = lazyload.plan(
+        model,
+        revision=revision,
+        dtype=dtype,
+        layout=_layout(layout, vocab_size),
+        storage=lazyload.Storage(ocdbt, zarr3, compression, chunk_bytes),
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+    )
+    if as_json:
+        parameters = {
+            path: {"shape": p.shape, "dtype": p.dtype, "axes": p.axes, "nbytes": p.nbytes, "sources": p.sources}
+            for path, p in made.parameters.items()
+        }
+        fields = ("model", "family", "layout", "nbytes", "key", "hit", "reasons", "skipped")
+        print(json.dumps({**{name: getattr(made, name) for name in fields}, "parameters": parameters}, indent=1))
+        return
+    rows = [
+        (path, "x".join(map(str, p.shape)), p.dtype, _size(p.nbytes), _sources(p.sources))
+        for path, p in made.parameters.items()
+    ]
+    _table(("parameter", "shape", "dtype", "size", "made of"), rows)
+    print(f"\n{made.model}: family {made.family}, layout {made.layout}, {len(rows)} arrays, {_size(made.nbytes)}")
+    if made.skipped:
+        print(f"knowingly skipped: {len(made.skipped)} tensors, such as {made.skipped[0]}")
+    print(f"key {made.key}: {'in the cache' if made.hit else 'not in the cache'}")
+    for reason in made.reasons:
+        print(f"  {reason}")
+
+
+@cache_app.command("ls")
+def ls(
+    cache_dir: CacheDir = None, as_json: Json = False, quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False
+) -> None:
+    """List the converted checkpoints."""
+    from lazyload.cache.cache import Cache
+
+    cache = Cache(cache_dir)
+    entries = cache.entries()
+    if as_json:
+        print(json.dumps([_entry_fields(entry) for entry in entries], indent=1))
+    elif quiet:
+        print(*(entry.key for entry in entries), sep="\n", end="\n" if entries else "")
+    elif not entries:
+        print(f"nothing in {cache.root}")
+    else:
+        rows = [
+            (
+                entry.key[:8],
+                entry.model,
+                str(entry.manifest.fields.get("layout", "")),
+                str(entry.manifest.fields.get("dtype", "")),
+                _flags(entry.manifest.fields.get("storage", {})),
+                _size(entry.nbytes),
+                datetime.fromtimestamp(entry.last_used).strftime("%Y-%m-%d %H:%M"),
+            )
+            for entry in entries
+        ]
+        _table(("key", "model", "layout", "dtype", "storage", "size", "last used"), rows)
+        print(f"\n{len(entries)} in {cache.root}, {_size(sum(entry.nbytes for entry in entries))}")
+
+
+@cache_app.command("rm")
+def rm(targets: Targets, cache_dir: CacheDir = None, yes: Yes = False, dry_run: DryRun = False) -> None:
+    """Remove converted checkpoints."""
+    from lazyload.cache.cache import Cache
+
+    cache = Cache(cache_dir)
+    _remove(lambda dry: cache.remove(*targets, dry_run=dry), yes, dry_run)
+
+
+@cache_app.command("prune")
+def prune(
+    cache_dir: CacheDir = None,
+    older_than: Annotated[str | None, typer.Option(help="Also what has not been used for so long: 30d, 12h.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="Also what was used longest ago, beyond so much: 100GB.")] = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Remove what unfinished conversions left behind, and on demand what has not been used for long."""
+    from lazyload.cache.cache import Cache
+
+    cache = Cache(cache_dir)
+    seconds = _quantity(older_than, "--older-than", {"d": 86400, "h": 3600, "m": 60, "s": 1})
+    limit = _quantity(max_size, "--max-size", {"TB": 1e12, "GB": 1e9, "MB": 1e6, "KB": 1e3, "B": 1})
+    nbytes = None if limit is None else int(limit)
+    _remove(lambda dry: cache.prune(older_than=seconds, max_bytes=nbytes, dry_run=dry), yes, dry_run)
+
+
+@cache_app.command("verify")
+def verify(
+    targets: Annotated[list[str] | None, typer.Argument(metavar="[TARGETS...]")] = None,
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every array with its checksum; the exit code is 1 if one differs."""
+    from lazyload.cache.cache import Cache
+
+    verifications = Cache(cache_dir).verify(*(targets or ()))
+    if as_json:
+        print(
+            json.dumps(
+                [{"key": v.entry.key, "model": v.entry.model, "problems": v.problems} for v in verifications], indent=1
+            )
+        )
+    else:
+        for verification in verifications:
+            entry = verification.entry
+            print(f"{entry.key[:8]}  {entry.model}: {'; '.join(verification.problems) or 'ok'}")
+    if any(verification.problems for verification in verifications):
+        raise typer.Exit(1)
+
+
+def _layout(name: str, vocab_size: int | None) -> Any:
+    from lazyload.families.maxtext import MaxText
+
+    if name.startswith("maxtext"):
+        if name not in ("maxtext", "maxtext-unscanned"):
+            raise typer.BadParameter(f"{name!r}: there are nnx, maxtext and maxtext-unscanned", param_hint="--layout")
+        return MaxText(scan_layers=name == "maxtext", vocab_size=vocab_size)
+    if vocab_size is not None:
+        raise typer.BadParameter("is for the maxtext layouts", param_hint="--vocab-size")
+    return name
+
+
+def _remove(remove: Callable[[bool], Sequence[Any]], yes: bool, dry_run: bool) -> None:
+    """Shows what would be removed, asks, and removes it."""
+    planned = remove(True)
+    for removal in planned:
+        print(f"{_size(removal.nbytes):>10}  {removal.path}  ({removal.reason})")
+    total = _size(sum(removal.nbytes for removal in planned))
+    if not planned:
+        print("nothing to remove")
+    elif dry_run:
+        print(f"would free {total}")
+    elif yes or typer.confirm(f"Remove {len(planned)} and free {total}?"):
+        remove(False)
+        print(f"freed {total}")
+    else:
+        raise typer.Exit(1)
+
+
+def _entry_fields(entry: Any) -> dict[str, Any]:
+    manifest = entry.manifest
+    return {
+        "key": entry.key,
+        "model": entry.model,
+        "path": str(entry.path),
+        "nbytes": entry.nbytes,
+        "created": manifest.created,
+        "last_used": datetime.fromtimestamp(entry.last_used).astimezone().isoformat(timespec="seconds"),
+        "seconds": manifest.seconds,
+        "source": manifest.source,
+        "fields": manifest.fields,
+    }
+
+
+def _flags(storage: dict[str, Any]) -> str:
+    names = [name for name in ("ocdbt", "zarr3") if storage.get(name)] or ["zarr2"]
+    compression = storage.get("compression")
+    return "+".join([*names, *([compression] if compression not in (None, "none") else [])])
+
+
+def _sources(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _size(nbytes: float) -> str:
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.1f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def _quantity(text: str | None, option: str, units: dict[str, float]) -> float | None:
+    """A number with a unit, such as 30d."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]+)", text)
+    by_name = {name.lower(): factor for name, factor in units.items()}
+    if not match or match[2].lower() not in by_name or match[1].count(".") > 1:
+        raise typer.BadParameter(f"{text!r}: give a number and one of {', '.join(units)}", param_hint=option)
+    return float(match[1]) * by_name[match[2].lower()]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints columns as wide as they need to be."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

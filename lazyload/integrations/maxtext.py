@@ -1,0 +1,244 @@
+"""MaxText: the checkpoint that a run's config asks for, converted in this process instead of by `to_maxtext`.
+
+    config = with_checkpoint(config)        # before model_creation_utils.from_pretrained(config, ...)
+
+What decides the checkpoint is read off the config, so that a run restores with the flags it was converted with.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lazyload.cache.entry import read_entry
+from lazyload.cache.manifest import UnreadableManifestError
+from lazyload.errors import ConfigError
+from lazyload.families import maxtext as tables
+from lazyload.families.maxtext import MaxText
+from lazyload.loader import convert
+from lazyload.request import Request, open_request
+from lazyload.storage import Storage
+
+if TYPE_CHECKING:
+    import os
+
+    import jax.typing
+
+    from lazyload.progress import ProgressOption
+
+MaxTextConfig = TypeVar("MaxTextConfig")
+
+HUB_IDS: Mapping[str, str] = {
+    "deepseek2-16b": "deepseek-ai/DeepSeek-V2-Lite",
+    "deepseek3-671b": "deepseek-ai/DeepSeek-V3",
+    "gemma2-2b": "google/gemma-2-2b",
+    "gemma2-9b": "google/gemma-2-9b",
+    "gemma2-27b": "google/gemma-2-27b",
+    "gemma3-4b": "google/gemma-3-4b-it",
+    "gemma3-12b": "google/gemma-3-12b-it",
+    "gemma3-27b": "google/gemma-3-27b-it",
+    "gpt-oss-20b": "unsloth/gpt-oss-20b-BF16",
+    "gpt-oss-120b": "unsloth/gpt-oss-120b-BF16",
+    "llama3.1-8b": "meta-llama/Llama-3.1-8B",
+    "llama3.1-8b-Instruct": "meta-llama/Llama-3.1-8B-Instruct",
+    "llama3.1-70b": "meta-llama/Llama-3.1-70B",
+    "llama3.1-70b-Instruct": "meta-llama/Llama-3.1-70B-Instruct",
+    "llama3.1-405b": "meta-llama/Llama-3.1-405B",
+    "mixtral-8x7b": "mistralai/Mixtral-8x7B-Instruct-v0.1",
+    "mixtral-8x22b": "mistralai/Mixtral-8x22B-Instruct-v0.1",
+    "olmo3-7b": "allenai/Olmo-3-7B-Instruct",
+    "olmo3-7b-pt": "allenai/Olmo-3-1025-7B",
+    "olmo3-32b": "allenai/Olmo-3-32B-Think",
+    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen2.5-14b": "Qwen/Qwen2.5-14B-Instruct",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+    "qwen3-4b": "Qwen/Qwen3-4B",
+    "qwen3-4b-thinking-2507": "Qwen/Qwen3-4B-Thinking-2507",
+    "qwen3-8b": "Qwen/Qwen3-8B",
+    "qwen3-14b": "Qwen/Qwen3-14B",
+    "qwen3-32b": "Qwen/Qwen3-32B",
+    "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B-Thinking-2507",
+    "qwen3-30b-a3b-base": "Qwen/Qwen3-30B-A3B-Base",
+    "qwen3-235b-a22b": "Qwen/Qwen3-235B-A22B-Thinking-2507",
+    "qwen3-480b-a35b": "Qwen/Qwen3-Coder-480B-A35B-Instruct",
+}
+"""MaxText's own choice for a `model_name` (`HF_IDS` in its `utils/globals.py`), where the family has a table."""
+
+
+def with_checkpoint(
+    config: MaxTextConfig,
+    *,
+    model: "str | os.PathLike[str] | None" = None,
+    revision: str | None = None,
+    dtype: "jax.typing.DTypeLike" = "bfloat16",
+    cache_dir: "str | os.PathLike[str] | None" = None,
+    local_files_only: bool = False,
+    progress: "ProgressOption" = None,
+) -> MaxTextConfig:
+    """Fills in `load_parameters_path` with a converted checkpoint, where a config asks for conversion.
+
+    That is where `convert_checkpoint_if_possible` is set and `load_parameters_path` is not; every other config comes
+    back as it is. Layout and storage are those of the config: `scan_layers`, `vocab_size`,
+    `checkpoint_storage_use_ocdbt` and `checkpoint_storage_use_zarr3`; the hub token is its `hf_access_token`.
+
+    Args:
+        config: MaxText's `HyperParameters`, one of its pydantic configs, or a mapping of their fields.
+        model: A hub id, folder or URL; None for what MaxText itself takes for `model_name`, else for the
+            config's `tokenizer_path`.
+        revision: A branch, tag or commit; None for `main`.
+        dtype: What weights are stored in. MaxText casts to its own `weight_dtype` as it restores.
+        cache_dir: The cache's root.
+        local_files_only: Whether the hub must not be asked.
+        progress: How progress is shown.
+
+    Returns:
+        The config, of the type it was given in.
+
+    Raises:
+        ConfigError: The config describes another model than `config.json` does, which is said field by field; or its
+            `load_parameters_path` is a converted checkpoint of another layout than it asks for.
+        LazyLoadError: The checkpoint cannot be had; see `lazyload.convert`.
+
+    Example:
+        >>> with_checkpoint({"model_name": "qwen3-8b", "convert_checkpoint_if_possible": False})
+        {'model_name': 'qwen3-8b', 'convert_checkpoint_if_possible': False}
+    """
+    if path := _get(config, "load_parameters_path"):
+        _check_entry(config, Path(path))
+        return config
+    if not _get(config, "convert_checkpoint_if_possible"):
+        return config
+    chosen = model or _model(config)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "storage": _storage(config),
+        "cache_dir": cache_dir,
+        "token": _get(config, "hf_access_token") or None,
+        "local_files_only": local_files_only,
+        "family": None,
+    }
+    request = open_request(chosen, revision=revision, layout="nnx", **options)
+    with request.source as source:
+        _check_fields(config, request)
+        commit = source.identity.get("commit")
+    layout = MaxText(_scan_layers(config), _get(config, "vocab_size"))
+    converted = convert(chosen, revision=commit or revision, layout=layout, progress=progress, **options)
+    return _replaced(config, load_parameters_path=str(converted.path))
+
+
+def _get(config: Any, name: str, default: Any = None) -> Any:
+    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
+
+
+def _replaced(config: Any, **fields: Any) -> Any:
+    """The config with other values, of the same type."""
+    if isinstance(config, Mapping):
+        return {**config, **fields}
+    if inner := getattr(config, "_pydantic_config", None):
+        return type(config)(inner.model_copy(update=fields))
+    return config.model_copy(update=fields)
+
+
+def _scan_layers(config: Any) -> bool:
+    return bool(_get(config, "scan_layers", True))
+
+
+def _storage(config: Any) -> Storage:
+    return Storage(
+        ocdbt=_get(config, "checkpoint_storage_use_ocdbt", None),
+        zarr3=_get(config, "checkpoint_storage_use_zarr3", None),
+    )
+
+
+def _model(config: Any) -> str:
+    """The checkpoint that a config means."""
+    name, tokenizer = _get(config, "model_name"), _get(config, "tokenizer_path")
+    if name in HUB_IDS:
+        return HUB_IDS[name]
+    if tokenizer:
+        return str(tokenizer)
+    raise ConfigError(f"model_name={name!r} does not say which checkpoint is meant; give model=, a hub id or a folder")
+
+
+def _check_entry(config: Any, path: Path) -> None:
+    """Compares a config with the converted checkpoint that it names; other checkpoints are MaxText's to check."""
+    try:
+        manifest = read_entry(path.parent).manifest
+    except UnreadableManifestError:
+        return
+    embedding = manifest.arrays.get("params.params.token_embedder.embedding", {"shape": [None]})
+    stored = {"layout": manifest.fields.get("layout"), "vocab_size": embedding["shape"][0]}
+    asked = {
+        "layout": MaxText(_scan_layers(config)).name,
+        "vocab_size": _get(config, "vocab_size", stored["vocab_size"]),
+    }
+    for flag, value in manifest.fields.get("storage", {}).items():
+        setting = _get(config, f"checkpoint_storage_use_{flag}")
+        if setting is not None:
+            stored[flag], asked[flag] = value, setting
+    different = [name for name in stored if stored[name] != asked[name]]
+    if different:
+        raise ConfigError(
+            f"the config asks for {_listed(asked, different)}, but load_parameters_path={path} is a conversion of "
+            f"{manifest.model} with {_listed(stored, different)}; leave load_parameters_path empty to have it converted"
+        )
+
+
+def _listed(values: Mapping[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name} {values[name]}" for name in names)
+
+
+def _check_fields(config: Any, request: Request) -> None:
+    """Compares a config's architecture with `config.json`.
+
+    Raises:
+        ConfigError: They differ; all differences are listed.
+    """
+    problems = []
+    for names, expected in _expected(request).items():
+        name, value = next(((n, v) for n in names if (v := _get(config, n)) is not None), ("", None))
+        if value is not None and value != expected:
+            problems.append(f"{name} is {value}, config.json means {expected}")
+    vocab_size, rows = _get(config, "vocab_size"), request.config.vocab_size
+    if vocab_size is not None and vocab_size < rows:
+        problems.append(f"vocab_size is {vocab_size}, config.json has {rows}; it can be larger, but not smaller")
+    if _scan_layers(config) and _get(config, "param_scan_axis", 1) != 1:
+        problems.append(f"param_scan_axis is {_get(config, 'param_scan_axis')}, scanned layers are stored on axis 1")
+    if problems:
+        name = _get(config, "model_name")
+        raise ConfigError(
+            f"the MaxText config (model_name={name!r}) and {request.source.name}'s config.json are not of one model:"
+            + "".join(f"\n  - {problem}" for problem in problems)
+        )
+
+
+def _expected(request: Request) -> dict[tuple[str, ...], Any]:
+    """By the names that MaxText has for a field, the first that a config has counting, what `config.json` says."""
+    config = request.config
+    layers = config.num_layers // 2 if request.family.maxtext is tables.gemma2 else config.num_layers
+    experts = config.experts if config.sparse_layers else None
+    expected: dict[tuple[str, ...], Any] = {
+        ("emb_dim", "base_emb_dim"): config.embed_dim,
+        ("num_query_heads", "base_num_query_heads"): config.num_heads,
+        ("num_decoder_layers", "base_num_decoder_layers"): layers,
+        ("num_experts",): experts.num_experts if experts else 1,
+        ("logits_via_embedding",): config.tied,
+        ("attention_bias",): config.qkv_bias,
+    }
+    if config.dense_layers:
+        expected["mlp_dim", "base_mlp_dim"] = config.mlp_dim
+    if experts:
+        expected["num_experts_per_tok",] = experts.num_selected
+        expected["moe_mlp_dim", "base_moe_mlp_dim"] = experts.mlp_dim
+        expected["first_num_dense_layers",] = len(config.dense_layers)
+        expected["shared_experts",] = experts.shared_mlp_dim // experts.mlp_dim
+    if config.latent:
+        expected["q_lora_rank",] = config.latent.q_rank or 0
+        expected["kv_lora_rank",] = config.latent.kv_rank
+        expected["qk_nope_head_dim",] = config.latent.nope_dim
+        expected["qk_rope_head_dim",] = config.latent.rope_dim
+        expected["v_head_dim",] = config.latent.v_dim
+    else:
+        expected["num_kv_heads", "base_num_kv_heads"] = config.num_kv_heads
+        expected["head_dim",] = config.head_dim
+    return expected

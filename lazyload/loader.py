@@ -1,0 +1,374 @@
+"""`from_pretrained`, `convert` and `plan`: the life of a call.
+
+A call opens the source, derives from two layouts what the conversion is, and looks the resulting key up in the cache.
+On a miss it converts under the key's lock. Either way it ends with an entry, from which every device reads its own
+shards.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lazyload import progress as progress_of
+from lazyload.cache.entry import Entry
+from lazyload.cache.manifest import Manifest
+from lazyload.checkpoint.records import ArrayRecord
+from lazyload.checkpoint.write import write
+from lazyload.families.family import Family
+from lazyload.families.maxtext import MaxText
+from lazyload.layouts.conversion import Conversion, target_axes
+from lazyload.layouts.layout import Layout
+from lazyload.progress import ProgressOption
+from lazyload.report import LoadReport, Stopwatch, remember
+from lazyload.request import Request, open_request
+from lazyload.storage import Storage
+
+if TYPE_CHECKING:
+    import jax
+    import jax.typing
+
+    from lazyload.sharding import Rules
+
+logger = logging.getLogger("lazyload")
+
+
+@dataclass(frozen=True)
+class CachedCheckpoint:
+    """A converted checkpoint in the cache.
+
+    Attributes:
+        path: The Orbax checkpoint folder; plain Orbax reads it.
+        key: Its key.
+        converted: Whether this call converted it; False for a hit.
+        manifest: What the cache knows of it.
+    """
+
+    path: Path
+    key: str
+    converted: bool
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One array of a plan.
+
+    Attributes:
+        shape: Its shape.
+        dtype: The name of its dtype.
+        axes: The logical axis of each dimension.
+        nbytes: Its size in bytes.
+        sources: The source tensors that it is made of.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str, ...]
+    nbytes: int
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a load would do.
+
+    Attributes:
+        model: The model's name.
+        family: Its architecture.
+        layout: The layout's name.
+        parameters: The arrays, by path.
+        skipped: Source tensors that are knowingly not used.
+        nbytes: The size of all arrays.
+        key: The key of the entry.
+        hit: Whether the entry is in the cache.
+        reasons: If not, why: sentences.
+    """
+
+    model: str
+    family: str
+    layout: str
+    parameters: Mapping[str, Parameter]
+    skipped: tuple[str, ...]
+    nbytes: int
+    key: str
+    hit: bool
+    reasons: tuple[str, ...]
+
+
+def from_pretrained(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    mesh: "jax.sharding.Mesh | None" = None,
+    rules: "Rules | None" = None,
+    dtype: "jax.typing.DTypeLike" = "bfloat16",
+    layout: str | Layout | MaxText = "nnx",
+    storage: Storage | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_convert: bool = False,
+    progress: ProgressOption = None,
+    family: Family | None = None,
+) -> Any:
+    """Loads a pretrained model onto the devices of a mesh.
+
+    The first call converts the Hugging Face checkpoint into the cache; every later one restores the converted
+    checkpoint, on whatever mesh.
+
+    Args:
+        model: A hub id (`"Qwen/Qwen3-8B"`), a local folder, or a URL that fsspec understands (`gs://`, `s3://`, ...).
+        revision: A branch, tag or commit of a hub model; None for `main`.
+        mesh: Where the parameters go; None for the mesh that `jax.set_mesh` has set, else all devices on one axis
+            `fsdp`.
+        rules: From logical axis (`vocab embed layer head kv_head head_dim mlp expert expert_mlp ...`) to mesh axis, to
+            several, or to None; what is not named follows the default rules.
+        dtype: The stored and returned dtype of floating-point parameters: bfloat16, float16 or float32.
+        layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, or a
+            `lazyload.Layout` of your own.
+        storage: How the converted checkpoint is stored; None for the platform's defaults.
+        cache_dir: The cache's root; None for `$LAZYLOAD_CACHE`, else `~/.cache/lazyload`.
+        token: A hub token; None for the one that is logged in, False for none. Public models need none.
+        local_files_only: Whether the hub must not be asked.
+        force_convert: Whether to convert again although the entry is there.
+        progress: None shows a bar where a person is looking and logs a line where not; True and False decide that;
+            a function is called with `(stage, bytes done, bytes in all)`.
+        family: The architecture, where it is none of those that are known.
+
+    Returns:
+        An `nnx.Module` for `"nnx"`: `model(tokens, positions) -> (logits, cache)`; for another layout what its `build`
+        makes, or the nested dictionary of its arrays.
+
+    Raises:
+        LazyLoadError: One of the errors in `lazyload.errors`; the cache is left as it was.
+
+    Example:
+        >>> model = lazyload.from_pretrained("Qwen/Qwen3-8B", mesh=mesh)  # doctest: +SKIP
+    """
+    from lazyload.checkpoint.read import read
+    from lazyload.sharding import mesh_or_default, shardings
+
+    stopwatch = Stopwatch()
+    mesh = mesh_or_default(mesh)
+    with stopwatch.stage("open"):
+        request = open_request(
+            model,
+            revision=revision,
+            dtype=dtype,
+            layout=layout,
+            storage=storage,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            family=family,
+        )
+    with request.source:
+        places = shardings(mesh, rules, target_axes(request.layout, request.config))
+        entry, reasons = _entry(request, force_convert, progress, stopwatch)
+        with stopwatch.stage("restore"), entry.in_use():
+            records = {path: ArrayRecord.from_dict(record) for path, record in entry.manifest.arrays.items()}
+            arrays = read(entry.path, records, places, request.storage)
+        with stopwatch.stage("build"):
+            built = _build(request, arrays)
+        _report(request, entry, reasons, stopwatch, restored=True)
+    return built
+
+
+def convert(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: "jax.typing.DTypeLike" = "bfloat16",
+    layout: str | Layout | MaxText = "nnx",
+    storage: Storage | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_convert: bool = False,
+    progress: ProgressOption = None,
+    family: Family | None = None,
+) -> CachedCheckpoint:
+    """Makes sure that the converted checkpoint is in the cache, without loading it.
+
+    Args:
+        model: See `from_pretrained`, here and below.
+        revision: A branch, tag or commit.
+        dtype: The stored dtype of floating-point parameters.
+        layout: The layout of the converted checkpoint.
+        storage: How it is stored.
+        cache_dir: The cache's root.
+        token: A hub token.
+        local_files_only: Whether the hub must not be asked.
+        force_convert: Whether to convert again although the entry is there.
+        progress: How progress is shown.
+        family: The architecture, where it is none of those that are known.
+
+    Raises:
+        LazyLoadError: One of the errors in `lazyload.errors`; the cache is left as it was.
+
+    Example:
+        >>> lazyload.convert("Qwen/Qwen3-8B").path  # doctest: +SKIP
+    """
+    stopwatch = Stopwatch()
+    with stopwatch.stage("open"):
+        request = open_request(
+            model,
+            revision=revision,
+            dtype=dtype,
+            layout=layout,
+            storage=storage,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            family=family,
+        )
+    with request.source:
+        entry, reasons = _entry(request, force_convert, progress, stopwatch)
+        _report(request, entry, reasons, stopwatch)
+    return CachedCheckpoint(entry.path, entry.key, reasons is not None, entry.manifest)
+
+
+def plan(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: "jax.typing.DTypeLike" = "bfloat16",
+    layout: str | Layout | MaxText = "nnx",
+    storage: Storage | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    family: Family | None = None,
+) -> Plan:
+    """Says what a load would do. Nothing is read but `config.json` and the headers of the weights; nothing is written.
+
+    Args:
+        model: See `from_pretrained`, here and below.
+        revision: A branch, tag or commit.
+        dtype: The dtype of floating-point parameters.
+        layout: The layout of the converted checkpoint.
+        storage: How it would be stored.
+        cache_dir: The cache's root.
+        token: A hub token.
+        local_files_only: Whether the hub must not be asked.
+        family: The architecture, where it is none of those that are known.
+
+    Raises:
+        LazyLoadError: One of the errors in `lazyload.errors`: whatever keeps the model from being loaded.
+
+    Example:
+        >>> print(lazyload.plan("Qwen/Qwen3-8B").nbytes)  # doctest: +SKIP
+    """
+    request = open_request(
+        model,
+        revision=revision,
+        dtype=dtype,
+        layout=layout,
+        storage=storage,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        family=family,
+    )
+    with request.source:
+        conversion = request.conversion()
+    parameters = {
+        path: Parameter(lazy.shape, lazy.dtype.name, conversion.axes[path], lazy.nbytes, lazy.sources)
+        for path, lazy in conversion.tensors.items()
+    }
+    entry = request.cache.find(request.key)
+    return Plan(
+        model=request.source.name,
+        family=request.family.name,
+        layout=request.layout.name,
+        parameters=parameters,
+        skipped=conversion.skipped,
+        nbytes=sum(parameter.nbytes for parameter in parameters.values()),
+        key=request.key.digest,
+        hit=entry is not None,
+        reasons=() if entry else tuple(request.cache.explain(request.key, request.source.name)),
+    )
+
+
+def _entry(
+    request: Request, force: bool, progress: ProgressOption, stopwatch: Stopwatch
+) -> tuple[Entry, tuple[str, ...] | None]:
+    """The entry, converted if need be; and why, if this call converted it."""
+    cache, key = request.cache, request.key
+    found = cache.find(key)
+    if found and not force:
+        return found, None
+    reasons = ("asked to convert again",) if force else tuple(cache.explain(key, request.source.name))
+    with stopwatch.stage("plan"):
+        conversion = request.conversion()
+    with stopwatch.entering("wait", cache.lock(key)):
+        published = cache.find(key)
+        if published and published != found:
+            return published, None
+        with stopwatch.stage("fetch"):
+            request.source.fetch()
+        with stopwatch.stage("convert"):
+            return _convert(request, conversion, progress), reasons
+
+
+def _build(request: Request, arrays: "Mapping[str, jax.Array]") -> Any:
+    """What the layout makes of the arrays: a module, or the nested dictionary."""
+    if request.layout.build:
+        return request.layout.build(request.config, arrays)
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *folders, name = path.split(".")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = array
+    return tree
+
+
+def _report(
+    request: Request, entry: Entry, reasons: tuple[str, ...] | None, stopwatch: Stopwatch, *, restored: bool = False
+) -> None:
+    """Remembers what the load did, and logs it in a line."""
+    nbytes = entry.nbytes
+    report = LoadReport(
+        model=request.source.name,
+        hit=reasons is None,
+        key=entry.key,
+        path=entry.path,
+        reasons=reasons or (),
+        seconds=dict(stopwatch.seconds),
+        bytes_read=request.source.nbytes_read,
+        bytes_written=0 if reasons is None else nbytes,
+        bytes_restored=nbytes if restored else 0,
+    )
+    remember(report)
+    logger.info("%s", report)
+
+
+def _convert(request: Request, conversion: Conversion, progress: ProgressOption) -> Entry:
+    """Streams the conversion into a staging folder and publishes it."""
+    nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
+    started = time.perf_counter()
+    with request.cache.stage(request.key, request.source.name, nbytes) as staging:
+        with progress_of.stage(progress, f"converting {request.source.name}", nbytes) as advance:
+            records = write(
+                staging.path,
+                conversion.tensors,
+                request.storage,
+                metadata=request.layout.metadata,
+                scalars=request.layout.scalars,
+                item=request.layout.item,
+                advance=advance,
+            )
+        request.source.check_unchanged()
+        return staging.publish(
+            arrays={path: record.as_dict() for path, record in records.items()},
+            nbytes=nbytes,
+            source=request.source.description,
+            config=request.source.config,
+            seconds=time.perf_counter() - started,
+        )

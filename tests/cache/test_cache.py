@@ -1,0 +1,280 @@
+"""The cache: an entry exists when its manifest does, whatever happens to whom; nothing in use is removed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lazyload.cache.cache import Cache
+from lazyload.cache.entry import Entry
+from lazyload.cache.key import Key
+from lazyload.errors import CacheError
+
+STORAGE = {"ocdbt": True, "zarr3": True, "compression": "none", "chunk_bytes": 4096}
+FIELDS = {"source": {"kind": "hub", "id": "org/model", "commit": "c0ffee"}, "dtype": "bfloat16", "storage": STORAGE}
+KEY = Key(FIELDS)
+
+
+def publish(cache: Cache, key: Key = KEY, model: str = "org/model", content: bytes = b"x" * 1000) -> Entry:
+    with cache.stage(key, model, len(content)) as staging:
+        (staging.path / "array").write_bytes(content)
+        return staging.publish(
+            arrays={"a": {"shape": [2]}},
+            nbytes=len(content),
+            source={"id": model, "revision": None, "commit": "c0ffee"},
+            config={"model_type": "llama"},
+            seconds=0.5,
+        )
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_published_entry_is_found_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    assert cache.find(KEY) is None
+    entry = publish(cache)
+    assert cache.find(KEY) == entry
+    assert cache.entries() == [entry]
+    assert entry.folder == tmp_path / "models--org--model" / KEY.digest
+    assert (entry.path / "array").read_bytes() == b"x" * 1000
+    assert list(entry.folder.glob("*.owner")) == []
+    assert json.loads((entry.folder / "manifest.json").read_text())["format"] == 1
+
+
+def test_what_is_not_published_is_gone(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with pytest.raises(KeyboardInterrupt), cache.stage(KEY, "org/model", 10) as staging:
+        (staging.path / "array").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert files(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_leave_one_complete_entry(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with cache.stage(KEY, "org/model", 10) as mine:
+        (mine.path / "array").write_bytes(b"mine")
+        theirs = publish(cache, content=b"theirs")
+        published = mine.publish(arrays={}, nbytes=4, source={}, config={}, seconds=1)
+    found = cache.find(KEY)
+    assert found == published
+    assert (found.path / "array").read_bytes() == b"mine"
+    assert theirs.path.exists(), "a load that began before may still read it"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_manifest_is_a_miss_and_never_a_crash(tmp_path: Path, data: st.DataObject) -> None:
+    cache = Cache(tmp_path)
+    entry = cache.find(KEY) or publish(cache)
+    path = entry.folder / "manifest.json"
+    good = path.read_bytes()
+    damaged = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
+    try:
+        found = cache.find(KEY)
+        assert found is None or found.folder == entry.folder
+        cache.entries()
+        cache.prune(dry_run=True)
+        cache.explain(Key({}), "org/model")
+    finally:
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 2}, {"data": "../elsewhere"}, {"data": "data-gone"}, {"fields": {"dtype": "float32"}}, {"arrays": []}],
+)
+def test_a_manifest_that_does_not_hold_is_a_miss_with_a_reason(
+    tmp_path: Path, change: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = Cache(tmp_path)
+    path = publish(cache).folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert cache.find(KEY) is None
+    assert str(path) in caplog.text
+    assert publish(cache) == cache.find(KEY)
+
+
+def test_a_miss_explains_itself_against_the_closest_entry(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    assert cache.explain(KEY, "org/model") == [f"org/model has not been converted into {tmp_path}"]
+    publish(cache)
+    publish(cache, Key({**FIELDS, "dtype": "float16", "storage": {**STORAGE, "ocdbt": False}}))
+    assert cache.explain(Key({**FIELDS, "dtype": "float32"}), "org/model") == ["dtype: float32 instead of bfloat16"]
+
+
+def test_a_hub_model_is_recalled_by_branch_and_commit(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = publish(cache)
+    assert (
+        cache.recall("org/model", None)
+        == cache.recall("org/model", "main")
+        == cache.recall("org/model", "c0ffee")
+        == [entry]
+    )
+    assert cache.recall("org/model", "dev") == cache.recall("org/other", None) == []
+
+
+@pytest.mark.parametrize("model", ["../../etc", "a/b/c", "gs://bucket/some model", "ü" * 300, ".", "models--x", "a--b"])
+def test_any_name_is_a_safe_folder(tmp_path: Path, model: str) -> None:
+    cache = Cache(tmp_path / "root")
+    entry = publish(cache, model=model)
+    assert entry.folder.parent.parent == tmp_path / "root"
+    assert cache.find(KEY) == entry
+    assert [found.model for found in cache.entries()] == [model]
+
+
+def test_names_that_look_alike_do_not_share_a_folder(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    folders = {
+        publish(cache, Key({"n": n}), model).folder.parent for n, model in enumerate(["a/b", "a--b", "a b", "a_b"])
+    }
+    assert len(folders) == 4
+
+
+def test_removing_takes_the_entry_and_nothing_else(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    publish(cache)
+    kept = publish(cache, Key({"n": 1}), "org/kept")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "models--org--model" / "notes.txt").write_text("mine")
+    assert len(cache.remove("org/model", dry_run=True)) == 1
+    assert len(cache.entries()) == 2
+    (removal,) = cache.remove("org/model")
+    assert removal.nbytes > 1000
+    assert cache.entries() == [kept]
+    assert cache.remove(kept.key[:6])[0].path == kept.folder
+    assert files(tmp_path) == {"notes.txt": b"mine", "models--org--model/notes.txt": b"mine"}
+
+
+def test_an_unknown_target_removes_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    publish(cache)
+    with pytest.raises(
+        CacheError, match="'org/other' is neither a model nor the start of a key in .*there is org/model"
+    ):
+        cache.remove("org/model", "org/other")
+    assert len(cache.entries()) == 1
+
+
+def test_what_is_in_use_stays(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = publish(cache)
+    with entry.in_use():
+        with pytest.raises(CacheError, match="is being loaded"):
+            cache.remove("org/model")
+        assert cache.prune(older_than=0, max_bytes=0) == []
+        assert cache.find(KEY) == entry
+    assert list(entry.folder.glob("lease-*")) == []
+    assert len(cache.prune(max_bytes=0)) == 1
+    with pytest.raises(CacheError, match="has just been removed"), entry.in_use():
+        pass
+
+
+def test_pruning_removes_what_a_killed_conversion_left_and_not_what_one_at_work_writes(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = publish(cache)
+    killed = entry.folder / "data-killed"
+    killed.mkdir()
+    (killed / "array").write_bytes(b"half" * 100)
+    owner = killed.with_name("data-killed.owner")
+    owner.write_text(json.dumps({"host": os.uname().nodename, "pid": os.getpid()}))
+    assert cache.prune() == []
+    owner.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    assert cache.prune() == []
+    owner.write_text(json.dumps({"host": os.uname().nodename, "pid": dead_pid()}))
+    (removal,) = cache.prune()
+    assert removal.path == killed
+    assert removal.nbytes == 400
+    assert not killed.exists()
+    assert not owner.exists()
+    assert cache.find(KEY) == entry
+
+
+def test_replaced_data_stays_for_a_while(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    old = publish(cache).path
+    os.utime(old, (0, 0))
+    new = publish(cache).path
+    assert cache.prune() == []
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    assert [removal.path for removal in cache.prune()] == [old]
+    assert new.exists()
+
+
+def test_pruning_by_age_and_size_takes_what_was_used_longest_ago(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entries = [publish(cache, Key({"n": n}), f"org/m{n}", b"x" * 10_000) for n in range(3)]
+    for age, entry in zip((30, 10, 20), entries, strict=True):
+        used = entry.folder / "last-used"
+        used.touch()
+        os.utime(used, (time.time() - age * 86400,) * 2)
+    assert [r.path for r in cache.prune(max_bytes=15_000, dry_run=True)] == [entries[0].folder, entries[2].folder]
+    (removal,) = cache.prune(older_than=25 * 86400)
+    assert removal.reason == "not used for 30.0 days"
+    assert len(cache.entries()) == 2
+
+
+def test_links_out_of_the_cache_are_not_followed(tmp_path: Path) -> None:
+    outside = Cache(tmp_path / "outside")
+    entry = publish(outside)
+    cache = Cache(tmp_path / "cache")
+    (cache.root / "models--org--model").mkdir(parents=True)
+    (cache.root / "models--org--model" / KEY.digest).symlink_to(entry.folder)
+    assert cache.entries() == []
+    assert cache.prune(max_bytes=0) == []
+    assert entry.path.exists()
+
+
+def test_a_cache_that_cannot_be_written_to_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = Cache(tmp_path / "file" / "cache")
+    with pytest.raises(CacheError, match=r"file/cache.*LAZYLOAD_CACHE"), cache.lock(KEY):
+        pass
+    assert cache.find(KEY) is None
+    assert cache.entries() == []
+
+
+def test_a_disk_that_is_too_small_is_an_error_before_any_work(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with (
+        pytest.raises(CacheError, match="takes 1000000000.00 GB, and .* are free"),
+        cache.stage(KEY, "org/model", 10**18),
+    ):
+        pass
+    assert files(tmp_path) == {}
+
+
+def test_the_root_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAZYLOAD_CACHE", str(tmp_path / "one"))
+    assert Cache().root == tmp_path / "one"
+    monkeypatch.delenv("LAZYLOAD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    assert Cache().root == tmp_path / "two" / "lazyload"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert Cache().root == Path("~/.cache/lazyload").expanduser()
+    with pytest.raises(CacheError, match="gs://bucket"):
+        Cache("gs://bucket/cache")
+
+
+def test_the_root_carries_the_tag_that_backups_look_for(tmp_path: Path) -> None:
+    with Cache(tmp_path).lock(KEY):
+        pass
+    assert (tmp_path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")

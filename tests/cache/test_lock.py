@@ -1,0 +1,70 @@
+"""The lock, between real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lazyload
+from lazyload.cache.cache import Cache
+from lazyload.cache.key import Key
+from lazyload.errors import LockTimeoutError
+
+KEY = Key({"a": 1})
+HOLD = """
+import sys
+from lazyload.cache.cache import Cache
+from lazyload.cache.key import Key
+with Cache(sys.argv[1]).lock(Key({"a": 1})):
+    print("held", flush=True)
+    sys.stdin.readline()
+print("released", flush=True)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(lazyload.__file__).parents[1])},
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_waiting_says_for_whom_and_ends_with_the_limit(
+    holder: subprocess.Popen[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        pytest.raises(LockTimeoutError, match=f"by process {holder.pid} on {os.uname().nodename}"),
+        Cache(tmp_path).lock(KEY, timeout=0.2),
+    ):
+        pass
+    assert f"waiting for a conversion of the same checkpoint by process {holder.pid}" in caplog.text
+
+
+def test_the_lock_is_free_when_its_holder_is_done(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    holder.stdin.write("\n")
+    holder.stdin.flush()
+    with Cache(tmp_path).lock(KEY, timeout=30):
+        assert holder.stdout.readline() == "released\n"
+
+
+def test_the_lock_is_free_when_its_holder_is_killed(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with Cache(tmp_path).lock(KEY, timeout=30):
+        pass
+
+
+def test_another_key_does_not_wait(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    with Cache(tmp_path).lock(Key({"a": 2}), timeout=0):
+        pass

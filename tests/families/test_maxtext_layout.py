@@ -1,0 +1,227 @@
+"""MaxText's layouts against what MaxText's own converter saved for the same bytes, and where they must refuse."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import ml_dtypes
+import numpy as np
+import pytest
+from in_memory import Arrays
+
+from lazyload import families
+from lazyload.errors import LayoutError
+from lazyload.families.family import Family
+from lazyload.families.maxtext import MaxText
+from lazyload.layouts.conversion import Conversion, resolve, target_axes
+from lazyload.layouts.layout import Layout
+from lazyload.layouts.lazy import LazyTensor
+from lazyload.models.config import DecoderConfig
+from lazyload.sources import open_source
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = sorted((GOLDEN / "maxtext").glob("*.json"))
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def spec(name: str) -> dict[str, Any]:
+    return json.loads((GOLDEN / "specs" / f"{name}.json").read_text())["config"]
+
+
+def read(config: Mapping[str, Any], **changes: Any) -> tuple[Family, DecoderConfig]:
+    """The family and the meaning of a golden `config.json`, with some fields changed."""
+    text = config.get("text_config")
+    config = {**config, "text_config": {**text, **changes}} if text else {**config, **changes}
+    family = families.find(config)
+    return family, family.config(config)
+
+
+def shapes(layout: Layout, config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    prefix = "params.params."
+    return {path.removeprefix(prefix): shape for path, (shape, _) in target_axes(layout, config).items()}
+
+
+def whole(lazy: LazyTensor) -> np.ndarray:
+    return lazy[tuple(slice(None) for _ in lazy.shape)]
+
+
+def convert(model: Path, layout: MaxText, dtype: np.dtype) -> Conversion:
+    source = open_source(model)
+    family = families.find(source.config)
+    config = family.config(source.config)
+    return resolve(source, family.huggingface(config), layout.of(family, config), config, dtype)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def test_there_are_cases() -> None:
+    assert len(CASES) == 26
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_every_leaf_is_the_one_that_maxtext_saved(case: Path, models: Path) -> None:
+    name, scan = case.stem.split("-scan_")
+    expected = json.loads(case.read_text())
+    overrides = dict(override.split("=") for override in expected["overrides"])
+    model = models / name if (models / name).exists() else checkpoints.make(name, models)
+    layout = MaxText(scan_layers=scan == "true", vocab_size=int(overrides["vocab_size"]))
+    dtype = np.dtype(np.float32) if name == "qwen3_f32" else BFLOAT16
+    found = {}
+    for path, lazy in convert(model, layout, dtype).tensors.items():
+        sha256 = hashlib.sha256(whole(lazy).tobytes()).hexdigest()
+        found[path.replace(".", "/")] = {"shape": list(lazy.shape), "dtype": lazy.dtype.name, "sha256": sha256}
+    step = expected["leaves"].pop("step")
+    assert step == {"value": 0.0}
+    assert found == expected["leaves"]
+
+
+def unpacked_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    codes = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], 32)
+    numbers = np.where(codes & 8, -1, 1).astype(np.float32) * values[codes & 7]
+    numbers *= np.exp2(scales.astype(np.float32) - 127)[..., None]
+    return numbers.reshape(*blocks.shape[:2], -1).transpose(0, 2, 1)
+
+
+def unpacked_fp8(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    rows, columns = (np.arange(size) // 128 for size in weight.shape)
+    return weight.astype(np.float32) * scale[rows][:, columns]
+
+
+def unpacked(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a packed checkpoint in float32, by the formulas of the formats."""
+    plain = {}
+    for name, array in stored.items():
+        if name.endswith("_blocks"):
+            plain[name.removesuffix("_blocks")] = unpacked_mxfp4(array, stored[name.replace("_blocks", "_scales")])
+        elif f"{name}_scale_inv" in stored:
+            plain[name] = unpacked_fp8(array, stored[f"{name}_scale_inv"])
+        elif not name.endswith(("_scales", "_scale_inv")):
+            plain[name] = array
+    return plain
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("name", ["gpt_oss_mxfp4", "deepseek_v3_fp8"])
+def test_packed_weights_convert_as_their_unpacked_values_do(name: str, scan_layers: bool, tmp_path: Path) -> None:
+    model = checkpoints.make(name, tmp_path)
+    plain = Arrays(unpacked(checkpoints.tensors(name)))
+    family, config = read(spec(name))
+    layout = MaxText(scan_layers).of(family, config)
+    expected = resolve(plain, family.huggingface(config), layout, config, BFLOAT16).tensors
+    found = convert(model, MaxText(scan_layers), BFLOAT16).tensors
+    assert found.keys() == expected.keys()
+    for path, lazy in found.items():
+        assert whole(lazy).tobytes() == whole(expected[path]).tobytes(), path
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_packed_checkpoint_has_the_tree_of_a_plain_one(scan_layers: bool) -> None:
+    (family, plain), (_, packed) = read(spec("gpt_oss")), read(spec("gpt_oss_mxfp4"))
+    layouts = [MaxText(scan_layers).of(family, config) for config in (plain, packed)]
+    assert shapes(layouts[0], plain) == shapes(layouts[1], packed)
+
+
+def test_gemma_3_leaves_what_is_no_whole_cycle_unscanned() -> None:
+    family, config = read(spec("gemma3"), num_hidden_layers=13)
+    found = shapes(MaxText(True).of(family, config), config)
+    assert found["decoder.layers.layers_5.mlp.wo.kernel"] == (96, 2, 64)
+    assert found["decoder.layers_remainder.layers_0.mlp.wo.kernel"] == (96, 64)
+    assert "decoder.layers_remainder.layers_1.mlp.wo.kernel" not in found
+
+
+def test_gemma_3_of_less_than_a_cycle_has_a_remainder_only() -> None:
+    family, config = read(spec("gemma3"), num_hidden_layers=4)
+    paths = {path.split(".")[1] for path in shapes(MaxText(True).of(family, config), config)}
+    assert paths == {"decoder_norm", "embedding", "layers_remainder"}
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize(("dense", "absent"), [(0, "dense_layers"), (5, "moe_layers")])
+def test_deepseek_with_one_kind_of_layers(scan_layers: bool, dense: int, absent: str) -> None:
+    family, config = read(spec("deepseek_v3"), first_k_dense_replace=dense)
+    paths = list(shapes(MaxText(scan_layers).of(family, config), config))
+    assert not any(absent in path for path in paths)
+    assert any(path.startswith("decoder.moe_layers" if dense == 0 else "decoder.dense_layers") for path in paths)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_models_have_no_output_projection(name: str, tied: bool) -> None:
+    family, config = read(spec(name), tie_word_embeddings=tied)
+    found = shapes(MaxText(True).of(family, config), config)
+    assert ("decoder.logits_dense.kernel" in found) == (not tied)
+
+
+def test_both_ends_are_padded_to_maxtext_s_vocabulary(models: Path) -> None:
+    model = models / "llama3" if (models / "llama3").exists() else checkpoints.make("llama3", models)
+    plain, padded = (convert(model, MaxText(vocab_size=size), BFLOAT16).tensors for size in (None, 520))
+    for path, axis in (("token_embedder.embedding", 0), ("decoder.logits_dense.kernel", 1)):
+        rows, filled = whole(plain[f"params.params.{path}"]), whole(padded[f"params.params.{path}"])
+        kept, zeros = np.split(filled, [512], axis=axis)
+        assert kept.tobytes() == rows.tobytes()
+        assert zeros.shape[axis] == 8
+        assert not zeros.any()
+
+
+def test_a_checkpoint_says_how_it_is_scanned() -> None:
+    family, config = read(spec("qwen3"))
+    for scan_layers in (True, False):
+        layout = MaxText(scan_layers).of(family, config)
+        assert layout.metadata == {"scan_layers": scan_layers}
+        assert layout.scalars == {"step": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "works", "message"),
+    [
+        ("gemma2", 3, (), "3 layers are not a multiple of 2"),
+        ("gpt_oss", 3, (False,), "3 layers are not a multiple of 2.*scan_layers=False"),
+        ("olmo3", 6, (False,), "6 layers are not a multiple of 4.*scan_layers=False"),
+    ],
+)
+def test_layers_that_do_not_fill_cycles(name: str, layers: int, works: tuple[bool, ...], message: str) -> None:
+    family, config = read(spec(name))
+    config = dataclasses.replace(config, layers=(config.layers * 2)[:layers])
+    for scan_layers in (True, False):
+        if scan_layers in works:
+            assert shapes(MaxText(scan_layers).of(family, config), config)
+        else:
+            with pytest.raises(LayoutError, match=message):
+                MaxText(scan_layers).of(family, config)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3"])
+def test_dense_and_sparse_layers_by_turns_are_refused(name: str) -> None:
+    family, config = read(spec(name))
+    turns = [dataclasses.replace(layer, sparse=number % 2 == 1) for number, layer in enumerate(config.layers)]
+    config = dataclasses.replace(config, layers=tuple(turns))
+    with pytest.raises(LayoutError, match="MaxText's"):
+        MaxText().of(family, config)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3", "deepseek_v3"])
+def test_biases_that_maxtext_s_model_does_not_have(name: str) -> None:
+    family, config = read(spec(name), attention_bias=True)
+    with pytest.raises(LayoutError, match=r"MaxText's .* no bias"):
+        MaxText().of(family, config)
+
+
+def test_no_row_of_the_embedding_can_be_left_out() -> None:
+    family, config = read(spec("qwen3"))
+    with pytest.raises(LayoutError, match=r"vocab_size=511.*512 rows"):
+        MaxText(vocab_size=511).of(family, config)
+
+
+def test_a_family_that_maxtext_does_not_convert() -> None:
+    family, config = read(spec("phi3"))
+    with pytest.raises(LayoutError, match=rf"'{family.name}' has no MaxText layout; these have one: .*llama") as caught:
+        MaxText().of(family, config)
+    assert "phi" not in str(caught.value).split("these have one")[1]

@@ -1,0 +1,198 @@
+"""Filling in a MaxText config: what is converted, and what is refused. Configs are plain fields here; MaxText's own
+are tested where MaxText restores."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import checkpoints
+import orbax.checkpoint as ocp
+import pytest
+
+import lazyload
+from lazyload.errors import ConfigError, LayoutError, SourceNotFoundError, StorageError
+from lazyload.integrations.maxtext import HUB_IDS, with_checkpoint
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("qwen3", "gemma2", "deepseek_v3", "gpt_oss", "phi3"):
+        checkpoints.make(name, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_pathways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("USE_PATHWAYS", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+
+def qwen(models: Path, **fields: Any) -> dict[str, Any]:
+    return {
+        "model_name": "tiny",
+        "tokenizer_path": str(models / "qwen3"),
+        "convert_checkpoint_if_possible": True,
+        "load_parameters_path": "",
+        "scan_layers": True,
+        "checkpoint_storage_use_ocdbt": True,
+        "checkpoint_storage_use_zarr3": True,
+        "base_emb_dim": 64,
+        "base_num_query_heads": 4,
+        "base_num_kv_heads": 2,
+        "base_mlp_dim": 96,
+        "base_num_decoder_layers": 4,
+        "head_dim": 16,
+        "vocab_size": 512,
+        "num_experts": 1,
+        "logits_via_embedding": False,
+        "attention_bias": False,
+        **fields,
+    }
+
+
+def tree(config: dict[str, Any]) -> dict[str, Any]:
+    return ocp.PyTreeCheckpointer().metadata(config["load_parameters_path"]).item_metadata.tree
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("flags", [True, False])
+def test_layout_and_storage_are_the_config_s(models: Path, tmp_path: Path, scan_layers: bool, flags: bool) -> None:
+    storage = {"checkpoint_storage_use_ocdbt": flags, "checkpoint_storage_use_zarr3": flags}
+    config = qwen(models, scan_layers=scan_layers, vocab_size=520, **storage)
+    filled = with_checkpoint(config, cache_dir=tmp_path)
+    assert filled == {**config, "load_parameters_path": filled["load_parameters_path"]}
+    path = Path(filled["load_parameters_path"])
+    parameters = tree(filled)["params"]["params"]
+    assert ("layers" in parameters["decoder"]) == scan_layers
+    assert parameters["token_embedder"]["embedding"].shape == (520, 64)
+    assert (path / "manifest.ocdbt").exists() == flags
+    metadata = json.loads((path / "_CHECKPOINT_METADATA").read_text())
+    assert metadata["custom_metadata"]["scan_layers"] is scan_layers
+
+
+def test_a_second_run_takes_the_same_checkpoint(models: Path, tmp_path: Path) -> None:
+    first, second = (with_checkpoint(qwen(models), cache_dir=tmp_path) for _ in range(2))
+    assert first == second
+    assert lazyload.last_report().hit
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_name": "qwen3-8b", "convert_checkpoint_if_possible": False, "load_parameters_path": ""},
+        {"model_name": "qwen3-8b", "convert_checkpoint_if_possible": True, "load_parameters_path": "/mine/0/items"},
+    ],
+)
+def test_a_config_that_asks_for_nothing_comes_back_as_it_is(config: dict[str, Any]) -> None:
+    assert with_checkpoint(config) is config
+
+
+def test_other_configs_keep_their_type(models: Path, tmp_path: Path) -> None:
+    class Config(SimpleNamespace):
+        """The two methods of pydantic that MaxText's configs are used by."""
+
+        def model_copy(self, update: dict[str, Any]) -> "Config":
+            return Config(**{**vars(self), **update})
+
+    filled = with_checkpoint(Config(**qwen(models)), cache_dir=tmp_path)
+    assert isinstance(filled, Config)
+    assert Path(filled.load_parameters_path).is_dir()
+
+
+def test_all_differences_are_in_one_error(models: Path, tmp_path: Path) -> None:
+    wrong = {"base_emb_dim": 128, "emb_dim": 256, "head_dim": 32, "base_num_decoder_layers": 2, "vocab_size": 500}
+    with pytest.raises(ConfigError) as caught:
+        with_checkpoint(qwen(models, logits_via_embedding=True, num_experts=8, **wrong), cache_dir=tmp_path)
+    assert str(caught.value).splitlines()[1:] == [
+        "  - emb_dim is 256, config.json means 64",
+        "  - base_num_decoder_layers is 2, config.json means 4",
+        "  - num_experts is 8, config.json means 1",
+        "  - logits_via_embedding is True, config.json means False",
+        "  - head_dim is 32, config.json means 16",
+        "  - vocab_size is 500, config.json has 512; it can be larger, but not smaller",
+    ]
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_maxtext_layer_of_gemma_2_is_two_layers(models: Path, tmp_path: Path) -> None:
+    gemma = {"tokenizer_path": str(models / "gemma2"), "logits_via_embedding": True, "vocab_size": 640}
+    filled = with_checkpoint(qwen(models, base_num_decoder_layers=2, **gemma), cache_dir=tmp_path)
+    assert tree(filled)["params"]["params"]["token_embedder"]["embedding"].shape == (640, 64)
+    with pytest.raises(ConfigError, match=r"base_num_decoder_layers is 4, config\.json means 2"):
+        with_checkpoint(qwen(models, **gemma), cache_dir=tmp_path)
+
+
+def test_experts_and_latent_attention_are_compared(models: Path, tmp_path: Path) -> None:
+    right = {
+        "tokenizer_path": str(models / "deepseek_v3"),
+        "base_num_decoder_layers": 5,
+        "base_num_kv_heads": 4,
+        "head_dim": 128,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "base_moe_mlp_dim": 48,
+        "first_num_dense_layers": 2,
+        "shared_experts": 1,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+    }
+    assert Path(with_checkpoint(qwen(models, **right), cache_dir=tmp_path)["load_parameters_path"]).is_dir()
+    for name in sorted(right.keys() - {"tokenizer_path", "head_dim", "base_num_kv_heads"}):
+        with pytest.raises(ConfigError, match=f"  - {name} is"):
+            with_checkpoint(qwen(models, **{**right, name: right[name] + 1}), cache_dir=tmp_path)
+
+
+def test_a_config_that_contradicts_the_entry_it_names(models: Path, tmp_path: Path) -> None:
+    filled = with_checkpoint(qwen(models), cache_dir=tmp_path)
+    assert with_checkpoint(filled) is filled
+    with pytest.raises(ConfigError, match=r"asks for layout maxtext-unscanned, but .* with layout maxtext;"):
+        with_checkpoint({**filled, "scan_layers": False})
+    with pytest.raises(ConfigError, match=r"asks for vocab_size 640, but .* with vocab_size 512"):
+        with_checkpoint({**filled, "vocab_size": 640})
+    with pytest.raises(ConfigError, match=r"asks for ocdbt False, but .* with ocdbt True"):
+        with_checkpoint({**filled, "checkpoint_storage_use_ocdbt": False})
+
+
+def test_an_entry_that_is_no_maxtext_checkpoint(models: Path, tmp_path: Path) -> None:
+    house = lazyload.convert(models / "qwen3", cache_dir=tmp_path)
+    with pytest.raises(ConfigError, match=r"asks for layout maxtext, but .* with layout nnx"):
+        with_checkpoint(qwen(models, load_parameters_path=str(house.path)))
+
+
+def test_scanned_layers_on_another_axis(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="param_scan_axis is 0"):
+        with_checkpoint(qwen(models, param_scan_axis=0), cache_dir=tmp_path)
+    assert with_checkpoint(qwen(models, param_scan_axis=0, scan_layers=False), cache_dir=tmp_path)
+
+
+def test_a_family_without_a_table(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match="no MaxText layout"):
+        with_checkpoint(qwen(models, tokenizer_path=str(models / "phi3")), cache_dir=tmp_path)
+
+
+def test_under_pathways_the_config_s_flags_must_be_off(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "proxy,cpu")
+    with pytest.raises(StorageError, match="Pathways"):
+        with_checkpoint(qwen(models), cache_dir=tmp_path)
+    off = {"checkpoint_storage_use_ocdbt": False, "checkpoint_storage_use_zarr3": False}
+    path = Path(with_checkpoint(qwen(models, **off), cache_dir=tmp_path)["load_parameters_path"])
+    assert not list(path.rglob("zarr.json"))
+    assert list(path.rglob(".zarray"))
+    assert not (path / "manifest.ocdbt").exists()
+
+
+def test_which_checkpoint_a_config_means(tmp_path: Path) -> None:
+    asked = {"convert_checkpoint_if_possible": True}
+    with pytest.raises(ConfigError, match="model="):
+        with_checkpoint({"model_name": "mine", "tokenizer_path": "", **asked})
+    # The name decides before the tokenizer does, as for MaxText itself.
+    config = {"model_name": "qwen3-8b", "tokenizer_path": "somebody/else", **asked}
+    with pytest.raises(SourceNotFoundError, match=HUB_IDS["qwen3-8b"]):
+        with_checkpoint(config, cache_dir=tmp_path, local_files_only=True)
