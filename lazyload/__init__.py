@@ -1,6 +1,6 @@
 """Load pretrained Hugging Face checkpoints in JAX: converted once, cached, restored straight onto the mesh.
 
-    model = lazyload.from_pretrained("Qwen/Qwen3-8B", mesh=mesh)
+>>> model = lazyload.from_pretrained("Qwen/Qwen3-8B", mesh=mesh)  # doctest: +SKIP
 """
 
 from lazyload import errors

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from lazyload import families
 from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
-from lazyload.errors import LayoutError, LazyLoadError, SourceNotFoundError, UnsupportedFormatError
+from lazyload.errors import AccessDeniedError, LayoutError, LazyLoadError, SourceNotFoundError, UnsupportedFormatError
 from lazyload.families.family import Family
 from lazyload.families.maxtext import MaxText
 from lazyload.layouts.conversion import Conversion, digest, resolve
@@ -112,21 +113,42 @@ def open_request(
 def _open_source(
     model: str | os.PathLike[str], revision: str | None, token: str | bool | None, local_files_only: bool, cache: Cache
 ) -> Source | RememberedSource:
-    """The source, or what the cache remembers of it: of a commit, which cannot change, or of what is out of reach."""
+    """The source, or what the cache remembers of it.
 
-    def open_again() -> Source:
-        return open_source(model, revision=revision, token=token, local_files_only=local_files_only)
+    That is all that a hit needs of a hub model: where the commit is known, nothing else is asked for, and where the hub
+    is out of reach, or does not let this user in, not even that.
+    """
 
-    recalled = cache.recall(os.fspath(model), revision) if is_hub_id(model) else []
-    if recalled and recalled[0].manifest.source.get("commit") == revision:
-        return _remembered(recalled[0], open_again)
-    try:
+    def open_again(offline: bool = local_files_only) -> Source:
+        return open_source(model, revision=revision, token=token, local_files_only=offline)
+
+    name = os.fspath(model)
+    recalled = cache.recall(name, revision) if is_hub_id(model) else []
+    if not recalled:
         return open_again()
-    except SourceNotFoundError:
-        if not recalled:
-            raise
-        logger.info("%s is out of reach; using what the cache remembers of it", model)
+    try:
+        commit, offline = _commit_of(name, revision, token, local_files_only), local_files_only
+    except (SourceNotFoundError, AccessDeniedError) as error:
+        logger.info("using what is cached of %s: %s", name, error)
+        commit, offline = None, True
+    for entry in recalled:
+        if entry.manifest.source.get("commit") == commit:
+            return _remembered(entry, open_again)
+    try:
+        return open_again(offline)
+    except (SourceNotFoundError, AccessDeniedError):
         return _remembered(recalled[0], open_again)
+
+
+def _commit_of(model: str, revision: str | None, token: str | bool | None, local_files_only: bool) -> str | None:
+    """The commit that a revision is at; None where the hub must not be asked."""
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    if local_files_only:
+        return None
+    from lazyload.sources.hub import commit_of
+
+    return commit_of(model, revision, token)
 
 
 def _remembered(entry: Entry, open_again: Callable[[], Source]) -> RememberedSource:

@@ -1,4 +1,4 @@
-"""`from_pretrained`, `convert` and `plan` as a user meets them: hits, misses, keys, storage, and what plain Orbax sees."""
+"""`from_pretrained`, `convert` and `plan` as a user meets them: hits, misses, keys, storage, what plain Orbax sees."""
 
 import json
 import os
@@ -173,7 +173,7 @@ def test_damaged_data_is_an_error_that_says_what_to_do(qwen: Path, tmp_path: Pat
     path = lazyload.convert(qwen, cache_dir=tmp_path, storage=storage).path
     chunk = next(file for file in sorted((path / "layers.0.mlp.gate.kernel").rglob("*")) if file.name[0].isdigit())
     chunk.write_bytes(chunk.read_bytes()[:-10])
-    with pytest.raises(errors.CacheError, match="layers.0.mlp.gate.kernel"):
+    with pytest.raises(errors.CacheError, match=r"layers\.0\.mlp\.gate\.kernel"):
         lazyload.from_pretrained(qwen, cache_dir=tmp_path, storage=storage)
 
 

@@ -144,10 +144,9 @@ def _is_inside(name: str) -> bool:
     return bool(name) and not odd and not path.is_absolute() and ".." not in path.parts
 
 
-_CONVERT = (
-    "Convert the checkpoint once: python -c \"import sys, transformers as t; m = t.AutoModelForCausalLM."
-    "from_pretrained(sys.argv[1], dtype='auto'); m.save_pretrained(sys.argv[2])\" MODEL FOLDER"
-)
+_CONVERT = """Convert the checkpoint once: python -c "import sys, transformers; \
+m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='auto'); m.save_pretrained(sys.argv[2])" \
+MODEL FOLDER"""
 
 
 def _no_weights(model: str, present: list[str]) -> Exception:

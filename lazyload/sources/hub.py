@@ -9,12 +9,19 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers, get_session
 
@@ -42,7 +49,7 @@ class HubFiles:
         self.name = model
         self._revision = revision
         self._token = token
-        self._local_files_only = local_files_only
+        self._offline = local_files_only or constants.HF_HUB_OFFLINE
         with self._explained():
             config = Path(self._download(CONFIG, revision))
         self._commit = config.parent.name
@@ -61,7 +68,7 @@ class HubFiles:
 
     def names(self) -> list[str]:
         """The names of all files; of those in the hub's cache, where the hub must not be asked."""
-        if self._is_offline():
+        if self._offline:
             return self._near.names()
         with self._explained():
             api = huggingface_hub.HfApi(token=self._token)
@@ -74,13 +81,13 @@ class HubFiles:
         try:
             return Path(self._download(name, self._commit)).read_bytes()
         except hub_errors.EntryNotFoundError as error:
-            unknown = isinstance(error, hub_errors.LocalEntryNotFoundError) and not self._is_offline()
+            unknown = isinstance(error, hub_errors.LocalEntryNotFoundError) and not self._offline
             # Out of reach, but a checkpoint of one file that is near needs no index.
             if not unknown or (name == INDEX and self._is_near(SINGLE)):
                 return None
-            raise self._unreachable(error) from error
+            raise _unreachable(error, self.name, self._revision, self._offline) from error
         except (OSError, hub_errors.HTTPError) as error:
-            raise self._explanation(error) from error
+            raise _explanation(error, self.name, self._revision, self._offline) from error
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
@@ -114,13 +121,8 @@ class HubFiles:
     def _is_near(self, name: str) -> bool:
         return (self._near.folder / name).exists()
 
-    def _is_offline(self) -> bool:
-        return self._local_files_only or constants.HF_HUB_OFFLINE
-
     def _download(self, name: str, revision: str | None) -> str:
-        return hf_hub_download(
-            self.name, name, revision=revision, token=self._token, local_files_only=self._local_files_only
-        )
+        return hf_hub_download(self.name, name, revision=revision, token=self._token, local_files_only=self._offline)
 
     def _start(self, name: str) -> tuple[bytes, int]:
         """The first bytes of a file, and its size."""
@@ -133,7 +135,7 @@ class HubFiles:
 
     def _range(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
         """A range of a file, and the file's size."""
-        if self._is_offline():
+        if self._offline:
             raise SourceNotFoundError(
                 f"{self.name}: {name} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub must not be "
                 "asked (local_files_only or HF_HUB_OFFLINE)"
@@ -154,60 +156,81 @@ class HubFiles:
         if response.status_code == 404:
             raise SourceNotFoundError(f"{self.name} has no file {name} at {self._commit[:8]}")
         if response.status_code in (401, 403):
-            raise self._denied(response.status_code)
+            raise _denied(self.name, response.status_code)
         raise SourceNotFoundError(f"{url} answers with {response.status_code}; try again later")
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turns what `huggingface_hub` raises into errors that name the model and the remedy."""
-        try:
-            yield
-        except LazyLoadError:
-            raise
-        # Its errors, and those of the HTTP library that it uses, have one of these bases in every release.
-        except (OSError, ValueError, hub_errors.HTTPError, hub_errors.EntryNotFoundError) as error:
-            raise self._explanation(error) from error
+    def _explained(self) -> AbstractContextManager[None]:
+        return _explained(self.name, self._revision, self._offline)
 
-    def _explanation(self, error: Exception) -> LazyLoadError:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if isinstance(error, hub_errors.HFValidationError):
-            return SourceNotFoundError(f"{self.name!r} is neither a folder nor a model id of the hub: {error}")
-        if isinstance(error, hub_errors.GatedRepoError):
+
+def commit_of(model: str, revision: str | None, token: str | bool | None) -> str:
+    """The commit that a revision is at now; one request, not repeated where it fails.
+
+    Raises:
+        SourceNotFoundError: The hub has no such model or revision, or is out of reach.
+        AccessDeniedError: It may not be read.
+    """
+    with _explained(model, revision, constants.HF_HUB_OFFLINE):
+        url = hf_hub_url(model, CONFIG, revision=revision)
+        commit = get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT).commit_hash
+    if commit is None:
+        raise SourceNotFoundError(f"{constants.ENDPOINT} does not say which commit of {model} it has; is it a hub?")
+    return commit
+
+
+@contextmanager
+def _explained(model: str, revision: str | None, offline: bool) -> Iterator[None]:
+    """Turns what `huggingface_hub` raises into errors that name the model and the remedy."""
+    try:
+        yield
+    except LazyLoadError:
+        raise
+    # Its errors, and those of the HTTP library that it uses, have one of these bases in every release.
+    except (OSError, ValueError, hub_errors.HTTPError, hub_errors.EntryNotFoundError) as error:
+        raise _explanation(error, model, revision, offline) from error
+
+
+def _explanation(error: Exception, model: str, revision: str | None, offline: bool) -> LazyLoadError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    match error:
+        case hub_errors.HFValidationError():
+            return SourceNotFoundError(f"{model!r} is neither a folder nor a model id of the hub: {error}")
+        case hub_errors.GatedRepoError():
             return AccessDeniedError(
-                f"{self.name} is gated: accept its conditions at {constants.ENDPOINT}/{self.name}, then log in with "
+                f"{model} is gated: accept its conditions at {constants.ENDPOINT}/{model}, then log in with "
                 "`hf auth login` or give token="
             )
-        if isinstance(error, hub_errors.RevisionNotFoundError):
-            return SourceNotFoundError(f"{self.name} has no revision {self._revision!r} on the hub; check its branches")
-        if isinstance(error, hub_errors.RepositoryNotFoundError):
+        case hub_errors.RevisionNotFoundError():
+            return SourceNotFoundError(f"{model} has no revision {revision!r} on the hub; check its branches")
+        case hub_errors.RepositoryNotFoundError():
             return SourceNotFoundError(
-                f"{self.name} is neither a folder here nor a model that the hub ({constants.ENDPOINT}) shows; check "
+                f"{model} is neither a folder here nor a model that the hub ({constants.ENDPOINT}) shows; check "
                 "the name, or log in (`hf auth login`, token=) if it is private"
             )
-        if isinstance(error, hub_errors.LocalEntryNotFoundError | hub_errors.OfflineModeIsEnabled):
-            return self._unreachable(error)
-        if isinstance(error, hub_errors.EntryNotFoundError):
-            return SourceNotFoundError(f"{self.name} has no {CONFIG} on the hub, which every model here needs")
-        if status in (401, 403):
-            return self._denied(status)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        case hub_errors.LocalEntryNotFoundError() | hub_errors.OfflineModeIsEnabled():
+            return _unreachable(error, model, revision, offline)
+        case hub_errors.EntryNotFoundError():
+            return SourceNotFoundError(f"{model} has no {CONFIG} on the hub, which every model here needs")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return CacheError(
                 f"{constants.HF_HUB_CACHE}: the disk is full; make space (`hf cache ls`) or move it with HF_HUB_CACHE"
             )
-        if isinstance(error, PermissionError):
+        case PermissionError():
             return AccessDeniedError(f"{error}; check who may write to the hub's cache, or move it with HF_HUB_CACHE")
-        return self._unreachable(error)
+    return _denied(model, status) if status in (401, 403) else _unreachable(error, model, revision, offline)
 
-    def _unreachable(self, error: Exception) -> SourceNotFoundError:
-        why = "must not be asked" if self._is_offline() else f"({constants.ENDPOINT}) cannot be reached"
-        at = f" at {self._revision}" if self._revision else ""
-        return SourceNotFoundError(
-            f"{self.name}{at} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub {why}: "
-            f"{str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
-        )
 
-    def _denied(self, status: int) -> AccessDeniedError:
-        return AccessDeniedError(
-            f"the hub refuses {self.name} ({status}): the token may not read it, or is wrong; log in with "
-            "`hf auth login`, or give token= (False for none)"
-        )
+def _unreachable(error: Exception, model: str, revision: str | None, offline: bool) -> SourceNotFoundError:
+    why = "must not be asked" if offline else f"({constants.ENDPOINT}) cannot be reached"
+    at = f" at {revision}" if revision else ""
+    return SourceNotFoundError(
+        f"{model}{at} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub {why}: "
+        f"{(str(error) or type(error).__name__).splitlines()[0][:200]}"
+    )
+
+
+def _denied(model: str, status: int) -> AccessDeniedError:
+    return AccessDeniedError(
+        f"the hub refuses {model} ({status}): the token may not read it, or is wrong; log in with `hf auth login`, or "
+        "give token= (False for none)"
+    )

@@ -1,6 +1,7 @@
 """A checkpoint in a local folder."""
 
 import errno
+import functools
 import hashlib
 import os
 import threading
@@ -35,8 +36,8 @@ class LocalFiles:
         files: dict[str, Any] = {name: {"sha256": _sha256(content)} for name, content in small.items()}
         for name in weight_files(self).names:
             status = self._status(name)
-            where = f"{self.name}: {name}"
-            header = read_header(lambda start, out, name=name: self.read_into(name, start, out), status.st_size, where)
+            read_into = functools.partial(self.read_into, name)
+            header = read_header(read_into, status.st_size, f"{self.name}: {name}")
             files[name] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "header_sha256": _sha256(header)}
         return {"kind": "folder", "path": str(self.folder), "files": files}
 

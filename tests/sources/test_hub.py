@@ -1,0 +1,198 @@
+"""Models of the hub, from a hub on loopback: what is asked for, what is not, and what every refusal says."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import checkpoints
+import pytest
+from hub import TOKEN, Hub, running
+from huggingface_hub import constants
+
+import lazyload
+from lazyload import errors
+
+MODEL = "org/qwen"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make("qwen2", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with one model; the hub's cache is empty, and nobody is logged in."""
+    with running() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        hub.add(MODEL, folder)
+        yield hub
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def copied(folder: Path, tmp_path: Path, *without: str) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns(*without)))
+
+
+def test_a_public_model_needs_no_token_and_only_what_is_needed_is_fetched(
+    hub: Hub, folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    served = copied(folder, tmp_path)
+    for other in ("tokenizer.json", "pytorch_model.bin", "original.safetensors", "README.md"):
+        (served / other).write_bytes(b"not needed")
+    hub.add(MODEL, served)
+    assert lazyload.convert(MODEL, cache_dir=cache).converted
+    fetched = {request.split()[1].rsplit("/", 1)[1] for request in hub.asked("/resolve/")}
+    weights = {path.name for path in folder.glob("*.safetensors*")}
+    assert fetched == {"config.json", "model.safetensors.index.json"} | weights
+    assert lazyload.last_report().bytes_read > 0
+
+
+def test_the_conversion_is_that_of_the_same_folder(hub: Hub, folder: Path, cache: Path) -> None:
+    there = lazyload.convert(MODEL, cache_dir=cache).manifest
+    here = lazyload.convert(folder, cache_dir=cache).manifest
+    assert there.arrays == here.arrays
+    assert there.source == {"id": MODEL, "revision": None, "commit": hub.commit(MODEL)}
+    assert there.model == MODEL
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_plan_asks_for_headers_only(hub: Hub, cache: Path, tmp_path: Path, ranges: bool) -> None:
+    hub.ranges = ranges
+    plan = lazyload.plan(MODEL, cache_dir=cache)
+    assert not plan.hit
+    assert len(plan.parameters) > 10
+    assert all("bytes=0-" in request for request in hub.asked(r"GET .*\.safetensors( |$)"))
+    assert not list((tmp_path / "hub").rglob("*.safetensors"))
+    assert not cache.exists()
+
+
+def test_a_hit_asks_for_no_weights(hub: Hub, cache: Path) -> None:
+    lazyload.convert(MODEL, cache_dir=cache)
+    hub.requests.clear()
+    assert not lazyload.convert(MODEL, cache_dir=cache).converted
+    assert len(hub.requests) == 1
+    assert not hub.asked("safetensors")
+
+
+def test_a_hit_of_a_commit_asks_for_nothing(hub: Hub, tmp_path: Path, cache: Path) -> None:
+    commit = hub.commit(MODEL)
+    lazyload.convert(MODEL, revision=commit, cache_dir=cache)
+    hub.requests.clear()
+    shutil.rmtree(tmp_path / "hub")
+    assert not lazyload.convert(MODEL, revision=commit, cache_dir=cache).converted
+    assert hub.requests == []
+    assert lazyload.convert(MODEL, revision=commit, cache_dir=cache, dtype="float32").converted
+
+
+def test_a_branch_that_moved_is_a_miss(hub: Hub, folder: Path, tmp_path: Path, cache: Path) -> None:
+    lazyload.convert(MODEL, cache_dir=cache)
+    hub.add(MODEL, copied(folder, tmp_path))
+    os.utime(tmp_path / "copy" / "config.json", ns=(1, 1))
+    plan = lazyload.plan(MODEL, cache_dir=cache)
+    assert not plan.hit
+    assert any("source.commit" in reason for reason in plan.reasons)
+
+
+def test_a_branch_and_its_commit_are_one_entry(hub: Hub, cache: Path) -> None:
+    keys = {lazyload.plan(MODEL, revision=name, cache_dir=cache).key for name in (None, "main", hub.commit(MODEL))}
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE", "down"])
+def test_hits_work_offline(hub: Hub, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    lazyload.convert(MODEL, cache_dir=cache)
+    shutil.rmtree(tmp_path / "hub")
+    hub.requests.clear()
+    if how == "HF_HUB_OFFLINE":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    if how == "down":
+        hub.down = True
+    offline = how == "local_files_only"
+    assert not lazyload.convert(MODEL, cache_dir=cache, local_files_only=offline).converted
+    assert how == "down" or hub.requests == []
+    if how != "down":
+        with pytest.raises(errors.SourceNotFoundError, match=MODEL):
+            lazyload.convert(MODEL, cache_dir=cache, local_files_only=offline, dtype="float32")
+
+
+def test_what_the_hub_s_own_cache_holds_converts_offline(hub: Hub, cache: Path) -> None:
+    lazyload.convert(MODEL, cache_dir=cache)
+    hub.requests.clear()
+    assert lazyload.convert(MODEL, cache_dir=cache, dtype="float32", local_files_only=True).converted
+    assert hub.requests == []
+
+
+def test_offline_and_not_cached(hub: Hub, cache: Path) -> None:
+    with pytest.raises(errors.SourceNotFoundError, match=r"org/qwen.*must not be asked"):
+        lazyload.from_pretrained(MODEL, cache_dir=cache, local_files_only=True)
+    assert hub.requests == []
+    assert not cache.exists()
+
+
+def test_unknown_models_and_revisions(hub: Hub, cache: Path) -> None:
+    with pytest.raises(errors.SourceNotFoundError, match=r"org/nothing is neither a folder here nor a model"):
+        lazyload.convert("org/nothing", cache_dir=cache)
+    with pytest.raises(errors.SourceNotFoundError, match=r"org/qwen has no revision 'v9'"):
+        lazyload.convert(MODEL, revision="v9", cache_dir=cache)
+    for name in ("org qwen", "-x/-y", "a..b/c"):
+        with pytest.raises(errors.SourceNotFoundError, match="neither a folder nor a model id"):
+            lazyload.convert(name, cache_dir=cache)
+    assert not cache.exists()
+
+
+def test_a_private_model(hub: Hub, cache: Path) -> None:
+    hub.private.add(MODEL)
+    with pytest.raises(errors.SourceNotFoundError, match=r"token="):
+        lazyload.convert(MODEL, cache_dir=cache)
+    assert lazyload.convert(MODEL, cache_dir=cache, token=TOKEN).converted
+    assert not lazyload.convert(MODEL, cache_dir=cache).converted, "a hit needs no token"
+
+
+def test_a_gated_model(hub: Hub, cache: Path) -> None:
+    hub.gated.add(MODEL)
+    with pytest.raises(errors.AccessDeniedError, match=r"org/qwen is gated: accept its conditions at http.*/org/qwen"):
+        lazyload.convert(MODEL, cache_dir=cache, token="hf_wrong")
+    assert lazyload.convert(MODEL, cache_dir=cache, token=TOKEN).converted
+    assert not lazyload.convert(MODEL, cache_dir=cache).converted, "a hit needs no token"
+
+
+def test_a_model_without_config_or_with_pickles_only(hub: Hub, folder: Path, tmp_path: Path, cache: Path) -> None:
+    served = copied(folder, tmp_path, "*.safetensors*")
+    hub.add(MODEL, served)
+    with pytest.raises(errors.SourceNotFoundError, match=r"org/qwen has no weights"):
+        lazyload.convert(MODEL, cache_dir=cache)
+    (served / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(errors.UnsupportedFormatError, match=r"pytorch_model\.bin.*save_pretrained"):
+        lazyload.convert(MODEL, cache_dir=cache)
+    (served / "config.json").unlink()
+    with pytest.raises(errors.SourceNotFoundError, match=r"org/qwen has no config\.json"):
+        lazyload.convert(MODEL, cache_dir=cache)
+    assert not cache.exists()
+
+
+def test_a_shard_that_the_hub_does_not_have(hub: Hub, folder: Path, tmp_path: Path, cache: Path) -> None:
+    shard = sorted(folder.glob("*.safetensors"))[-1].name
+    hub.add(MODEL, copied(folder, tmp_path, shard))
+    with pytest.raises(errors.SourceNotFoundError, match=shard):
+        lazyload.convert(MODEL, cache_dir=cache)
+
+
+def test_the_hub_is_imported_for_the_hub_only(folder: Path) -> None:
+    code = "import sys, lazyload; lazyload.plan(sys.argv[1]); print([m for m in sys.modules if m in sys.argv[2:]])"
+    command = [sys.executable, "-c", code, str(folder), "huggingface_hub", "fsspec", "jax", "flax", "orbax.checkpoint"]
+    environment = os.environ | {"PYTHONPATH": str(Path(lazyload.__file__).parents[1])}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
