@@ -1,15 +1,17 @@
 """The start of a MaxText RL run, whose checkpoint is converted here instead of by MaxText's own converter.
 
     python examples/maxtext_rl.py                                         # a small Llama with random weights
-    python examples/maxtext_rl.py model_name=llama3.1-8b-Instruct ...     # with MaxText's own settings
+    python examples/maxtext_rl.py [--model MODEL] model_name=llama3.1-8b-Instruct ...      # MaxText's own settings
 
 The first needs no MaxText: a config's plain fields will do. The second does what MaxText's `train_rl` does with its
-settings, up to the two models, reference and policy, that Tunix trains.
+settings, up to the two models, reference and policy, that Tunix trains. MODEL is a hub id or a folder; without it,
+`model_name` says which checkpoint is meant.
 """
 
+import argparse
 import pathlib
-import sys
 import tempfile
+from collections.abc import Sequence
 
 from orbax.checkpoint import PyTreeCheckpointer
 from quickstart import write_small_llama
@@ -19,25 +21,33 @@ from lazyload.integrations.maxtext import with_checkpoint
 
 
 def main() -> None:
-    if settings := sys.argv[1:]:
-        start_run(settings)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="settings of MaxText's configs/post_train/rl")
+    parser.add_argument("--model", help="a hub id or a folder")
+    arguments = parser.parse_args()
+    if arguments.settings:
+        start_run(arguments.settings, arguments.model)
     else:
         with tempfile.TemporaryDirectory() as folder:
             show_conversion(pathlib.Path(folder))
 
 
-def start_run(settings: list[str]) -> None:
-    """Creates the models of an RL run from MaxText's settings."""
+def start_run(settings: Sequence[str], model: str | None) -> None:
+    """Creates the models of an RL run; `train_rl` also gives them the padding token of its tokenizer."""
     import maxtext
+    import pathwaysutils
     from maxtext.configs import types
     from maxtext.utils import model_creation_utils as creation
 
+    pathwaysutils.initialize()
     rl = pathlib.Path(maxtext.__file__).parent / "configs" / "post_train" / "rl.yml"
     trainer, sampler, *devices = creation.setup_configs_and_devices(
         ["", str(rl), *settings], config_class=types.RLConfig
     )
-    reference, mesh, *_ = creation.create_models_and_meshes(with_checkpoint(trainer), sampler, *devices)
-    print(f"{lazyload.last_report()}\n{type(reference).__name__} on {mesh}")
+    trainer = with_checkpoint(trainer, model=model)
+    print(lazyload.last_report())
+    reference, mesh, policy, *_ = creation.create_models_and_meshes(trainer, sampler, *devices)
+    print(f"{type(reference).__name__} and {type(policy).__name__} on {mesh.size} devices")
 
 
 def show_conversion(folder: pathlib.Path) -> None:

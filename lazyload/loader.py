@@ -368,6 +368,7 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption)
         return staging.publish(
             arrays={path: record.as_dict() for path, record in records.items()},
             nbytes=nbytes,
+            item=request.layout.item,
             source=request.source.description,
             config=request.source.config,
             seconds=time.perf_counter() - started,

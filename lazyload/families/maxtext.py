@@ -199,7 +199,8 @@ def _layout(
 ) -> Layout:
     """The whole tree: the layers' tables and what is around them.
 
-    MaxText looks `scan_layers` up in the checkpoint's metadata, and restores training from `step`.
+    The tree is the item `items` of a composite checkpoint, whose metadata is the only one in which MaxText looks
+    `scan_layers` up; `step` is what it restores training from.
     """
     pad = f" ; pad vocab {vocab_size}" if vocab_size and vocab_size > config.vocab_size else ""
     scale = f" ; scale {embed_scale!r}" if embed_scale != 1 else ""
@@ -218,6 +219,7 @@ def _layout(
         name=MaxText(scan_layers).name,
         metadata={"scan_layers": scan_layers},
         scalars={"step": 0},
+        item="items",
     )
 
 

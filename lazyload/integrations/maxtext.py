@@ -5,12 +5,13 @@
 What decides the checkpoint is read off the config, so that a run restores with the flags it was converted with.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lazyload.cache.entry import read_entry
-from lazyload.cache.manifest import UnreadableManifestError
+from lazyload.cache.manifest import Manifest, UnreadableManifestError
 from lazyload.errors import ConfigError
 from lazyload.families import maxtext as tables
 from lazyload.families.maxtext import MaxText
@@ -85,7 +86,7 @@ def with_checkpoint(
         config: MaxText's `HyperParameters`, one of its pydantic configs, or a mapping of their fields.
         model: A hub id, folder or URL; None for what MaxText itself takes for `model_name`, else for the
             config's `tokenizer_path`.
-        revision: A branch, tag or commit; None for `main`.
+        revision: A branch, tag or commit; None for a field of this name, else for `main`.
         dtype: What weights are stored in. MaxText casts to its own `weight_dtype` as it restores.
         cache_dir: The cache's root.
         local_files_only: Whether the hub must not be asked.
@@ -108,7 +109,7 @@ def with_checkpoint(
         return config
     if not _get(config, "convert_checkpoint_if_possible"):
         return config
-    chosen = model or _model(config)
+    chosen, revision = model or _model(config), revision or _get(config, "revision")
     options: dict[str, Any] = {
         "dtype": dtype,
         "storage": _storage(config),
@@ -162,21 +163,19 @@ def _model(config: Any) -> str:
 
 def _check_entry(config: Any, path: Path) -> None:
     """Compares a config with the converted checkpoint that it names; other checkpoints are MaxText's to check."""
-    try:
-        manifest = read_entry(path.parent).manifest
-    except UnreadableManifestError:
+    manifest = _manifest(path)
+    if manifest is None:
         return
-    embedding = manifest.arrays.get("params.params.token_embedder.embedding", {"shape": [None]})
-    stored = {"layout": manifest.fields.get("layout"), "vocab_size": embedding["shape"][0]}
-    asked = {
-        "layout": MaxText(_scan_layers(config)).name,
-        "vocab_size": _get(config, "vocab_size", stored["vocab_size"]),
-    }
-    for flag, value in manifest.fields.get("storage", {}).items():
-        setting = _get(config, f"checkpoint_storage_use_{flag}")
-        if setting is not None:
-            stored[flag], asked[flag] = value, setting
-    different = [name for name in stored if stored[name] != asked[name]]
+    stored, asked = {"layout": manifest.fields.get("layout")}, {}
+    # MaxText itself takes `scan_layers` from the checkpoint where nobody has set it.
+    if _is_set(config, "scan_layers") or stored["layout"] not in (MaxText(True).name, MaxText(False).name):
+        asked["layout"] = MaxText(_scan_layers(config)).name
+    if embedding := manifest.arrays.get("params.params.token_embedder.embedding"):
+        stored["vocab_size"], asked["vocab_size"] = embedding["shape"][0], _get(config, "vocab_size")
+    for flag in ("ocdbt", "zarr3"):
+        stored[flag] = manifest.fields["storage"][flag]
+        asked[flag] = _get(config, f"checkpoint_storage_use_{flag}")
+    different = [name for name, value in asked.items() if value is not None and value != stored[name]]
     if different:
         raise ConfigError(
             f"the config asks for {_listed(asked, different)}, but load_parameters_path={path} is a conversion of "
@@ -184,7 +183,22 @@ def _check_entry(config: Any, path: Path) -> None:
         )
 
 
-def _listed(values: Mapping[str, Any], names: list[str]) -> str:
+def _manifest(checkpoint: Path) -> Manifest | None:
+    """The manifest of the cache's entry that a checkpoint is, directly or as the item of a composite one."""
+    for folder in (checkpoint.parent, checkpoint.parent.parent):
+        with contextlib.suppress(UnreadableManifestError):
+            return read_entry(folder).manifest
+    return None
+
+
+def _is_set(config: Any, name: str) -> bool:
+    """Whether somebody chose the value; MaxText's configs remember what came from its own files instead."""
+    if isinstance(config, Mapping):
+        return name in config
+    return name in getattr(getattr(config, "_pydantic_config", config), "model_fields_set", (name,))
+
+
+def _listed(values: Mapping[str, Any], names: Sequence[str]) -> str:
     return ", ".join(f"{name} {values[name]}" for name in names)
 
 

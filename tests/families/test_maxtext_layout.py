@@ -177,6 +177,7 @@ def test_a_checkpoint_says_how_it_is_scanned() -> None:
         layout = MaxText(scan_layers).of(family, config)
         assert layout.metadata == {"scan_layers": scan_layers}
         assert layout.scalars == {"step": 0}
+        assert layout.item == "items"
 
 
 @pytest.mark.parametrize(

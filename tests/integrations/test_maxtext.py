@@ -2,13 +2,17 @@
 are tested where MaxText restores."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import checkpoints
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import lazyload
 from lazyload.errors import ConfigError, LayoutError, SourceNotFoundError, StorageError
@@ -68,8 +72,41 @@ def test_layout_and_storage_are_the_config_s(models: Path, tmp_path: Path, scan_
     assert ("layers" in parameters["decoder"]) == scan_layers
     assert parameters["token_embedder"]["embedding"].shape == (520, 64)
     assert (path / "manifest.ocdbt").exists() == flags
-    metadata = json.loads((path / "_CHECKPOINT_METADATA").read_text())
-    assert metadata["custom_metadata"]["scan_layers"] is scan_layers
+    # MaxText takes `items` off the path and asks the composite checkpoint.
+    assert path.name == "items"
+    for folder in (path, path.parent):
+        metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+        assert metadata["custom_metadata"]["scan_layers"] is scan_layers
+
+
+@pytest.mark.parametrize("flags", [True, False])
+def test_plain_orbax_restores_the_path(models: Path, tmp_path: Path, flags: bool) -> None:
+    storage = lazyload.Storage(ocdbt=flags, zarr3=flags)
+    converted = lazyload.convert(
+        models / "qwen3", layout=lazyload.MaxText(), storage=storage, cache_dir=tmp_path, dtype="float32"
+    )
+    restored = ocp.PyTreeCheckpointer().restore(converted.path)
+    assert restored["step"] == 0
+    embedding = checkpoints.tensors("qwen3")["model.embed_tokens.weight"]
+    found = np.asarray(restored["params"]["params"]["token_embedder"]["embedding"])
+    np.testing.assert_array_equal(found, embedding.astype(np.float32))
+
+
+def test_the_parameter_tree_on_a_mesh(models: Path, tmp_path: Path) -> None:
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tp"))
+    layout = lazyload.MaxText(vocab_size=520)
+    tree = lazyload.from_pretrained(models / "qwen3", layout=layout, mesh=mesh, cache_dir=tmp_path)
+    path = lazyload.convert(models / "qwen3", layout=layout, cache_dir=tmp_path).path
+    assert not lazyload.last_report().reasons
+    expected = ocp.PyTreeCheckpointer().restore(path)["params"]
+    assert jax.tree.structure(tree) == jax.tree.structure({"params": expected})
+    for leaf, plain in zip(jax.tree.leaves(tree["params"]), jax.tree.leaves(expected), strict=True):
+        assert leaf.sharding.mesh == mesh
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(plain))
+    layers = tree["params"]["params"]["decoder"]["layers"]
+    assert layers["mlp"]["wo"]["kernel"].sharding.spec == P("tp", None, "fsdp")
+    assert layers["self_attention"]["query"]["kernel"].addressable_shards[0].data.shape == (16, 4, 2, 16)
+    assert tree["params"]["params"]["token_embedder"]["embedding"].sharding.spec == P("tp", "fsdp")
 
 
 def test_a_second_run_takes_the_same_checkpoint(models: Path, tmp_path: Path) -> None:
@@ -156,6 +193,16 @@ def test_a_config_that_contradicts_the_entry_it_names(models: Path, tmp_path: Pa
         with_checkpoint({**filled, "vocab_size": 640})
     with pytest.raises(ConfigError, match=r"asks for ocdbt False, but .* with ocdbt True"):
         with_checkpoint({**filled, "checkpoint_storage_use_ocdbt": False})
+    with pytest.raises(ConfigError, match=r"layout maxtext-unscanned, zarr3 False, but .* layout maxtext, zarr3 True"):
+        with_checkpoint({**filled, "scan_layers": False, "checkpoint_storage_use_zarr3": False})
+
+
+def test_a_config_that_does_not_say_how_layers_are_scanned_takes_it_from_the_entry(
+    models: Path, tmp_path: Path
+) -> None:
+    filled = with_checkpoint(qwen(models, scan_layers=False), cache_dir=tmp_path)
+    del filled["scan_layers"]
+    assert with_checkpoint(filled) is filled
 
 
 def test_an_entry_that_is_no_maxtext_checkpoint(models: Path, tmp_path: Path) -> None:
@@ -188,6 +235,57 @@ def test_under_pathways_the_config_s_flags_must_be_off(
     assert not (path / "manifest.ocdbt").exists()
 
 
+def test_runs_with_and_without_pathways_share_a_cache_but_no_entry(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {name: value for name, value in qwen(models).items() if not name.startswith("checkpoint_storage")}
+    environments = {"multi-controller": ("cpu", "0"), "pathways": ("proxy,cpu", "1")}
+    found: dict[str, list[str]] = {name: [] for name in environments}
+    for _ in range(2):
+        for name, (platforms, pathways) in environments.items():
+            monkeypatch.setenv("JAX_PLATFORMS", platforms)
+            monkeypatch.setenv("USE_PATHWAYS", pathways)
+            found[name].append(with_checkpoint(config, cache_dir=tmp_path)["load_parameters_path"])
+    for paths in found.values():
+        assert len(set(paths)) == 1
+    [ours], [theirs] = (set(paths) for paths in found.values())
+    assert (Path(ours) / "manifest.ocdbt").exists()
+    assert {path.name for path in Path(theirs).rglob(".z*")} == {".zarray"}
+    assert not list(Path(theirs).rglob("zarr.json"))
+    assert len(lazyload.Cache(tmp_path).entries()) == 2
+
+
+@pytest.mark.parametrize("flag", ["ocdbt", "zarr3"])
+def test_pathways_can_read_neither(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    monkeypatch.setenv("USE_PATHWAYS", "1")
+    with pytest.raises(StorageError, match=rf"{flag}=True.*Pathways"):
+        lazyload.convert(
+            models / "qwen3", layout=lazyload.MaxText(), storage=lazyload.Storage(**{flag: True}), cache_dir=tmp_path
+        )
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "layout", "message"),
+    [
+        ("gpt_oss", {"num_hidden_layers": 3}, {}, r"3 layers are not a multiple of 2.*scan_layers=False"),
+        ("qwen3", {}, {"vocab_size": 511}, r"vocab_size=511.*512 rows"),
+        ("phi3", {}, {}, r"no MaxText layout; these have one: .*qwen3"),
+    ],
+)
+def test_what_has_no_layout_is_refused_before_any_work(
+    models: Path, tmp_path: Path, model: str, changes: dict[str, Any], layout: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(models / model, tmp_path / model)
+    config = json.loads((folder / "config.json").read_text())
+    if changes:
+        config = {name: value for name, value in config.items() if name != "layer_types"}
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(LayoutError, match=message):
+        lazyload.convert(folder, layout=lazyload.MaxText(**layout), cache_dir=tmp_path / "cache")
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
 def test_which_checkpoint_a_config_means(tmp_path: Path) -> None:
     asked = {"convert_checkpoint_if_possible": True}
     with pytest.raises(ConfigError, match="model="):
@@ -196,3 +294,5 @@ def test_which_checkpoint_a_config_means(tmp_path: Path) -> None:
     config = {"model_name": "qwen3-8b", "tokenizer_path": "somebody/else", **asked}
     with pytest.raises(SourceNotFoundError, match=HUB_IDS["qwen3-8b"]):
         with_checkpoint(config, cache_dir=tmp_path, local_files_only=True)
+    with pytest.raises(SourceNotFoundError, match="v1"):
+        with_checkpoint({**config, "revision": "v1"}, cache_dir=tmp_path, local_files_only=True)

@@ -8,8 +8,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import checkpoints
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 import lazyload
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 PYTHON = os.environ.get("LAZYLOAD_MAXTEXT_PYTHON") or (sys.executable if importlib.util.find_spec("maxtext") else None)
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="MaxText is not installed")
 
@@ -46,16 +48,33 @@ MODELS: dict[str, dict[str, Any]] = {
 # with is transformers 5.23 (PyTorch 2.13, CPU, eager, float32) on the golden weights with that number in config.json.
 LOGITS = {"llama3": HERE / "llama3_context_8192.npz"}
 
+
+class Case(NamedTuple):
+    """A checkpoint, and how MaxText comes by it.
+
+    Attributes:
+        model: The golden checkpoint.
+        scan_layers: How it is converted.
+        flags: OCDBT and zarr3.
+        how: "path" gives MaxText the path of a conversion; "unset" does without saying `scan_layers`; "filled" has it
+            filled in by the integration.
+    """
+
+    model: str
+    scan_layers: bool
+    flags: bool
+    how: str
+
+
 CASES = [
-    # model, scan_layers, ocdbt and zarr3, filled in by the integration
-    ("qwen3", True, True, False),
-    ("qwen3", True, False, True),
-    ("qwen3", False, True, False),
-    ("qwen3", False, False, False),
-    ("llama3", True, True, True),
-    ("llama3", False, False, False),
-    ("gemma2", True, False, False),
-    ("gemma2", False, True, True),
+    Case("qwen3", True, True, "path"),
+    Case("qwen3", True, False, "filled"),
+    Case("qwen3", False, True, "unset"),
+    Case("qwen3", False, False, "path"),
+    Case("llama3", True, True, "filled"),
+    Case("llama3", False, False, "path"),
+    Case("gemma2", True, False, "path"),
+    Case("gemma2", False, True, "filled"),
 ]
 
 
@@ -63,44 +82,101 @@ def golden(name: str) -> Path:
     return HERE.parent / "golden" / "logits" / f"{name}.npz"
 
 
+def run(folder: Path, *command: str | Path, **environment: str) -> str:
+    """The output of a program in MaxText's environment."""
+    result = subprocess.run(
+        [str(PYTHON), *command],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-5000:]
+    return result.stdout
+
+
+def job_of(case: Case, model: Path, folder: Path) -> dict[str, Any]:
+    """What `maxtext_logits.py` is to do."""
+    settings = {
+        **SHAPE,
+        **MODELS[case.model],
+        "scan_layers": case.scan_layers,
+        "checkpoint_storage_use_ocdbt": case.flags,
+        "checkpoint_storage_use_zarr3": case.flags,
+    }
+    job = {
+        "settings": settings,
+        "tokens": str(golden(case.model)),
+        "logits": str(folder / f"{'-'.join(map(str, case))}.npz"),
+    }
+    if case.how == "filled":
+        settings["convert_checkpoint_if_possible"] = True
+        return job | {"model": str(model), "cache_dir": str(folder / "cache")}
+    layout = lazyload.MaxText(scan_layers=case.scan_layers, vocab_size=settings["vocab_size"])
+    storage = lazyload.Storage(ocdbt=case.flags, zarr3=case.flags)
+    settings["load_parameters_path"] = str(
+        lazyload.convert(model, layout=layout, storage=storage, cache_dir=folder / "cache").path
+    )
+    if case.how == "unset":
+        del settings["scan_layers"]
+    return job
+
+
+class Found(NamedTuple):
+    """What MaxText's process found: the logits of all cases, and what was said of a contradicting config."""
+
+    logits: dict[Case, np.ndarray]
+    refusals: Sequence[str]
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool, bool, bool], np.ndarray]:
-    """The logits of all cases: one process, as importing MaxText takes longer than all the rest."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """All of it in one process, as importing MaxText takes longer than all the rest."""
     folder = tmp_path_factory.mktemp("maxtext")
     models = {name: checkpoints.make(name, folder) for name in MODELS}
-    jobs = []
-    for number, (name, scan_layers, flags, fill_in) in enumerate(CASES):
-        settings = {
-            **SHAPE,
-            **MODELS[name],
-            "scan_layers": scan_layers,
-            "checkpoint_storage_use_ocdbt": flags,
-            "checkpoint_storage_use_zarr3": flags,
-        }
-        job = {"settings": settings, "tokens": str(golden(name)), "logits": str(folder / f"{number}.npz")}
-        if fill_in:
-            settings["convert_checkpoint_if_possible"] = True
-            job |= {"model": str(models[name]), "cache_dir": str(folder / "cache")}
-        else:
-            layout = lazyload.MaxText(scan_layers=scan_layers, vocab_size=settings["vocab_size"])
-            storage = lazyload.Storage(ocdbt=flags, zarr3=flags)
-            converted = lazyload.convert(models[name], layout=layout, storage=storage, cache_dir=folder / "cache")
-            settings["load_parameters_path"] = str(converted.path)
-        jobs.append(job)
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    environment = os.environ | {"PYTHONPATH": str(Path(lazyload.__file__).parents[1])}
-    command = [PYTHON, HERE / "maxtext_logits.py", folder / "jobs.json"]
-    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-5000:]
-    return {case: np.load(job["logits"])["logits"] for case, job in zip(CASES, jobs, strict=True)}
+    jobs = [job_of(case, models[case.model], folder) for case in CASES]
+    scanned = jobs[0]["settings"]
+    refused = {"settings": {**scanned, "scan_layers": False}, "refusals": str(folder / "refusals.json")}
+    (folder / "jobs.json").write_text(json.dumps([*jobs, refused]))
+    run(folder, HERE / "maxtext_logits.py", folder / "jobs.json")
+    logits = {case: np.load(job["logits"])["logits"] for case, job in zip(CASES, jobs, strict=True)}
+    return Found(logits, json.loads((folder / "refusals.json").read_text()))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-def test_maxtext_s_model_says_what_transformers_does(
-    case: tuple[str, bool, bool, bool], found: dict[tuple[str, bool, bool, bool], np.ndarray]
-) -> None:
-    expected = np.load(LOGITS.get(case[0], golden(case[0])))["logits"]
-    logits = found[case][..., : expected.shape[-1]]
+def test_maxtext_s_model_says_what_transformers_does(case: Case, found: Found) -> None:
+    expected = np.load(LOGITS.get(case.model, golden(case.model)))["logits"]
+    logits = found.logits[case][..., : expected.shape[-1]]
     # Everything is float32, and the only rounding of the conversion, Llama's and Gemma 2's query scale, is a power
     # of two for heads of 16: what is left is the order of sums.
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4)
+
+
+def test_maxtext_and_the_integration_refuse_layers_scanned_otherwise(found: Found) -> None:
+    maxtext, ours = found.refusals
+    assert maxtext.startswith("ValueError: Configuration mismatch: ")
+    assert "specifies scan_layers=False, but the checkpoint was saved with scan_layers=True" in maxtext
+    assert ours.startswith("ConfigError: ")
+    assert "asks for layout maxtext-unscanned" in ours
+    assert "with layout maxtext;" in ours
+
+
+def test_an_rl_run_starts_from_a_filled_in_config(tmp_path: Path) -> None:
+    settings = {
+        **SHAPE,
+        **MODELS["qwen3"],
+        "override_model_config": True,
+        "hardware": "cpu",
+        "log_config": False,
+        "base_output_directory": tmp_path,
+    }
+    command = [ROOT / "examples" / "maxtext_rl.py", "--model", checkpoints.make("qwen3", tmp_path)]
+    words = [f"{name}={value}" for name, value in settings.items()]
+    output = run(tmp_path, *command, *words, LAZYLOAD_CACHE=str(tmp_path / "cache"))
+    assert "miss (" in output
+    assert "TunixMaxTextAdapter and TunixMaxTextAdapter on" in output
+    # MaxText's rl.yml turns both flags off, for Pathways.
+    [path] = (tmp_path / "cache").rglob("items")
+    assert list(path.rglob(".zarray"))
+    assert not (path / "manifest.ocdbt").exists()
