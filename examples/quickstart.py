@@ -50,7 +50,7 @@ def show_parameters(model: nnx.Module) -> None:
     parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
     print(f"\n{'parameter':36} {'shape':>18} {'dtype':>9}  partition")
     for path, variable in list(parameters)[:8]:
-        array = variable.get_value()
+        array = variable[...]
         name = ".".join(map(str, path))
         print(f"{name:36} {array.shape!s:>18} {array.dtype!s:>9}  {array.sharding.spec}")
 

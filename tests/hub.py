@@ -1,12 +1,11 @@
 """A hub on loopback that serves folders as models, as far as `huggingface_hub` asks, and remembers what was asked."""
 
+import functools
 import hashlib
 import http.server
 import json
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -44,17 +43,19 @@ class Hub(http.server.ThreadingHTTPServer):
     def asked(self, pattern: str) -> list[str]:
         return [request for request in self.requests if re.search(pattern, request)]
 
+    def reset(self) -> None:
+        """Forgets everything."""
+        for collection in (self.folders, self.private, self.gated, self.requests):
+            collection.clear()
+        self.ranges, self.down = True, False
 
-@contextmanager
-def running() -> Iterator[Hub]:
+
+@functools.cache
+def running() -> Hub:
+    """The hub of this process, which answers until the process ends."""
     hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.shutdown()
-        hub.server_close()
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    return hub
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -34,7 +34,7 @@ def warm(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def leaves(module: nnx.Module) -> dict[str, jax.Array]:
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
+    return {".".join(map(str, path)): variable[...] for path, variable in flat}
 
 
 def test_the_first_call_converts_and_the_second_reads_no_source_weights(qwen: Path, tmp_path: Path) -> None:

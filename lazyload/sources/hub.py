@@ -170,7 +170,9 @@ def commit_of(model: str, revision: str | None, token: str | bool | None) -> str
         SourceNotFoundError: The hub has no such model or revision, or is out of reach.
         AccessDeniedError: It may not be read.
     """
-    with _explained(model, revision, constants.HF_HUB_OFFLINE):
+    if constants.HF_HUB_OFFLINE:
+        raise SourceNotFoundError(f"{model}: the hub must not be asked (HF_HUB_OFFLINE)")
+    with _explained(model, revision, offline=False):
         url = hf_hub_url(model, CONFIG, revision=revision)
         commit = get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT).commit_hash
     if commit is None:
