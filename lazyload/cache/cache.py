@@ -300,10 +300,11 @@ class Cache:
         except CacheError:
             raise
         except OSError as error:
-            where = Path(error.filename) if error.filename else self.root
-            if not where.is_relative_to(self.root) and not self.root.is_relative_to(where):
-                raise
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            where = Path(error.filename or self.root)
+            ours = where.is_relative_to(self.root) or self.root.is_relative_to(where)
+            if not ours or not (error.filename or full):
+                raise
             remedy = "make space (`lazyload cache ls`, `lazyload cache rm`)" if full else "check who may write there"
             raise CacheError(
                 f"{where}: {error.strerror}; {remedy} or give another cache_dir (LAZYLOAD_CACHE)"

@@ -125,11 +125,12 @@ class Microscaled:
         blocks = slice(inputs.start // _MX_BLOCK, -(-inputs.stop // _MX_BLOCK))
         codes = read(self.blocks, (experts, outputs, blocks, slice(0, _MX_BLOCK // 2)))
         exponents = read(self.scales, (experts, outputs, blocks))
-        values = _FP4_PAIRS[codes].reshape(*codes.shape[:3], _MX_BLOCK)
+        stack, rows, count, _ = codes.shape
+        values = _FP4_PAIRS[codes].reshape(stack, rows, count, _MX_BLOCK)
         values *= np.ldexp(np.float32(1), exponents.astype(np.int32) - 127)[..., None]
         skipped = inputs.start - blocks.start * _MX_BLOCK
-        flat = values.reshape(*codes.shape[:2], -1)[:, :, skipped : skipped + inputs.stop - inputs.start]
-        return flat.transpose(0, 2, 1)
+        flat = values.reshape(stack, rows, count * _MX_BLOCK)
+        return flat[:, :, skipped : skipped + inputs.stop - inputs.start].transpose(0, 2, 1)
 
 
 def check_quantization(config: Mapping[str, Any], where: str) -> None:

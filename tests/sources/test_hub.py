@@ -20,7 +20,7 @@ MODEL = "org/qwen"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.make("qwen2", tmp_path_factory.mktemp("models"))
+    return checkpoints.make("qwen3", tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
