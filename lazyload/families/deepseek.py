@@ -7,7 +7,7 @@ from lazyload.errors import ConfigError
 from lazyload.families import huggingface, maxtext, rope
 from lazyload.families.family import Family
 from lazyload.families.fields import Fields
-from lazyload.families.shape import activation
+from lazyload.families.shape import activation, num_experts
 from lazyload.layouts.layout import Layout
 from lazyload.models.config import DecoderConfig, Experts, LatentAttention, Layer
 
@@ -17,20 +17,20 @@ _MOST_PREDICTION_LAYERS = 8
 
 def deepseek_v2_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a DeepSeek V2."""
-    fields = Fields(values)
-    method = fields.get("topk_method", "greedy")
-    if method not in ("greedy", "group_limited_greedy"):
-        fields.refuse("topk_method", "greedy", "group_limited_greedy")
+    fields = Fields(values, max_position_embeddings=2048, q_lora_rank=1536)
+    fields.refuse("topk_method", "greedy", "group_limited_greedy")
     fields.refuse("scoring_func", "softmax")
-    fields.refuse("norm_topk_prob")
     fields.refuse("mlp_bias")
-    groups = _groups(fields, None, None)
+    # transformers reads it and never divides.
+    fields.ignore("norm_topk_prob")
+    limited = fields.get("topk_method", "greedy") == "group_limited_greedy"
+    fields.ignore("n_group", "topk_group")
     config = _config(
         fields,
         interleaved=True,
         normalize=False,
         scale=fields.get("routed_scaling_factor", 1.0),
-        **groups if method == "group_limited_greedy" else {},
+        **_groups(fields) if limited else {},
     )
     fields.finish()
     return config
@@ -38,20 +38,22 @@ def deepseek_v2_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def deepseek_v3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a DeepSeek V3."""
-    fields = Fields(values)
+    fields = Fields(
+        values, max_position_embeddings=4096, q_lora_rank=1536, first_k_dense_replace=3, n_group=8, topk_group=4
+    )
     fields.refuse("scoring_func", "sigmoid")
     fields.refuse("topk_method", "noaux_tc")
     # Layers that predict further tokens are not part of the model.
     fields.ignore("num_nextn_predict_layers", "num_mtp_layers")
     config = _config(
         fields,
-        interleaved=fields.get("rope_interleave", True),
+        interleaved=fields.optional("rope_interleave", bool, True) or False,
         scores="sigmoid",
-        normalize=fields.get("norm_topk_prob", True),
+        normalize=fields.optional("norm_topk_prob", bool, True) or False,
         scale=fields.get("routed_scaling_factor", 2.5),
         selection_bias=True,
         group_score="top2",
-        **_groups(fields, 8, 4),
+        **_groups(fields),
     )
     fields.finish()
     return config
@@ -90,11 +92,6 @@ def _config(fields: Fields, *, interleaved: bool, **routing: Any) -> DecoderConf
     first = fields.get("first_k_dense_replace", 0)
     count = fields.size("num_hidden_layers")
     fields.refuse("moe_layer_freq", 1)
-    norm_eps = fields.get("rms_norm_eps", 1e-6)
-    if norm_eps != 1e-6:
-        raise ConfigError(
-            f"{fields.where}: rms_norm_eps = {norm_eps!r} is not implemented; the norms inside the attention have 1e-06"
-        )
     bias = fields.get("attention_bias", False)
     expert_mlp_dim = fields.size("moe_intermediate_size")
     return DecoderConfig(
@@ -105,7 +102,7 @@ def _config(fields: Fields, *, interleaved: bool, **routing: Any) -> DecoderConf
         head_dim=latent.nope_dim + latent.rope_dim,
         mlp_dim=fields.size("intermediate_size"),
         layers=tuple(Layer(rope=rotary, sparse=number >= first) for number in range(count)),
-        norm_eps=norm_eps,
+        norm_eps=fields.get("rms_norm_eps", 1e-6),
         query_scale=_query_scale(fields, latent),
         activation=activation(fields),
         tied=fields.get("tie_word_embeddings", False),
@@ -113,7 +110,7 @@ def _config(fields: Fields, *, interleaved: bool, **routing: Any) -> DecoderConf
         o_bias=bias,
         latent=latent,
         experts=Experts(
-            num_experts=fields.size("n_routed_experts"),
+            num_experts=_num_experts(fields),
             num_selected=fields.size("num_experts_per_tok"),
             mlp_dim=expert_mlp_dim,
             shared_mlp_dim=expert_mlp_dim * fields.need("n_shared_experts", int),
@@ -133,15 +130,24 @@ def _query_scale(fields: Fields, latent: LatentAttention) -> float:
     return scale * rope.yarn_magnitude(parameters.get("factor") or 1.0, scale_all) ** 2
 
 
-def _groups(fields: Fields, count: int | None, selected: int | None) -> dict[str, int]:
+def _num_experts(fields: Fields) -> int:
+    return num_experts(fields, "n_routed_experts", "num_experts", "num_local_experts")
+
+
+def _groups(fields: Fields) -> dict[str, int]:
     """The groups of experts and how many of them a token may use, as arguments of `Experts`."""
-    num_groups = fields.optional("n_group", int, count) or 1
-    num_selected = fields.optional("topk_group", int, selected) or 1
-    num_experts = fields.size("n_routed_experts")
-    if num_experts % num_groups or num_selected > num_groups:
+    num_groups, num_selected = fields.size("n_group", 1), fields.size("topk_group", 1)
+    count, chosen = _num_experts(fields), fields.size("num_experts_per_tok")
+    if count % num_groups or num_selected > num_groups:
         raise ConfigError(
-            f"{fields.where}: n_group = {num_groups} does not fit n_routed_experts = {num_experts} "
+            f"{fields.where}: n_group = {num_groups} does not fit n_routed_experts = {count} "
             f"and topk_group = {num_selected}"
+        )
+    available = num_selected * count // num_groups
+    if chosen > available:
+        raise ConfigError(
+            f"{fields.where}: num_experts_per_tok = {chosen}, but only {available} experts are in "
+            f"topk_group = {num_selected} of n_group = {num_groups} groups"
         )
     return {"num_groups": num_groups, "num_selected_groups": num_selected}
 

@@ -4,6 +4,7 @@ Every field that is asked for is remembered. At the end, the fields that nobody 
 or be switched off; a field that this library has never heard of may change the model's output.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from lazyload.errors import ConfigError
 T = TypeVar("T")
 
 # What neither the weights nor the forward pass depend on: training, generation, tokens, bookkeeping, and the packing
-# of weights, which the sources read by themselves.
+# of weights, which the sources read by themselves. Files of older releases spell out every default of a generation.
 _IRRELEVANT = frozenset(
     {
         "_attn_implementation",
@@ -23,37 +24,68 @@ _IRRELEVANT = frozenset(
         "architectures",
         "auto_map",
         "aux_loss_alpha",
+        "bad_words_ids",
         "cache_implementation",
         "chunk_size_feed_forward",
+        "diversity_penalty",
+        "do_sample",
         "dtype",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
         "ep_size",
+        "exponential_decay_length_penalty",
         "finetuning_task",
         "generation_config",
         "gradient_checkpointing",
         "id2label",
         "initializer_range",
+        "is_decoder",
         "label2id",
+        "length_penalty",
         "max_length",
+        "max_new_tokens",
         "max_position_embeddings",
+        "min_length",
+        "min_p",
+        "model_max_length",
         "model_type",
+        "neftune_noise_alpha",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_labels",
+        "num_return_sequences",
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
+        "output_scores",
+        "prefix",
         "pretraining_tp",
         "problem_type",
+        "pruned_heads",
         "quantization_config",
+        "remove_invalid_values",
+        "repetition_penalty",
         "return_dict",
+        "return_dict_in_generate",
         "router_aux_loss_coef",
         "router_jitter_noise",
         "seq_aux",
+        "suppress_tokens",
         "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
         "tokenizer_class",
+        "top_k",
+        "top_p",
         "torch_dtype",
         "torchscript",
         "transformers.js_config",
         "transformers_version",
+        "typical_p",
         "unsloth_fixed",
         "unsloth_version",
+        "use_bfloat16",
         "use_cache",
     }
 )
@@ -70,9 +102,15 @@ class Fields:
         >>> fields.finish()
     """
 
-    def __init__(self, values: Mapping[str, Any], *, where: str = "config.json"):
-        """`where` is what messages call the values."""
-        self._values = values
+    def __init__(self, values: Mapping[str, Any], *, where: str = "config.json", **defaults: Any):
+        """The fields of an object.
+
+        Args:
+            values: The object.
+            where: What messages call it.
+            defaults: What fields are that it does not have. A field that is there and null is not replaced.
+        """
+        self._values = {**defaults, **values}
         self._read: set[str] = set()
         self.where = where
 
@@ -165,8 +203,14 @@ class Fields:
 
     def _checked(self, name: str, value: Any, kind: type[T]) -> T:
         self._read.add(name)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        # Programs disagree on whether a whole number is written 4096 or 4096.0.
+        if is_number(value) and (kind is float or (kind is int and value == int(value))):
             return kind(value)  # type: ignore[call-arg]
-        if (kind is not bool and isinstance(value, bool)) or not isinstance(value, kind):
+        if kind in (int, float) or not isinstance(value, kind):
             raise ConfigError(f"{self.where}: {name} = {value!r} is not of type {kind.__name__}")
         return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,14 +11,22 @@ from lazyload.families.shape import activation, layer_types, shape, window
 from lazyload.layouts.layout import Layout
 from lazyload.models.config import DecoderConfig, Layer
 
-# What files on the hub leave out for Gemma 3; the rest has no agreed value and must be there.
-_GEMMA3_DEFAULTS = {"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4}
+_GEMMA3_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+}
+
+# A part of a file leaves out whatever is as in transformers' class, be it the model's size.
+_GEMMA3_PART_DEFAULTS = {**_GEMMA3_DEFAULTS, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26}
 
 
 def gemma_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Gemma."""
-    fields = Fields(values)
-    sizes = shape(fields, head_dim=256)
+    fields = Fields(values, num_key_value_heads=16, head_dim=256, max_position_embeddings=8192)
+    sizes = shape(fields)
     # The first releases say "gelu" and mean its approximation; `hidden_activation` came later and counts for nothing.
     act = activation(fields, default="gelu_pytorch_tanh")
     fields.ignore("hidden_activation")
@@ -35,13 +43,14 @@ def gemma_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def gemma2_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Gemma 2."""
-    fields = Fields(values)
-    sizes = shape(fields, head_dim=256)
+    fields = Fields(values, num_key_value_heads=4, head_dim=256, max_position_embeddings=8192)
+    sizes = shape(fields)
     rotary = rope.read(fields, sizes["head_dim"])
     width = window(fields, default=4096)
     count = fields.size("num_hidden_layers")
     sliding = layer_types(fields, [number % 2 == 0 for number in range(count)])
-    fields.ignore("hidden_act")
+    # Copies of other fields in the files of the first release.
+    fields.ignore("hidden_act", "sliding_window_size")
     config = DecoderConfig(
         **sizes | {"query_scale": fields.get("query_pre_attn_scalar", 256.0) ** -0.5},
         **_common(fields, sizes["embed_dim"]),
@@ -57,10 +66,10 @@ def gemma2_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def gemma3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Gemma 3: of a text model, or the text model's part of a multimodal one."""
-    fields = _text_part(values) if values.get("model_type") == "gemma3" else Fields({**_GEMMA3_DEFAULTS, **values})
+    fields = _text_part(values) if values.get("model_type") == "gemma3" else Fields(values, **_GEMMA3_DEFAULTS)
     # transformers reads the field and then makes no use of it.
     fields.refuse("attn_logit_softcapping")
-    sizes = shape(fields, head_dim=256)
+    sizes = shape(fields)
     ropes = rope.read_by_layer_type(
         fields,
         sizes["head_dim"],
@@ -109,7 +118,7 @@ def _text_part(values: Mapping[str, Any]) -> Fields:
     tied = whole.optional("tie_word_embeddings", bool)
     whole.finish()
     outer = {} if tied is None else {"tie_word_embeddings": tied}
-    return Fields({**_GEMMA3_DEFAULTS, **text, **outer}, where="config.json: text_config")
+    return Fields({**text, **outer}, where="config.json: text_config", **_GEMMA3_PART_DEFAULTS)
 
 
 def _common(fields: Fields, embed_dim: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from lazyload.families import huggingface, maxtext, rope
 from lazyload.families.family import Family
 from lazyload.families.fields import Fields
-from lazyload.families.shape import layer_types, shape, window
+from lazyload.families.shape import layer_types, num_experts, shape, window
 from lazyload.layouts.layout import Layout
 from lazyload.models.config import DecoderConfig, Experts, Layer
 
@@ -31,10 +31,10 @@ _ROPE = {
 
 def gpt_oss_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a gpt-oss."""
-    if not values.get("rope_scaling") and not values.get("rope_parameters"):
+    if not values.get("rope_scaling") and values.get("rope_parameters") is None:
         values = {**values, "rope_parameters": _ROPE}
-    fields = Fields(values)
-    sizes = shape(fields, head_dim=64) | {"norm_eps": fields.get("rms_norm_eps", 1e-5)}
+    fields = Fields(values, num_key_value_heads=8, head_dim=64, max_position_embeddings=131_072, rms_norm_eps=1e-5)
+    sizes = shape(fields)
     rotary = rope.read(fields, sizes["head_dim"], theta=150_000.0)
     width = window(fields, default=128)
     count = fields.size("num_hidden_layers")
@@ -51,7 +51,7 @@ def gpt_oss_config(values: Mapping[str, Any]) -> DecoderConfig:
         o_bias=bias,
         sinks=True,
         experts=Experts(
-            num_experts=fields.size("num_local_experts"),
+            num_experts=num_experts(fields, "num_local_experts", "num_experts"),
             num_selected=fields.size("num_experts_per_tok"),
             mlp_dim=sizes["mlp_dim"],
             scores="topk_softmax",

@@ -12,7 +12,7 @@ from lazyload.models.config import DecoderConfig, Layer
 
 def granite_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Granite; `attention_multiplier` is all that scales the attention logits."""
-    fields = Fields(values)
+    fields = Fields(values, max_position_embeddings=2048)
     sizes = shape(fields) | {"query_scale": fields.get("attention_multiplier", 1.0)}
     layer = Layer(rope=rope.read(fields, sizes["head_dim"]))
     bias = fields.get("attention_bias", False)

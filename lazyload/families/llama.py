@@ -12,7 +12,9 @@ from lazyload.models.config import DecoderConfig, Layer
 
 def llama_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Llama."""
-    fields = Fields(values)
+    fields = Fields(values, max_position_embeddings=2048)
+    # SmolLM's files carry what they were trained with; pairs that take turns are refused below as any unknown field.
+    fields.ignore("is_llama_config")
     sizes = shape(fields)
     layer = Layer(rope=rope.read(fields, sizes["head_dim"]))
     bias = fields.get("attention_bias", False)
@@ -31,7 +33,7 @@ def llama_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def mistral_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Mistral: all layers slide, or none."""
-    fields = Fields(values)
+    fields = Fields(values, num_key_value_heads=8, max_position_embeddings=131_072)
     sizes = shape(fields)
     width = window(fields, default=4096)
     count = fields.size("num_hidden_layers")

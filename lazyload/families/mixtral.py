@@ -6,7 +6,7 @@ from typing import Any
 from lazyload.families import huggingface, maxtext, rope
 from lazyload.families.family import Family
 from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, shape, window
+from lazyload.families.shape import activation, num_experts, shape, window
 from lazyload.layouts.layout import Layout
 from lazyload.models.config import DecoderConfig, Experts, Layer
 
@@ -19,8 +19,8 @@ _EXPERTS = {
 
 def mixtral_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Mixtral."""
-    fields = Fields(values)
-    sizes = shape(fields) | {"norm_eps": fields.get("rms_norm_eps", 1e-5)}
+    fields = Fields(values, num_key_value_heads=8, max_position_embeddings=131_072, rms_norm_eps=1e-5)
+    sizes = shape(fields)
     layer = Layer(rope=rope.read(fields, sizes["head_dim"], theta=1e6), window=window(fields), sparse=True)
     config = DecoderConfig(
         **sizes,
@@ -28,7 +28,7 @@ def mixtral_config(values: Mapping[str, Any]) -> DecoderConfig:
         activation=activation(fields),
         tied=fields.get("tie_word_embeddings", False),
         experts=Experts(
-            num_experts=fields.size("num_local_experts"),
+            num_experts=num_experts(fields, "num_local_experts", "num_experts"),
             num_selected=fields.size("num_experts_per_tok"),
             mlp_dim=sizes["mlp_dim"],
         ),

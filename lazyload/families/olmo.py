@@ -12,8 +12,8 @@ from lazyload.models.config import DecoderConfig, Layer
 
 def olmo2_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of an OLMo 2."""
-    fields = Fields(values)
-    sizes = _sizes(fields)
+    fields = Fields(values, max_position_embeddings=2048, rms_norm_eps=1e-5)
+    sizes = shape(fields)
     layer = Layer(rope=rope.read(fields, sizes["head_dim"]))
     config = DecoderConfig(**sizes, **_common(fields), layers=(layer,) * fields.size("num_hidden_layers"))
     fields.finish()
@@ -22,8 +22,8 @@ def olmo2_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def olmo3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of an OLMo 3: of four layers, three see a sliding window."""
-    fields = Fields(values)
-    sizes = _sizes(fields)
+    fields = Fields(values, max_position_embeddings=2048, rms_norm_eps=1e-5)
+    sizes = shape(fields)
     theta = fields.get("rope_theta", 500_000.0)
     ropes = rope.read_by_layer_type(fields, sizes["head_dim"], theta=theta, local_theta=theta)
     width = window(fields, default=4096)
@@ -36,10 +36,6 @@ def olmo3_config(values: Mapping[str, Any]) -> DecoderConfig:
     config = DecoderConfig(**sizes, **_common(fields), layers=layers)
     fields.finish()
     return config
-
-
-def _sizes(fields: Fields) -> dict[str, Any]:
-    return shape(fields) | {"norm_eps": fields.get("rms_norm_eps", 1e-5)}
 
 
 def _common(fields: Fields) -> dict[str, Any]:

@@ -21,8 +21,8 @@ _LAYER = {
 
 def phi3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Phi 3."""
-    fields = Fields(values)
-    sizes = shape(fields) | {"norm_eps": fields.get("rms_norm_eps", 1e-5)}
+    fields = Fields(values, max_position_embeddings=4096, original_max_position_embeddings=4096, rms_norm_eps=1e-5)
+    sizes = shape(fields)
     # The files of Phi 3's first release call the same scaling "su", and some "yarn".
     rotary = rope.read(fields, sizes["head_dim"], partial=True, names={"su": "longrope", "yarn": "longrope"})
     fields.ignore("original_max_position_embeddings")

@@ -6,14 +6,14 @@ from typing import Any
 from lazyload.families import huggingface, maxtext, rope
 from lazyload.families.family import Family
 from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, shape, window, windowed
+from lazyload.families.shape import activation, num_experts, shape, window, windowed
 from lazyload.layouts.layout import Layout
 from lazyload.models.config import DecoderConfig, Experts, Layer
 
 
 def qwen2_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Qwen 2 or 2.5."""
-    fields = Fields(values)
+    fields = Fields(values, num_key_value_heads=32, max_position_embeddings=32_768)
     sizes = shape(fields)
     fields.refuse("use_mrope")
     config = DecoderConfig(
@@ -29,8 +29,8 @@ def qwen2_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def qwen3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Qwen 3."""
-    fields = Fields(values)
-    sizes = shape(fields, head_dim=128)
+    fields = Fields(values, num_key_value_heads=32, head_dim=128, max_position_embeddings=32_768)
+    sizes = shape(fields)
     bias = fields.get("attention_bias", False)
     config = DecoderConfig(
         **sizes,
@@ -47,8 +47,10 @@ def qwen3_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def qwen3_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Qwen 3 with experts."""
-    fields = Fields(values)
+    fields = Fields(values, num_key_value_heads=4, max_position_embeddings=32_768)
     sizes = shape(fields)
+    # The norms of queries and keys cannot be switched off.
+    fields.refuse("use_qk_norm", True)
     bias = fields.get("attention_bias", False)
     rotary = rope.read(fields, sizes["head_dim"])
     width = window(fields, default=4096)
@@ -68,7 +70,7 @@ def qwen3_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
         o_bias=bias,
         qk_norm="head",
         experts=Experts(
-            num_experts=fields.size("num_experts"),
+            num_experts=num_experts(fields, "num_experts", "num_local_experts"),
             num_selected=fields.size("num_experts_per_tok"),
             mlp_dim=fields.size("moe_intermediate_size"),
             normalize=fields.get("norm_topk_prob", False),

@@ -20,12 +20,11 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def shape(fields: Fields, *, head_dim: int | None = None) -> dict[str, Any]:
+def shape(fields: Fields) -> dict[str, Any]:
     """The arguments of `DecoderConfig` that give the sizes of plain attention and of the MLP.
 
-    Args:
-        fields: The model's `config.json`.
-        head_dim: A head's width where the file does not say; None for the model's width by the number of heads.
+    Without `num_key_value_heads` there are as many as query heads; without `head_dim`, a head's width is the model's
+    by the number of heads.
 
     Raises:
         ConfigError: A field is missing, or the numbers do not fit each other.
@@ -36,12 +35,12 @@ def shape(fields: Fields, *, head_dim: int | None = None) -> dict[str, Any]:
         raise ConfigError(
             f"{fields.where}: num_attention_heads = {num_heads} is no multiple of num_key_value_heads = {num_kv_heads}"
         )
-    if head_dim is None and "head_dim" not in fields and embed_dim % num_heads:
+    if "head_dim" not in fields and embed_dim % num_heads:
         raise ConfigError(
             f"{fields.where}: lacks head_dim, and hidden_size = {embed_dim} is no multiple of "
             f"num_attention_heads = {num_heads}"
         )
-    head_dim = fields.size("head_dim", head_dim or embed_dim // num_heads)
+    head_dim = fields.size("head_dim", embed_dim // num_heads)
     return {
         "vocab_size": fields.size("vocab_size"),
         "embed_dim": embed_dim,
@@ -52,6 +51,16 @@ def shape(fields: Fields, *, head_dim: int | None = None) -> dict[str, Any]:
         "norm_eps": fields.get("rms_norm_eps", 1e-6),
         "query_scale": head_dim**-0.5,
     }
+
+
+def num_experts(fields: Fields, name: str, *aliases: str) -> int:
+    """The number of experts; which of its names transformers writes depends on the release, and it reads them all.
+
+    Raises:
+        ConfigError: It is missing, or not positive.
+    """
+    fields.ignore(name, *aliases)
+    return fields.size(next((given for given in (name, *aliases) if given in fields), name))
 
 
 def activation(fields: Fields, name: str = "hidden_act", default: str = "silu") -> Activation:

@@ -13,7 +13,7 @@ from lazyload.models.config import DecoderConfig, Layer
 
 def smollm3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a SmolLM 3; in `no_rope_layers`, a 1 stands for a layer *with* the embedding."""
-    fields = Fields(values)
+    fields = Fields(values, num_key_value_heads=4, max_position_embeddings=32_768)
     sizes = shape(fields)
     bias = fields.get("attention_bias", False)
     config = DecoderConfig(

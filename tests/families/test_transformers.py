@@ -1,0 +1,461 @@
+"""Models of every kind that transformers builds from drawn configurations, loaded and compared with transformers.
+
+`LAZYLOAD_EXAMPLES=50` draws more of them, and other ones each time.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decoders import decode, run
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+
+import lazyload
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TOLERANCE = 2e-4
+LENGTH = 20
+EXAMPLES = int(os.environ.get("LAZYLOAD_EXAMPLES", "3"))
+
+Values = dict[str, Any]
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
+BOTH = st.booleans()
+THETAS = st.sampled_from([100.0, 10_000.0, 500_000.0, 1e6])
+# Shorter and longer than the sequences: some scalings depend on that.
+LENGTHS = st.sampled_from([12, 16, 64, 4096])
+VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def maybe(draw: Draw, **fields: st.SearchStrategy[Any]) -> Values:
+    """Some of the fields; what is left out has the default of transformers' class."""
+    return {name: draw(values) for name, values in fields.items() if draw(BOTH)}
+
+
+def sizes(draw: Draw, *, kv_heads: bool = True, head_dim: bool = True) -> Values:
+    """What every model has; odd sizes more often than round ones."""
+    groups, kv = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2, 3]))
+    if not kv_heads:
+        groups, kv = groups * kv, 1
+    heads = groups * kv
+    width = draw(st.sampled_from([6, 8, 10]))
+    values = {
+        "vocab_size": draw(st.sampled_from([37, 61, 96])),
+        "hidden_size": heads * width,
+        "intermediate_size": draw(st.sampled_from([17, 40])),
+        "num_hidden_layers": draw(st.integers(1, 5)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv if kv_heads else heads,
+        # Beyond most vocabularies by default.
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if head_dim:
+        values["head_dim"] = draw(st.sampled_from([4, 8, 14]))
+    return values | maybe(draw, rms_norm_eps=st.sampled_from([1e-6, 1e-5, 1e-2]), tie_word_embeddings=BOTH)
+
+
+def scaling(draw: Draw, dim: int, kinds: str) -> Values:
+    """The description of a rotary embedding of `dim` dimensions without its base."""
+    kind = draw(st.sampled_from(kinds.split()))
+    factor = draw(st.sampled_from([1.0, 2.0, 4.5, 40.0]))
+    original = {"original_max_position_embeddings": draw(st.sampled_from([8, 16, 64]))}
+    match kind:
+        case "default":
+            return {"rope_type": "default"}
+        case "linear" | "dynamic":
+            return {"rope_type": kind, "factor": factor}
+        case "llama3":
+            edges = {"low_freq_factor": 1.0, "high_freq_factor": draw(st.sampled_from([2.0, 4.0]))}
+            return {"rope_type": kind, "factor": factor, **original, **edges}
+        case "yarn":
+            values = {"rope_type": kind, "factor": factor, **original} | maybe(
+                draw,
+                beta_fast=st.sampled_from([8.0, 32.0]),
+                beta_slow=st.sampled_from([0.5, 1.0]),
+                attention_factor=st.sampled_from([0.7, 1.2]),
+                truncate=BOTH,
+            )
+            return values | draw(st.sampled_from([{}, {"mscale": 0.707, "mscale_all_dim": 1.0}]))
+        case _:
+            factors = st.lists(st.sampled_from([1.0, 1.5, 3.0, 20.0]), min_size=dim // 2, max_size=dim // 2)
+            values = {"rope_type": kind, "short_factor": draw(factors), "long_factor": draw(factors), **original}
+            return values | maybe(draw, factor=st.just(factor), attention_factor=st.sampled_from([0.7, 1.2]))
+
+
+def rope(draw: Draw, dim: int, kinds: str = "default linear dynamic llama3 yarn longrope") -> Values:
+    """The rotary embedding in the old or the new form, or nothing of it."""
+    values = {"max_position_embeddings": draw(LENGTHS)}
+    form = draw(st.sampled_from(["none", "theta", "old", "older", "new"]))
+    described = scaling(draw, dim, kinds)
+    theta = {"rope_theta": draw(THETAS)}
+    match form:
+        case "none":
+            return values
+        case "theta":
+            return values | theta | {"rope_scaling": None}
+        case "old" | "older":
+            if form == "older":
+                described["type"] = described.pop("rope_type")
+            return values | theta | {"rope_scaling": described}
+        case _:
+            return values | {"rope_parameters": described | theta}
+
+
+def width(values: Values) -> int:
+    return values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+
+
+def windows(draw: Draw) -> st.SearchStrategy[int | None]:
+    return st.sampled_from([None, 2, 5, 4096])
+
+
+def kinds_of_layers(draw: Draw, values: Values) -> st.SearchStrategy[list[str]]:
+    count = values["num_hidden_layers"]
+    return st.lists(st.sampled_from(["sliding_attention", "full_attention"]), min_size=count, max_size=count)
+
+
+def llama(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, mlp_bias=BOTH, hidden_act=ACTIVATIONS)
+
+
+ACTIVATIONS = st.sampled_from(["silu", "gelu", "gelu_pytorch_tanh", "relu"])
+
+
+def mistral(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    return values | rope(draw, width(values)) | {"sliding_window": draw(windows(draw))}
+
+
+def mixtral(draw: Draw) -> Values:
+    values = mistral(draw)
+    experts = draw(st.integers(1, 5))
+    return values | {"num_local_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
+
+
+def qwen2(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=False)
+    values |= rope(draw, width(values))
+    return values | qwen_windows(draw, values)
+
+
+def qwen_windows(draw: Draw, values: Values) -> Values:
+    sliding = draw(BOTH)
+    fields = {"use_sliding_window": sliding} | maybe(draw, max_window_layers=st.integers(0, 5))
+    if not sliding:
+        return fields | maybe(draw, sliding_window=st.sampled_from([5, None]))
+    return fields | {"sliding_window": 3} | maybe(draw, layer_types=kinds_of_layers(draw, values))
+
+
+def qwen3(draw: Draw) -> Values:
+    values = sizes(draw)
+    return values | rope(draw, width(values)) | qwen_windows(draw, values) | maybe(draw, attention_bias=BOTH)
+
+
+def qwen3_moe(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    sliding = draw(BOTH)
+    experts = draw(st.integers(1, 5))
+    return (
+        values
+        | rope(draw, width(values))
+        | {"use_sliding_window": sliding, "sliding_window": 3 if sliding else draw(windows(draw))}
+        | {"num_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts)), "moe_intermediate_size": 12}
+        | maybe(
+            draw,
+            norm_topk_prob=BOTH,
+            attention_bias=BOTH,
+            decoder_sparse_step=st.integers(1, 3),
+            mlp_only_layers=st.lists(st.integers(0, 4), max_size=3),
+        )
+    )
+
+
+def gemma(draw: Draw) -> Values:
+    values = sizes(draw)
+    activations = st.sampled_from(["gelu", "gelu_pytorch_tanh"])
+    return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, hidden_act=activations)
+
+
+def gemma2(draw: Draw) -> Values:
+    values = sizes(draw)
+    caps = st.sampled_from([None, 2.0, 30.0])
+    return (
+        values
+        | rope(draw, width(values))
+        | {"sliding_window": draw(st.sampled_from([2, 5, 4096]))}
+        | maybe(
+            draw,
+            attention_bias=BOTH,
+            query_pre_attn_scalar=st.sampled_from([8, 144]),
+            final_logit_softcapping=caps,
+            attn_logit_softcapping=caps,
+            layer_types=kinds_of_layers(draw, values),
+        )
+    )
+
+
+def gemma3_text(draw: Draw) -> Values:
+    values = sizes(draw)
+    values |= {"sliding_window": draw(st.sampled_from([2, 5, 4096])), "max_position_embeddings": draw(LENGTHS)}
+    values |= maybe(
+        draw,
+        attention_bias=BOTH,
+        query_pre_attn_scalar=st.sampled_from([8, 168]),
+        final_logit_softcapping=st.sampled_from([None, 2.0]),
+    )
+    values |= draw(st.sampled_from([{}, {"sliding_window_pattern": 2}, {"sliding_window_pattern": 3}]))
+    values |= maybe(draw, layer_types=kinds_of_layers(draw, values))
+    return values | rope_by_layer_type(draw, width(values), local=True)
+
+
+def rope_by_layer_type(draw: Draw, dim: int, *, local: bool) -> Values:
+    kinds = "default linear llama3 yarn"
+    if draw(BOTH):
+        names = ("full_attention", "sliding_attention")
+        return {"rope_parameters": {name: scaling(draw, dim, kinds) | {"rope_theta": draw(THETAS)} for name in names}}
+    fields = maybe(draw, rope_scaling=st.just(scaling(draw, dim, kinds)))
+    # transformers 5 forgets OLMo 3's `rope_theta` in the sliding layers; every release's is the default.
+    return fields | (maybe(draw, rope_theta=THETAS, rope_local_base_freq=THETAS) if local else {})
+
+
+def gemma3(draw: Draw) -> Values:
+    text = gemma3_text(draw)
+    tied = {"tie_word_embeddings": text["tie_word_embeddings"]} if "tie_word_embeddings" in text else {}
+    return {"text_config": text, "vision_config": VISION, "mm_tokens_per_image": 4, **tied}
+
+
+def phi3(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=False)
+    # Half of an even number of pairs, or all.
+    values["hidden_size"] = values["num_attention_heads"] * draw(st.sampled_from([8, 16]))
+    share = draw(st.sampled_from([1.0, 0.5, 0.75]))
+    values |= rope(draw, int(width(values) * share), "default longrope")
+    if share != 1.0:
+        inside = values.get("rope_parameters")
+        (values if inside is None else inside)["partial_rotary_factor"] = share
+    extent = {"original_max_position_embeddings": st.sampled_from([8, 64])}
+    return values | {"sliding_window": draw(windows(draw))} | maybe(draw, **extent)
+
+
+def olmo2(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=False)
+    return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH)
+
+
+def olmo3(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=False)
+    return (
+        values
+        | {"sliding_window": draw(st.sampled_from([2, 5, 4096])), "max_position_embeddings": draw(LENGTHS)}
+        | maybe(draw, attention_bias=BOTH, layer_types=kinds_of_layers(draw, values))
+        | rope_by_layer_type(draw, width(values), local=False)
+    )
+
+
+def smollm3(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=False)
+    count = values["num_hidden_layers"]
+    values |= rope(draw, width(values)) | maybe(
+        draw,
+        attention_bias=BOTH,
+        mlp_bias=BOTH,
+        no_rope_layer_interval=st.integers(1, 3),
+        no_rope_layers=st.lists(st.integers(0, 1), min_size=count, max_size=count),
+    )
+    if draw(BOTH):
+        values |= {"use_sliding_window": True, "sliding_window": 4}
+        values |= maybe(draw, layer_types=kinds_of_layers(draw, values))
+    return values
+
+
+def granite(draw: Draw) -> Values:
+    values = llama(draw)
+    return values | maybe(
+        draw,
+        embedding_multiplier=st.sampled_from([12.0, 0.5]),
+        logits_scaling=st.sampled_from([8.0, 0.5]),
+        residual_multiplier=st.sampled_from([0.22, 1.5]),
+        attention_multiplier=st.sampled_from([0.015625, 0.25]),
+    )
+
+
+def gpt_oss(draw: Draw) -> Values:
+    values = sizes(draw)
+    experts = draw(st.integers(1, 5))
+    return (
+        values
+        | rope(draw, width(values))
+        | {"num_local_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
+        | maybe(
+            draw,
+            attention_bias=BOTH,
+            sliding_window=st.sampled_from([2, 5]),
+            layer_types=kinds_of_layers(draw, values),
+            swiglu_alpha=st.sampled_from([1.0, 2.5]),
+            swiglu_limit=st.sampled_from([0.25, 7.0]),
+        )
+    )
+
+
+def latent(draw: Draw) -> Values:
+    """What DeepSeek V2 and V3 share."""
+    values = sizes(draw, kv_heads=False, head_dim=False)
+    rope_dim = draw(st.sampled_from([4, 6]))
+    values |= {
+        "q_lora_rank": draw(st.sampled_from([None, 9])),
+        "kv_lora_rank": draw(st.sampled_from([8, 10])),
+        "qk_rope_head_dim": rope_dim,
+        "qk_nope_head_dim": draw(st.sampled_from([6, 8])),
+        "v_head_dim": draw(st.sampled_from([3, 6])),
+        "moe_intermediate_size": 11,
+        "n_shared_experts": draw(st.integers(1, 2)),
+    }
+    fields = {"first_k_dense_replace": st.integers(0, 6), "routed_scaling_factor": st.sampled_from([1.0, 2.5, 16.0])}
+    return values | rope(draw, rope_dim) | maybe(draw, attention_bias=BOTH, **fields)
+
+
+def grouped(draw: Draw, smallest: int) -> Values:
+    """Experts in groups; never more of them chosen than the groups chosen have."""
+    groups, size = draw(st.integers(1, 4)), draw(st.integers(smallest, 3))
+    chosen = draw(st.integers(1, groups))
+    return {
+        "n_routed_experts": groups * size,
+        "n_group": groups,
+        "topk_group": chosen,
+        "num_experts_per_tok": draw(st.integers(1, chosen * size)),
+    }
+
+
+def deepseek_v2(draw: Draw) -> Values:
+    values = latent(draw) | maybe(draw, mlp_bias=BOTH, norm_topk_prob=BOTH)
+    if draw(BOTH):
+        return values | grouped(draw, 1) | {"topk_method": "group_limited_greedy"}
+    experts = draw(st.integers(1, 5))
+    return values | {"n_routed_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
+
+
+def deepseek_v3(draw: Draw) -> Values:
+    return latent(draw) | grouped(draw, 2) | maybe(draw, norm_topk_prob=BOTH, rope_interleave=BOTH)
+
+
+KINDS = (
+    llama,
+    mistral,
+    mixtral,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    gemma,
+    gemma2,
+    gemma3_text,
+    gemma3,
+    phi3,
+    olmo2,
+    olmo3,
+    smollm3,
+    granite,
+    gpt_oss,
+    deepseek_v2,
+    deepseek_v3,
+)
+
+
+def whole_numbers(values: Any) -> Any:
+    """The same with integers in place of floats where that is the same number, as other programs write JSON."""
+    if isinstance(values, Mapping):
+        return {name: whole_numbers(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [whole_numbers(value) for value in values]
+    return int(values) if isinstance(values, float) and values.is_integer() else values
+
+
+def build(kind: str, values: Values) -> Any:
+    """transformers' model with weights that make every part of it count."""
+    config = transformers.AutoConfig.for_model(kind, **json.loads(json.dumps(values)))
+    auto = transformers.AutoModelForImageTextToText if kind == "gemma3" else transformers.AutoModelForCausalLM
+    model = auto.from_config(config, attn_implementation="eager", experts_implementation="eager").float().eval()
+    generator = torch.Generator().manual_seed(0)
+    stored = [*model.named_parameters(), *model.named_buffers()]
+    with torch.no_grad():
+        for name, tensor in stored:
+            if "norm" in name:
+                tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.5 - 0.25)
+            elif name.endswith(("bias", "sinks")):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+            elif name.endswith(("weight", "_proj")):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 1.3 / tensor.shape[-1] ** 0.5)
+    return model
+
+
+def reference(model: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """transformers' logits of the whole sequences, and of their tokens one by one."""
+    with torch.no_grad():
+        inputs = torch.from_numpy(tokens).long()
+        whole = model(input_ids=inputs, use_cache=False).logits
+        steps, cache = [], None
+        for number in range(tokens.shape[1]):
+            step = model(input_ids=inputs[:, number : number + 1], past_key_values=cache, use_cache=True)
+            steps.append(step.logits)
+            cache = step.past_key_values
+    return whole.numpy(), torch.cat(steps, dim=1).numpy()
+
+
+@contextlib.contextmanager
+def saved(model: Any, kind: str, values: Values, form: str) -> Iterator[Path]:
+    """A folder with the model, and with `config.json` as transformers saved it or as it was drawn."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        if form != "as saved":
+            drawn = {"model_type": kind, **(whole_numbers(values) if form == "whole numbers" else values)}
+            (Path(folder) / "config.json").write_text(json.dumps(drawn))
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="LAZYLOAD_EXAMPLES" not in os.environ,
+    database=None,
+    # An example takes seconds; making it smaller would take minutes.
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+def test_logits_are_those_of_transformers(kind: Callable[[Draw], Values], data: st.DataObject) -> None:
+    values = kind(data.draw)
+    form = data.draw(st.sampled_from(["as drawn", "as saved", "whole numbers"]))
+    note(f"{kind.__name__} {form}: {json.dumps(values)}")
+    text = values.get("text_config", values)
+    tokens = np.random.default_rng(1).integers(3, text["vocab_size"], (2, LENGTH)).astype(np.int32)
+    model = build(kind.__name__, values)
+    whole, steps = reference(model, tokens)
+    mesh = jax.make_mesh((1,), ("fsdp",), devices=jax.devices()[:1])
+    with saved(model, kind.__name__, values, form) as folder, jax.default_matmul_precision("highest"):
+        loaded = lazyload.from_pretrained(folder, mesh=mesh, dtype="float32", cache_dir=folder / "cache")
+        logits, _ = run(loaded, jnp.asarray(tokens))
+        np.testing.assert_allclose(logits, whole, rtol=0, atol=TOLERANCE, err_msg="whole")
+        found = decode(loaded, jnp.asarray(tokens), cache_size=LENGTH)
+        np.testing.assert_allclose(found, steps, rtol=0, atol=TOLERANCE, err_msg="token by token")
