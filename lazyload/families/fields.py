@@ -20,8 +20,10 @@ _IRRELEVANT = frozenset(
         "_attn_implementation",
         "_attn_implementation_autoset",
         "_commit_hash",
+        "_flash_attn_2_enabled",
         "_name_or_path",
         "architectures",
+        "attn_implementation",
         "auto_map",
         "aux_loss_alpha",
         "bad_words_ids",
@@ -45,6 +47,7 @@ _IRRELEVANT = frozenset(
         "max_length",
         "max_new_tokens",
         "max_position_embeddings",
+        "max_sequence_length",
         "min_length",
         "min_p",
         "model_max_length",
@@ -89,7 +92,7 @@ _IRRELEVANT = frozenset(
         "use_cache",
     }
 )
-_IRRELEVANT_PATTERN = re.compile(r".*_token_id|.*_token_index|.*_dropout|.*_pdrop|dropout|dropout_.*")
+_IRRELEVANT_PATTERN = re.compile(r".*_token_ids?|.*_token_index|.*_dropout|.*_pdrop|dropout|dropout_.*")
 
 
 class Fields:

@@ -16,6 +16,8 @@ def qwen2_config(values: Mapping[str, Any]) -> DecoderConfig:
     fields = Fields(values, num_key_value_heads=32, max_position_embeddings=32_768)
     sizes = shape(fields)
     fields.refuse("use_mrope")
+    # Their own engine cuts sequences beyond the original length into chunks; transformers does not.
+    fields.ignore("dual_chunk_attention_config")
     config = DecoderConfig(
         **sizes,
         layers=windowed(fields, rope.read(fields, sizes["head_dim"]), fields.size("num_hidden_layers")),
@@ -51,6 +53,7 @@ def qwen3_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
     sizes = shape(fields)
     # The norms of queries and keys cannot be switched off.
     fields.refuse("use_qk_norm", True)
+    fields.ignore("dual_chunk_attention_config")
     bias = fields.get("attention_bias", False)
     rotary = rope.read(fields, sizes["head_dim"])
     width = window(fields, default=4096)
