@@ -17,10 +17,9 @@ _MOST_PREDICTION_LAYERS = 8
 
 def deepseek_v2_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a DeepSeek V2."""
-    fields = Fields(values, max_position_embeddings=2048, q_lora_rank=1536)
+    fields = Fields(values, max_position_embeddings=2048, q_lora_rank=1536, n_shared_experts=2)
     fields.refuse("topk_method", "greedy", "group_limited_greedy")
     fields.refuse("scoring_func", "softmax")
-    fields.refuse("mlp_bias")
     # transformers reads it and never divides.
     fields.ignore("norm_topk_prob")
     limited = fields.get("topk_method", "greedy") == "group_limited_greedy"
@@ -28,6 +27,7 @@ def deepseek_v2_config(values: Mapping[str, Any]) -> DecoderConfig:
     config = _config(
         fields,
         interleaved=True,
+        mlp_bias=fields.get("mlp_bias", False),
         normalize=False,
         scale=fields.get("routed_scaling_factor", 1.0),
         **_groups(fields) if limited else {},
@@ -39,7 +39,13 @@ def deepseek_v2_config(values: Mapping[str, Any]) -> DecoderConfig:
 def deepseek_v3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a DeepSeek V3."""
     fields = Fields(
-        values, max_position_embeddings=4096, q_lora_rank=1536, first_k_dense_replace=3, n_group=8, topk_group=4
+        values,
+        max_position_embeddings=4096,
+        q_lora_rank=1536,
+        first_k_dense_replace=3,
+        n_shared_experts=1,
+        n_group=8,
+        topk_group=4,
     )
     fields.refuse("scoring_func", "sigmoid")
     fields.refuse("topk_method", "noaux_tc")
@@ -59,11 +65,22 @@ def deepseek_v3_config(values: Mapping[str, Any]) -> DecoderConfig:
     return config
 
 
-def deepseek_huggingface(config: DecoderConfig) -> Layout:
-    """The layers before the experts have a plain MLP; those behind the last one predict further tokens."""
+def deepseek_v2_huggingface(config: DecoderConfig) -> Layout:
+    """The layers before the experts have a plain MLP."""
+    return huggingface.decoder(config, _layer(config))
+
+
+def deepseek_v3_huggingface(config: DecoderConfig) -> Layout:
+    """As in DeepSeek V2, but behind the last layer there may be ones that predict further tokens."""
+    count = config.num_layers
+    skipped = [f"model.layers.{number}.*" for number in range(count, count + _MOST_PREDICTION_LAYERS)]
+    return huggingface.decoder(config, _layer(config), skipped=skipped)
+
+
+def _layer(config: DecoderConfig) -> dict[str, str]:
     layer = {**_latent_attention(config), **huggingface.norms(config)}
     if config.dense_layers:
-        layer |= huggingface.MLP
+        layer |= huggingface.mlp(config)
     if config.sparse_layers and config.experts:
         layer |= huggingface.EXPERTS
         if config.experts.selection_bias:
@@ -71,12 +88,13 @@ def deepseek_huggingface(config: DecoderConfig) -> Layout:
         if config.experts.shared_mlp_dim:
             layer["mlp.shared_experts.{gate_up:gate,up}_proj.weight"] = "shared.in : shared_mlp embed"
             layer["mlp.shared_experts.down_proj.weight"] = "shared.out : embed shared_mlp"
-    count = config.num_layers
-    skipped = [f"model.layers.{number}.*" for number in range(count, count + _MOST_PREDICTION_LAYERS)]
-    return huggingface.decoder(config, layer, skipped=skipped)
+        if config.experts.shared_bias:
+            layer["mlp.shared_experts.{gate_up:gate,up}_proj.bias"] = "shared.in.bias : shared_mlp"
+            layer["mlp.shared_experts.down_proj.bias"] = "shared.out.bias : embed"
+    return layer
 
 
-def _config(fields: Fields, *, interleaved: bool, **routing: Any) -> DecoderConfig:
+def _config(fields: Fields, *, interleaved: bool, mlp_bias: bool = False, **routing: Any) -> DecoderConfig:
     """What the versions share; `routing` are arguments of `Experts`."""
     num_heads = fields.size("num_attention_heads")
     latent = LatentAttention(
@@ -93,7 +111,7 @@ def _config(fields: Fields, *, interleaved: bool, **routing: Any) -> DecoderConf
     count = fields.size("num_hidden_layers")
     fields.refuse("moe_layer_freq", 1)
     bias = fields.get("attention_bias", False)
-    expert_mlp_dim = fields.size("moe_intermediate_size")
+    expert_mlp_dim, shared = fields.size("moe_intermediate_size"), fields.get("n_shared_experts", 0)
     return DecoderConfig(
         vocab_size=fields.size("vocab_size"),
         embed_dim=fields.size("hidden_size"),
@@ -108,12 +126,14 @@ def _config(fields: Fields, *, interleaved: bool, **routing: Any) -> DecoderConf
         tied=fields.get("tie_word_embeddings", False),
         qkv_bias=bias,
         o_bias=bias,
+        mlp_bias=mlp_bias,
         latent=latent,
         experts=Experts(
             num_experts=_num_experts(fields),
             num_selected=fields.size("num_experts_per_tok"),
             mlp_dim=expert_mlp_dim,
-            shared_mlp_dim=expert_mlp_dim * fields.need("n_shared_experts", int),
+            shared_mlp_dim=expert_mlp_dim * shared,
+            shared_bias=mlp_bias and shared > 0,
             **routing,
         ),
     )
@@ -134,7 +154,7 @@ def _num_experts(fields: Fields) -> int:
     return num_experts(fields, "n_routed_experts", "num_experts", "num_local_experts")
 
 
-def _groups(fields: Fields) -> dict[str, int]:
+def _groups(fields: Fields) -> dict[str, Any]:
     """The groups of experts and how many of them a token may use, as arguments of `Experts`."""
     num_groups, num_selected = fields.size("n_group", 1), fields.size("topk_group", 1)
     count, chosen = _num_experts(fields), fields.size("num_experts_per_tok")
@@ -177,5 +197,5 @@ def _latent_attention(config: DecoderConfig) -> dict[str, str]:
     return entries
 
 
-DEEPSEEK_V2 = Family("deepseek_v2", ("deepseek_v2",), deepseek_v2_config, deepseek_huggingface, maxtext.deepseek)
-DEEPSEEK_V3 = Family("deepseek_v3", ("deepseek_v3",), deepseek_v3_config, deepseek_huggingface, maxtext.deepseek)
+DEEPSEEK_V2 = Family("deepseek_v2", ("deepseek_v2",), deepseek_v2_config, deepseek_v2_huggingface, maxtext.deepseek)
+DEEPSEEK_V3 = Family("deepseek_v3", ("deepseek_v3",), deepseek_v3_config, deepseek_v3_huggingface, maxtext.deepseek)

@@ -44,12 +44,13 @@ def decoder(
         **{f"model.layers.{{layer}}.{name}": entry for name, entry in layer.items()},
     }
     # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice.
-    skipped = ["*.rotary_emb.inv_freq", *skipped]
+    skipped = ["*rotary_emb.inv_freq", *skipped]
     if config.tied:
-        skipped += ["lm_head.weight", *(f"{other}lm_head.weight" for _, other in aliases)]
+        skipped += ["lm_head.weight", "*.lm_head.weight"]
     else:
         entries["lm_head.weight"] = "lm_head : vocab embed"
-    return Layout(entries, name="huggingface", skipped=skipped, aliases=aliases)
+    # Models that make embeddings of texts are stored without what would predict a token, and without the prefix.
+    return Layout(entries, name="huggingface", skipped=skipped, aliases=[*aliases, ("model.", "")])
 
 
 def attention(config: DecoderConfig) -> dict[str, str]:

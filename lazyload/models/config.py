@@ -72,6 +72,7 @@ class Experts:
         num_selected: Experts a token is sent to.
         mlp_dim: Width of one expert.
         shared_mlp_dim: Width of the shared expert; 0 for none.
+        shared_bias: Whether the shared expert has biases.
         scores: "softmax" over all experts, "sigmoid" of each, or "topk_softmax": over the selected ones only.
         normalize: Whether the selected weights are divided by their sum.
         scale: What the weights are multiplied with at the end.
@@ -88,6 +89,7 @@ class Experts:
     num_selected: int
     mlp_dim: int
     shared_mlp_dim: int = 0
+    shared_bias: bool = False
     scores: Literal["softmax", "sigmoid", "topk_softmax"] = "softmax"
     normalize: bool = True
     scale: float = 1.0

@@ -105,4 +105,7 @@ def _experts(config: DecoderConfig) -> dict[str, str]:
     if experts.shared_mlp_dim:
         entries[f"{prefix}.shared.{{gate_up:gate,up}}.kernel"] = "shared.in : embed shared_mlp"
         entries[f"{prefix}.shared.down.kernel"] = "shared.out : shared_mlp embed"
+    if experts.shared_bias:
+        entries[f"{prefix}.shared.{{gate_up:gate,up}}.bias"] = "shared.in.bias : shared_mlp"
+        entries[f"{prefix}.shared.down.bias"] = "shared.out.bias : embed"
     return entries

@@ -61,7 +61,9 @@ class MixtureOfExperts(nnx.Module):
         self.up = ExpertProjection("embed", "expert_mlp", sizes, bias=experts.bias, dtype=dtype, rngs=rngs)
         self.down = ExpertProjection("expert_mlp", "embed", sizes, bias=experts.bias, dtype=dtype, rngs=rngs)
         if experts.shared_mlp_dim:
-            self.shared = MLP("shared_mlp", sizes, activation=activation, dtype=dtype, rngs=rngs)
+            self.shared = MLP(
+                "shared_mlp", sizes, activation=activation, bias=experts.shared_bias, dtype=dtype, rngs=rngs
+            )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, length, embed]` to the same. Routing, and the sum over a token's experts, are in float32."""

@@ -150,6 +150,8 @@ def mistral(draw: Draw) -> Values:
 
 def mixtral(draw: Draw) -> Values:
     values = mistral(draw)
+    # Without it, transformers computes only the plain embedding.
+    values["head_dim"] = width(values)
     experts = draw(st.integers(1, 5))
     return values | {"num_local_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
 

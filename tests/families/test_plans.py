@@ -1,0 +1,157 @@
+"""What is stored on the hub is accounted for, tensor by tensor; what does not fit is one error."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import lazyload
+from lazyload.errors import TensorMismatchError
+from lazyload.sources import open_source
+
+PLAIN = [name for name in checkpoints.NAMES if not name.endswith(("_fp8", "_mxfp4"))]
+
+Tensors = dict[str, np.ndarray]
+
+
+def config_of(name: str) -> dict[str, Any]:
+    return json.loads((checkpoints.GOLDEN / "specs" / f"{name}.json").read_text())["config"]
+
+
+def text_of(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("text_config", config)
+
+
+def write(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+def plan(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> lazyload.Plan:
+    return lazyload.plan(write(folder / "model", config, tensors), cache_dir=folder / "cache")
+
+
+@pytest.mark.parametrize("name", checkpoints.NAMES)
+def test_every_tensor_is_used_or_knowingly_skipped(name: str, tmp_path: Path) -> None:
+    folder = checkpoints.make(name, tmp_path)
+    found = lazyload.plan(folder, cache_dir=tmp_path / "cache")
+    used = {source for parameter in found.parameters.values() for source in parameter.sources}
+    with open_source(folder) as source:
+        assert used | set(found.skipped) == set(source.tensors)
+    assert not used & set(found.skipped)
+    assert all("vision" in tensor or "multi_modal" in tensor for tensor in found.skipped)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_output_projection_counts_where_it_is_not_tied(name: str, tied: bool, tmp_path: Path) -> None:
+    config, tensors = config_of(name), checkpoints.tensors(name)
+    config["tie_word_embeddings"] = text_of(config)["tie_word_embeddings"] = tied
+    embedding = next(tensor for tensor in tensors if tensor.endswith("embed_tokens.weight"))
+    head = embedding.replace("model.embed_tokens", "lm_head")
+    found = plan(tmp_path, config, {**tensors, head: tensors[embedding]})
+    assert ("lm_head.kernel" in found.parameters) == (not tied)
+    assert (head in found.skipped) == tied
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_rotary_frequencies_of_old_files_are_skipped(name: str, tmp_path: Path) -> None:
+    tensors = checkpoints.tensors(name)
+    query = next(tensor for tensor in tensors if ".layers.0.self_attn." in tensor)
+    frequencies = f"{query[: query.index('self_attn')]}self_attn.rotary_emb.inv_freq"
+    assert frequencies in plan(tmp_path, config_of(name), {**tensors, frequencies: np.ones(8, np.float32)}).skipped
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3_tied", "gemma3_text"])
+def test_models_of_embeddings_are_stored_without_a_prefix(name: str, tmp_path: Path) -> None:
+    config = {**config_of(name), "tie_word_embeddings": True}
+    tensors = checkpoints.tensors(name)
+    tensors.pop("lm_head.weight", None)
+    bare = {tensor.removeprefix("model."): array for tensor, array in tensors.items()}
+    assert plan(tmp_path, config, bare).parameters.keys() == plan(tmp_path, config, tensors).parameters.keys()
+
+
+def gemma3_saved_by_newer_releases(name: str) -> str:
+    for old, new in (("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head.")):
+        name = name.replace(old, new)
+    return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+
+
+def test_both_forms_of_multimodal_gemma_3(tmp_path: Path) -> None:
+    config, tensors = config_of("gemma3"), checkpoints.tensors("gemma3")
+    old = plan(tmp_path, config, tensors)
+    new = plan(tmp_path, config, {gemma3_saved_by_newer_releases(name): array for name, array in tensors.items()})
+    assert old.parameters.keys() == new.parameters.keys()
+    assert len(old.skipped) == len(new.skipped) > 0
+
+
+def test_gemma_3_without_its_vision_tower(tmp_path: Path) -> None:
+    config, tensors = config_of("gemma3"), checkpoints.tensors("gemma3")
+    text = {
+        name.removeprefix("language_model."): array for name, array in tensors.items() if name.startswith("language")
+    }
+    assert plan(tmp_path, config, text).skipped == ()
+
+
+def test_what_predicts_further_tokens_in_deepseek_v3_is_skipped(tmp_path: Path) -> None:
+    config, tensors = {**config_of("deepseek_v3"), "num_nextn_predict_layers": 1}, checkpoints.tensors("deepseek_v3")
+    count = config["num_hidden_layers"]
+    last, further = f"model.layers.{count - 1}.", f"model.layers.{count}."
+    own = ("embed_tokens.weight", "enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight",
+           "shared_head.head.weight")  # fmt: skip
+    extra = {name.replace(last, further): array for name, array in tensors.items() if name.startswith(last)}
+    extra |= {further + name: np.ones((2, 2), np.float32) for name in own}
+    assert plan(tmp_path, config, tensors | extra).skipped == tuple(sorted(extra))
+
+
+@pytest.mark.parametrize("name", ["llama3", "deepseek_v2", "qwen3_moe", "gemma3"])
+def test_layers_that_the_configuration_does_not_have_are_an_error(name: str, tmp_path: Path) -> None:
+    config = config_of(name)
+    text_of(config)["num_hidden_layers"] -= 1
+    with pytest.raises(TensorMismatchError, match="has no use for it"):
+        plan(tmp_path, config, checkpoints.tensors(name))
+
+
+def lacking(tensors: Tensors, name: str) -> Tensors:
+    return {other: array for other, array in tensors.items() if other != name}
+
+
+def surplus(tensors: Tensors, name: str) -> Tensors:
+    return {**tensors, f"{name}.bias": tensors[name][:1]}
+
+
+def misshapen(tensors: Tensors, name: str) -> Tensors:
+    return {**tensors, name: tensors[name][:-1]}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(lacking, "missing; expected an array of shape"), (surplus, "has no use for it"), (misshapen, "has shape")],
+)
+def test_a_tensor_that_does_not_fit_is_named(
+    name: str, spoil: Callable[[Tensors, str], Tensors], message: str, tmp_path: Path
+) -> None:
+    tensors = checkpoints.tensors(name)
+    spoilt = next(tensor for tensor in tensors if ".layers.1.self_attn.o_proj.weight" in tensor)
+    with pytest.raises(TensorMismatchError, match=message) as caught:
+        plan(tmp_path, config_of(name), spoil(tensors, spoilt))
+    (problem,) = caught.value.problems
+    assert "layers.1.self_attn.o_proj" in problem
+
+
+def test_all_problems_are_in_one_error(tmp_path: Path) -> None:
+    tensors = checkpoints.tensors("mixtral")
+    layer = "model.layers.1.block_sparse_moe"
+    expert, router, norm = f"{layer}.experts.3.w2.weight", f"{layer}.gate.weight", "model.norm.weight"
+    with pytest.raises(TensorMismatchError) as caught:
+        plan(tmp_path, config_of("mixtral"), misshapen(surplus(lacking(tensors, expert), router), norm))
+    assert sorted(problem.split(":")[0] for problem in caught.value.problems) == [expert, f"{router}.bias", norm]
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
