@@ -30,7 +30,7 @@ class Arrays:
         self.bytes_read = 0
 
     def read(self, name: str, index: Box) -> np.ndarray:
-        block = np.ascontiguousarray(self.arrays[name][index])
+        block = np.array(self.arrays[name][index], order="C")
         assert block.shape == tuple(cut.stop - cut.start for cut in index)
         self.bytes_read += block.nbytes
         return block

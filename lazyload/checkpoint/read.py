@@ -1,10 +1,12 @@
 """Reading: arrays go from the checkpoint's chunks straight to the devices that hold them.
 
-Every chunk is read once a process, and only if one of the process's devices needs it; what each device holds of it is
-copied into that device's shard. There is never a host copy of more than a few arrays. Uncompressed chunks in files of
-their own are read without TensorStore, which would add a copy.
+Every chunk is read once a process, and only if one of the process's devices needs it: into the shard that holds it, or,
+where several hold parts of it, into memory that is used again for the next chunk. Touching fresh memory takes longer
+than reading the bytes. There is never a host copy of more than a few arrays. Uncompressed chunks in files of their own
+are read without TensorStore.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +35,11 @@ _BYTES_IN_FLIGHT = 2 << 30
 _ALIGNMENT = 64
 """What XLA's CPU backend asks of a buffer that it takes over instead of copying it."""
 
-ReadChunk = Callable[[Box], np.ndarray]
+ReadChunk = Callable[[Box, np.ndarray], None]
+"""Fills a C-contiguous array of the box's shape with a chunk."""
+
+Limits = tuple[tuple[int, int], ...]
+"""Start and stop for each dimension."""
 
 
 def read(
@@ -55,13 +61,13 @@ def read(
     """
     if is_pathways(os.environ):
         return through_orbax(folder, arrays, shardings)
-    shared = context()
+    shared, scratch = context(), _Scratch()
     budget = _Budget(_BYTES_IN_FLIGHT)
 
     def load(path: str) -> jax.Array:
         record = arrays[path]
         with budget.taken(record.nbytes), _explained(folder, path):
-            return _load(_opened(folder, path, record, storage, shared), record, shardings[path])
+            return _load(_opened(folder, path, record, storage, shared), record, shardings[path], scratch)
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool:
         return dict(zip(arrays, pool.map(load, arrays), strict=True))
@@ -85,27 +91,30 @@ def through_orbax(
     return {path: _extract(tree, path) for path in arrays}
 
 
-def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding) -> jax.Array:
+def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratch: "_Scratch") -> jax.Array:
     """One array, on its devices."""
-    shards: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
-    holders: list[tuple[jax.Device, tuple[tuple[int, int], ...]]] = []
+    dtype = _dtype(record.dtype)
+    shards: dict[Limits, np.ndarray] = {}
+    holders: list[tuple[jax.Device, Limits]] = []
     for device, index in sharding.addressable_devices_indices_map(record.shape).items():
         limits = tuple(cut.indices(size)[:2] for cut, size in zip(index or (), record.shape, strict=True))
         holders.append((device, limits))
         if limits not in shards:
-            shards[limits] = _aligned([high - low for low, high in limits], _dtype(record.dtype))
+            shards[limits] = _aligned([high - low for low, high in limits], dtype)
     for box in boxes(record.shape, record.chunks):
-        meeting = [(limits, common) for limits in shards if (common := _common(box, limits)) is not None]
-        if meeting:
-            chunk = read_chunk(box)
-            for limits, common in meeting:
-                inside = tuple(
-                    slice(low - cut.start, high - cut.start) for (low, high), cut in zip(common, box, strict=True)
-                )
-                place = tuple(
-                    slice(low - first, high - first) for (low, high), (first, _) in zip(common, limits, strict=True)
-                )
-                _bits(shards[limits])[place] = _bits(chunk)[inside]
+        chunk_limits = tuple((cut.start, cut.stop) for cut in box)
+        meeting = [(limits, common) for limits in shards if (common := _common(chunk_limits, limits)) is not None]
+        if not meeting:
+            continue
+        limits, common = meeting[0]
+        whole = shards[limits][_within(common, limits)]
+        if len(meeting) == 1 and common == chunk_limits and whole.flags.c_contiguous:
+            read_chunk(box, whole)
+            continue
+        chunk = scratch.array([high - low for low, high in chunk_limits], dtype)
+        read_chunk(box, chunk)
+        for limits, common in meeting:
+            _bits(shards[limits])[_within(common, limits)] = _bits(chunk)[_within(common, chunk_limits)]
     placed = [jax.device_put(shards[limits], device, may_alias=True) for device, limits in holders]
     return jax.make_array_from_single_device_arrays(record.shape, sharding, placed)
 
@@ -113,16 +122,17 @@ def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding) -> jax
 def _opened(folder: Path, path: str, record: ArrayRecord, storage: Storage, shared: ts.Context) -> ReadChunk:
     """How the chunks of an array are read."""
     if not storage.ocdbt and storage.compression == "none":
-        return lambda box: _read_file(folder / path, record, storage, box)
+        return lambda box, out: _read_file(folder / path, record, storage, box, out)
     store = ts.open(array_spec(folder, path, storage), context=shared, read=True, open=True).result()
-    return lambda box: store[box].read().result()
+    # TensorStore fills memory that it is given, where `read` would take fresh memory for every chunk.
+    return lambda box, out: ts.array(out).write(store[box]).result()
 
 
-def _read_file(folder: Path, record: ArrayRecord, storage: Storage, box: Box) -> np.ndarray:
+def _read_file(folder: Path, record: ArrayRecord, storage: Storage, box: Box, out: np.ndarray) -> None:
     """An uncompressed chunk, which is the content of a file; at the array's edge it is stored with padding."""
     numbers = [str(cut.start // chunk) for cut, chunk in zip(box, record.chunks, strict=True)]
     name = "/".join(["c", *numbers]) if storage.zarr3 else ".".join(numbers) or "0"
-    chunk = _aligned(record.chunks, _dtype(record.dtype))
+    chunk = out if out.shape == record.chunks else np.empty(record.chunks, out.dtype)
     with open(folder / name, "rb", buffering=0) as file:
         view = chunk.reshape(-1).view(np.uint8).data
         done = 0
@@ -130,13 +140,20 @@ def _read_file(folder: Path, record: ArrayRecord, storage: Storage, box: Box) ->
             done += count
         if done < len(view) or file.read(1):
             raise ValueError(f"{folder / name} has not the {len(view)} bytes of a chunk")
-    return chunk[tuple(slice(0, cut.stop - cut.start) for cut in box)]
+    if chunk is not out:
+        _bits(out)[...] = _bits(chunk)[tuple(slice(0, size) for size in out.shape)]
 
 
-def _common(box: Box, limits: tuple[tuple[int, int], ...]) -> list[tuple[int, int]] | None:
+def _common(chunk: Limits, shard: Limits) -> Limits | None:
     """What a chunk and a shard have in common."""
-    common = [(max(cut.start, low), min(cut.stop, high)) for cut, (low, high) in zip(box, limits, strict=True)]
+    common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(chunk, shard, strict=True))
     return common if all(low < high for low, high in common) else None
+
+
+def _within(part: Limits, whole: Limits) -> tuple[Any, ...]:
+    """The index of a part in a larger box; a view even where there are no dimensions."""
+    cuts = (slice(low - first, high - first) for (low, high), (first, _) in zip(part, whole, strict=True))
+    return (*cuts, ...)
 
 
 def _aligned(shape: "tuple[int, ...] | list[int]", dtype: np.dtype) -> np.ndarray:
@@ -154,6 +171,20 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 def _dtype(name: str) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, name, name))
+
+
+class _Scratch(threading.local):
+    """Memory for one array at a time, the same for every array of a thread."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def array(self, shape: list[int], dtype: np.dtype) -> np.ndarray:
+        """An array with arbitrary content, valid until the thread's next call."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if self._memory.nbytes < nbytes:
+            self._memory = np.empty(nbytes, np.uint8)
+        return self._memory[:nbytes].view(dtype).reshape(shape)
 
 
 class _Budget:

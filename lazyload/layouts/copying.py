@@ -40,7 +40,7 @@ def copy_cast(out: np.ndarray, values: np.ndarray, factors: Factors = (1.0, 0.0,
         converted = values[window]
         if not exact:
             converted = _computed(converted.astype(np.float32, order="K"), factors)
-        _copy(out[window], converted.astype(out.dtype, order="K", copy=False))
+        _copy(out[(*window, ...)], converted.astype(out.dtype, order="K", copy=False))
 
 
 def _computed(values: np.ndarray, factors: Factors) -> np.ndarray:

@@ -162,7 +162,7 @@ class LazyTensor:
             if all(low < high for low, high in ranges):
                 shifts = [start - cut.start for cut, start in zip(index, starts, strict=True)]
                 window = tuple(slice(low + s, high + s) for (low, high), s in zip(ranges, shifts, strict=True))
-                self._read_part(out[window], part, ranges)
+                self._read_part(out[(*window, ...)], part, ranges)
 
     @property
     def _padded(self) -> bool:
@@ -176,7 +176,7 @@ class LazyTensor:
             window = tuple(slice(cut.start, cut.stop) for cut in combination)
             atom_ranges = [atom_range for cut in combination for atom_range in cut.ranges]
             # Splitting a dimension never copies, so that writing to the view writes to `out`.
-            view = out[window].reshape([high - low for low, high in atom_ranges])
+            view = out[(*window, ...)].reshape([high - low for low, high in atom_ranges])
             self._read_box(view, part, atom_ranges)
 
     def _read_box(self, view: np.ndarray, part: Part, ranges: list[Range]) -> None:
@@ -188,7 +188,7 @@ class LazyTensor:
             place: list[int | slice] = [slice(None)] * len(atoms)
             for number, index in zip(fixed, indices, strict=True):
                 place[number] = index - ranges[number][0]
-            self._read_piece(view[tuple(place)] if fixed else view, part.pieces[indices], loose)
+            self._read_piece(view[(*place, ...)], part.pieces[indices], loose)
 
     def _read_piece(self, out: np.ndarray, piece: Piece, loose: Mapping[str, Range]) -> None:
         """Fills `out`, one dimension a loose atom in the target's order, from one source tensor."""

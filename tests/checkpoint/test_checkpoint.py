@@ -1,0 +1,163 @@
+"""Checkpoints written and read: every storage, any mesh, what plain Orbax sees, and damage."""
+
+import itertools
+import re
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from in_memory import SIZES, Arrays
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lazyload.checkpoint.chunks import boxes, choose_chunks
+from lazyload.checkpoint.read import read, through_orbax
+from lazyload.checkpoint.records import ArrayRecord
+from lazyload.checkpoint.verify import verify
+from lazyload.checkpoint.write import write
+from lazyload.errors import CacheError
+from lazyload.layouts.conversion import resolve
+from lazyload.layouts.layout import Layout
+from lazyload.layouts.lazy import LazyTensor
+from lazyload.storage import Storage
+
+STORAGES = [
+    Storage(ocdbt, zarr3, compression, 4096)
+    for ocdbt, zarr3, compression in itertools.product((True, False), (True, False), ("none", "zstd"))
+]
+SHAPES = {"a.matrix": (48, 80), "a.odd": (37, 3, 29), "b.vector": (24,), "b.scalar": (), "c.wide": (8, 1024)}
+
+
+def values(dtype: np.dtype) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {path: random.standard_normal(shape).astype(dtype) for path, shape in SHAPES.items()}
+
+
+def lazy(arrays: dict[str, np.ndarray]) -> dict[str, LazyTensor]:
+    """The arrays as lazy tensors of themselves."""
+    letters = {path: [f"axis{number}" for number in range(array.ndim)] for path, array in arrays.items()}
+    found = {}
+    for path, array in arrays.items():
+        layout = Layout({path: f"role : {' '.join(letters[path])}"})
+        sizes = type(SIZES)(dict(zip(letters[path], array.shape, strict=True)) | {"layer": 1}, {})
+        found |= resolve(Arrays({path: array}), layout, layout, sizes, array.dtype).tensors
+    return found
+
+
+def spread(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Over as many dimensions as the mesh has axes, where they divide."""
+    spec = [axis if size % mesh.shape[axis] == 0 else None for size, axis in zip(shape, mesh.axis_names, strict=False)]
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_what_is_written_is_read_on_any_mesh(storage: Storage, dtype: type, tmp_path: Path) -> None:
+    arrays = values(np.dtype(dtype))
+    records = write(tmp_path, lazy(arrays), storage)
+    for sizes, names in (((1,), ("x",)), ((8,), ("x",)), ((4, 2), ("x", "y")), ((2, 4), ("y", "x"))):
+        mesh = jax.make_mesh(sizes, names, devices=jax.devices()[: np.prod(sizes)])
+        places = {path: spread(mesh, shape) for path, shape in SHAPES.items()}
+        for found in (read(tmp_path, records, places, storage), through_orbax(tmp_path, records, places)):
+            for path, array in arrays.items():
+                assert found[path].sharding == places[path]
+                assert found[path].dtype == array.dtype
+                np.testing.assert_array_equal(np.asarray(found[path]), array, err_msg=path)
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_plain_orbax_reads_tree_metadata_and_scalars(storage: Storage, tmp_path: Path) -> None:
+    arrays = values(np.dtype(np.float32))
+    write(tmp_path, lazy(arrays), storage, metadata={"scan_layers": True}, scalars={"step": 7})
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.restore(tmp_path)
+        metadata = checkpointer.metadata(tmp_path)
+    assert tree["step"] == 7
+    assert metadata.custom_metadata["scan_layers"] is True
+    assert metadata.item_metadata.tree["a"]["odd"].shape == (37, 3, 29)
+    for path, array in arrays.items():
+        first, second = path.split(".")
+        np.testing.assert_array_equal(tree[first][second], array)
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_the_flags_are_what_is_on_disk(storage: Storage, tmp_path: Path) -> None:
+    write(tmp_path, lazy(values(np.dtype(np.float32))), storage)
+    names = {path.name for path in tmp_path.rglob("*")}
+    assert ("manifest.ocdbt" in names) == storage.ocdbt
+    assert (".zarray" in names) == (not storage.ocdbt and not storage.zarr3)
+    assert ("zarr.json" in names) == (not storage.ocdbt and bool(storage.zarr3))
+
+
+@pytest.mark.parametrize("storage", [s for s in STORAGES if not s.ocdbt and s.compression == "none"], ids=str)
+@pytest.mark.parametrize("damage", ["shorter", "longer", "gone"])
+def test_a_damaged_chunk_is_an_error_that_names_the_array(storage: Storage, damage: str, tmp_path: Path) -> None:
+    records = write(tmp_path, lazy(values(np.dtype(np.float32))), storage)
+    chunk = max((path for path in (tmp_path / "a.matrix").rglob("*") if path.name[-1].isdigit()), key=str)
+    content = chunk.read_bytes()
+    chunk.unlink()
+    if damage != "gone":
+        chunk.write_bytes(content[:-1] if damage == "shorter" else content + b"x")
+    places = {path: spread(jax.make_mesh((8,), ("x",)), shape) for path, shape in SHAPES.items()}
+    with pytest.raises(CacheError, match=r"a\.matrix cannot be read .*force_convert=True"):
+        read(tmp_path, records, places, storage)
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_verifying_finds_a_flipped_bit(storage: Storage, tmp_path: Path) -> None:
+    arrays = {"big": np.random.default_rng(0).standard_normal((64, 640)).astype(np.float32)}
+    manifest = {path: record.as_dict() for path, record in write(tmp_path, lazy(arrays), storage).items()}
+    assert verify(tmp_path, manifest, storage) == []
+    data = [path for path in tmp_path.rglob("*") if path.is_file() and re.fullmatch(r"[0-9a-f]{32}|[0-9.]+", path.name)]
+    for path in data:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    (problem,) = verify(tmp_path, manifest, storage)
+    assert problem.startswith("big: ")
+
+
+def test_records_survive_json() -> None:
+    record = ArrayRecord((3, 4), "bfloat16", (3, 2), 24, "crc32:00000000")
+    assert ArrayRecord.from_dict(record.as_dict()) == record
+    with pytest.raises(ValueError, match="not the record of an array"):
+        ArrayRecord.from_dict({"shape": [3]})
+
+
+@given(
+    shape=st.lists(st.integers(0, 40), max_size=4),
+    order=st.randoms(),
+    chunk_bytes=st.integers(1, 5000),
+    itemsize=st.sampled_from([1, 2, 4]),
+)
+@settings(deadline=None)
+def test_chunks_cover_the_array_once_and_are_not_too_large(
+    shape: list[int], order: object, chunk_bytes: int, itemsize: int
+) -> None:
+    split_order = list(range(len(shape)))
+    order.shuffle(split_order)  # type: ignore[attr-defined]
+    chunks = choose_chunks(shape, itemsize, split_order, chunk_bytes)
+    assert np.prod(chunks, dtype=int) * itemsize <= max(chunk_bytes, itemsize)
+    covered = np.zeros(shape, int)
+    for box in boxes(shape, chunks):
+        covered[box] += 1
+    assert (covered == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((4096, 4096), (512, 4096)),
+        ((151936, 4096), (1978, 4096)),
+        ((100, 100), (100, 100)),
+        ((7919, 8192), (989, 8192)),
+    ],
+)
+def test_chunks_are_equal_parts_where_there_are_such(shape: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert choose_chunks(shape, 2, (0, 1), 1 << 22 if shape[0] == 4096 else 1 << 24)[1] == shape[1]
+    chunk = choose_chunks(shape, 2, (0, 1), 1 << 24)
+    assert chunk[0] * chunk[1] * 2 <= 1 << 24
