@@ -17,7 +17,6 @@ from lazyload import progress as progress_of
 from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
 from lazyload.checkpoint.records import ArrayRecord
-from lazyload.checkpoint.write import write
 from lazyload.families.family import Family
 from lazyload.families.maxtext import MaxText
 from lazyload.layouts.conversion import Conversion, target_axes
@@ -351,6 +350,9 @@ def _report(
 
 def _convert(request: Request, conversion: Conversion, progress: ProgressOption) -> Entry:
     """Streams the conversion into a staging folder and publishes it."""
+    # TensorStore takes a while to import, and neither plans nor the cache's commands need it.
+    from lazyload.checkpoint.write import write
+
     nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
     started = time.perf_counter()
     with request.cache.stage(request.key, request.source.name, nbytes) as staging:

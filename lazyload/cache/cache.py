@@ -166,7 +166,7 @@ class Cache:
         """Removes entries.
 
         Args:
-            targets: Names of models, or the starts of keys (4 characters at least).
+            targets: Names of models (hub ids, folders, URLs), or the starts of keys (4 characters at least).
             dry_run: Whether to say only what would be removed.
 
         Raises:
@@ -188,7 +188,8 @@ class Cache:
         chosen: dict[Path, Entry] = {}
         entries = self.entries()
         for target in targets:
-            matching = [e for e in entries if e.model == target or (len(target) >= 4 and e.key.startswith(target))]
+            names = (target, os.path.abspath(os.path.expanduser(target)))
+            matching = [e for e in entries if e.model in names or (len(target) >= 4 and e.key.startswith(target))]
             if not matching:
                 known = ", ".join(sorted({entry.model for entry in entries})) or "nothing"
                 raise CacheError(

@@ -1,0 +1,131 @@
+"""The `lazyload` command as typed: what it prints, its exit codes, and how little it imports."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import checkpoints
+import pytest
+
+import lazyload
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make("llama3_tied", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def command(*words: object, cache: Path, code: int = 0, typed: str = "") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(lazyload.__file__).parents[1]), "LAZYLOAD_CACHE": str(cache)}
+    line = [sys.executable, "-c", "from lazyload.cli import main; main()", *map(str, words)]
+    result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, input=typed)
+    assert result.returncode == code, result.stderr
+    return result
+
+
+def test_a_model_s_life(model: Path, cache: Path) -> None:
+    plan = command("plan", model, cache=cache).stdout
+    assert "layers.0.attn.q.kernel" in plan
+    assert "not in the cache" in plan
+    assert "has not been converted" in plan
+    path = command("convert", model, cache=cache).stdout.strip()
+    assert (Path(path) / "_METADATA").exists()
+    assert "in the cache" in command("plan", model, cache=cache).stdout.splitlines()[-1]
+    listed = command("cache", "ls", cache=cache).stdout
+    assert str(model) in listed
+    assert "ocdbt+zarr3" in listed
+    (entry,) = json.loads(command("cache", "ls", "--json", cache=cache).stdout)
+    assert entry["path"] == path
+    assert command("cache", "ls", "-q", cache=cache).stdout.strip() == entry["key"]
+    assert command("cache", "verify", cache=cache).stdout.endswith("ok\n")
+    assert "would free" in command("cache", "rm", model, "--dry-run", cache=cache).stdout
+    assert command("cache", "rm", entry["key"][:6], cache=cache, code=1, typed="n\n")
+    assert Path(path).exists()
+    assert "freed" in command("cache", "rm", model, "-y", cache=cache).stdout
+    assert "nothing in" in command("cache", "ls", cache=cache).stdout
+
+
+def test_a_relative_path_names_the_folder_s_entries(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    command("convert", f"./{model.name}", cache=cache)
+    assert "freed" in command("cache", "rm", f"./{model.name}", "-y", cache=cache).stdout
+
+
+def test_flags_reach_the_checkpoint(model: Path, cache: Path) -> None:
+    flags = ["--no-ocdbt", "--no-zarr3", "--dtype", "float32", "--layout", "maxtext-unscanned", "--vocab-size", "640"]
+    path = Path(command("convert", model, *flags, cache=cache).stdout.strip())
+    embedding = path / "params.params.token_embedder.embedding" / ".zarray"
+    assert json.loads(embedding.read_text())["shape"] == [640, 64]
+    assert json.loads(embedding.read_text())["dtype"] == "<f4"
+
+
+def test_a_plan_as_json(model: Path, cache: Path) -> None:
+    plan = json.loads(command("plan", model, "--json", cache=cache).stdout)
+    assert plan["hit"] is False
+    assert plan["parameters"]["embed.embedding"]["axes"] == ["vocab", "embed"]
+
+
+def test_verify_finds_damage_and_says_so_with_its_exit_code(model: Path, cache: Path) -> None:
+    path = Path(command("convert", model, "--no-ocdbt", "--no-zarr3", cache=cache).stdout.strip())
+    chunk = path / "embed.embedding" / "0.0"
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    assert "embed.embedding: is crc32:" in command("cache", "verify", cache=cache, code=1).stdout
+    (problems,) = json.loads(command("cache", "verify", "--json", cache=cache, code=1).stdout)
+    assert problems["problems"]
+
+
+def test_pruning_takes_what_is_old(model: Path, cache: Path) -> None:
+    command("convert", model, cache=cache)
+    assert "nothing to remove" in command("cache", "prune", "-y", cache=cache).stdout
+    assert "nothing to remove" in command("cache", "prune", "--older-than", "30d", "-y", cache=cache).stdout
+    assert "used longest ago" in command("cache", "prune", "--max-size", "1KB", "--dry-run", cache=cache).stdout
+    assert "freed" in command("cache", "prune", "--max-size", "1KB", "-y", cache=cache).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        (["convert", "/nowhere/model"], 1, "error: /nowhere/model is not a folder"),
+        (["cache", "rm", "org/nothing", "-y"], 1, "error: 'org/nothing' is neither a model nor the start of a key"),
+        (["cache", "verify", "org/nothing"], 1, "error: 'org/nothing'"),
+        (["convert", "x", "--layout", "flax"], 1, "error: layout 'flax' is not known"),
+        (["convert", "x", "--layout", "maxtext2"], 2, "maxtext2"),
+        (["convert", "x", "--vocab-size", "7"], 2, "maxtext"),
+        (["cache", "prune", "--older-than", "soon"], 2, "soon"),
+        (["cache", "prune", "--max-size", "1.2.3GB"], 2, "1.2.3GB"),
+        ([], 2, ""),
+    ],
+)
+def test_mistakes_are_one_message_without_a_traceback(
+    words: list[str], code: int, complaint: str, cache: Path, model: Path
+) -> None:
+    words = [str(model) if word == "x" else word for word in words]
+    result = command(*words, cache=cache, code=code)
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not cache.exists()
+
+
+def test_version_and_help(cache: Path) -> None:
+    assert command("--version", cache=cache).stdout == f"lazyload {lazyload.__version__}\n"
+    assert "convert" in command("--help", cache=cache).stdout
+
+
+@pytest.mark.parametrize("words", [["cache", "ls"], ["cache", "prune", "-y"], ["plan", "MODEL"]])
+def test_looking_imports_neither_jax_nor_tensorstore(words: list[str], model: Path, cache: Path) -> None:
+    code = (
+        "import sys; from lazyload.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print([name for name in ('jax', 'flax', 'tensorstore', 'orbax', 'huggingface_hub') if name in sys.modules])"
+    )
+    words = [str(model) if word == "MODEL" else word for word in words]
+    environment = os.environ | {"PYTHONPATH": str(Path(lazyload.__file__).parents[1]), "LAZYLOAD_CACHE": str(cache)}
+    line = [sys.executable, "-c", code, *words]
+    result = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,90 @@
+"""Where parameters go: default rules, the user's, axes that do not divide, and meshes that cannot be used."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+
+from lazyload.errors import ShardingError
+from lazyload.sharding import mesh_or_default, shardings
+
+P = PartitionSpec
+ARRAYS = {
+    "embed": ((512, 64), ("vocab", "embed")),
+    "q": ((64, 4, 16), ("embed", "head", "head_dim")),
+    "k": ((64, 1, 16), ("embed", "kv_head", "head_dim")),
+    "up": ((64, 96), ("embed", "mlp")),
+    "experts": ((8, 64, 48), ("expert", "embed", "expert_mlp")),
+    "norm": ((64,), ("embed",)),
+}
+
+
+def specs(mesh: Mesh, rules: object = None) -> dict[str, PartitionSpec]:
+    return {path: place.spec for path, place in shardings(mesh, rules, ARRAYS).items()}
+
+
+def mesh(**sizes: int) -> Mesh:
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=jax.devices()[: np.prod(list(sizes.values()))])
+
+
+@pytest.mark.parametrize("tensor", ["tp", "tensor", "model"])
+def test_the_usual_names(tensor: str) -> None:
+    found = specs(mesh(fsdp=4, **{tensor: 2}))
+    assert found["embed"] == P(tensor, "fsdp")
+    assert found["q"] == P("fsdp", tensor)
+    assert found["up"] == P("fsdp", tensor)
+    assert found["norm"] == P()
+
+
+@pytest.mark.parametrize("expert", ["ep", "expert"])
+def test_experts_have_an_axis_of_their_own(expert: str) -> None:
+    assert specs(mesh(fsdp=2, **{expert: 2}, tp=2))["experts"] == P(expert, "fsdp", "tp")
+
+
+def test_other_axes_replicate() -> None:
+    assert set(specs(mesh(data=4, stage=2)).values()) == {P()}
+
+
+def test_what_does_not_divide_is_replicated_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "lazyload"):
+        assert specs(mesh(fsdp=4, tp=2))["k"] == P("fsdp")
+    assert "axis kv_head of size 1 is not divided" in caplog.text
+    assert "replicated in k" in caplog.text
+
+
+def test_rules_add_to_the_defaults_and_replace_them() -> None:
+    two = mesh(fsdp=4, tp=2)
+    assert specs(two, {"embed": None})["up"] == P(None, "tp")
+    assert specs(two, {"mlp": ("fsdp", "tp"), "embed": None})["up"] == P(None, ("fsdp", "tp"))
+    assert specs(two, [("mlp", "fsdp"), ("embed", "tp")])["up"] == P("tp", "fsdp")
+    assert specs(two, {"embed": "tp"})["norm"] == P("tp"), "what a user says holds for vectors, too"
+
+
+def test_no_mesh_axis_is_used_twice_in_an_array() -> None:
+    assert specs(mesh(fsdp=4, tp=2), {"mlp": "fsdp"})["up"] == P("fsdp")
+
+
+@pytest.mark.parametrize(("rules", "complaint"), [({"embed": "nope"}, "fsdp, tp"), ({"width": "tp"}, "kv_head")])
+def test_rules_that_name_what_is_not_there(rules: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ShardingError, match=complaint):
+        specs(mesh(fsdp=4, tp=2), rules)
+
+
+def test_without_a_mesh_all_devices_are_one_axis() -> None:
+    found = mesh_or_default(None)
+    assert found.axis_names == ("fsdp",)
+    assert found.size == len(jax.devices())
+    with jax.set_mesh(mesh(fsdp=2)) as current:
+        assert mesh_or_default(None) == current or mesh_or_default(None).size == 2
+
+
+@pytest.mark.parametrize(
+    "unusable",
+    [Mesh(np.empty((0,), object), ("fsdp",)), AbstractMesh((2,), ("fsdp",)), "fsdp=4", 8],
+    ids=["empty", "abstract", "text", "number"],
+)
+def test_a_mesh_without_devices_is_refused(unusable: object) -> None:
+    with pytest.raises(ShardingError, match="devices"):
+        mesh_or_default(unusable)
