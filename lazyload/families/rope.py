@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lazyload.errors import ConfigError
-from lazyload.families.fields import Fields
+from lazyload.families.fields import Fields, is_number
 from lazyload.models.config import Rope
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -63,14 +63,18 @@ def read_by_layer_type(fields: Fields, dim: int, *, theta: float, local_theta: f
     """
     parameters = parameters_of(fields)
     if any(name in parameters for name in _LAYER_TYPES):
-        full, sliding = (parameters.get(name) or {} for name in _LAYER_TYPES)
+        nested = Fields(parameters, where=f"{fields.where}: rope_parameters")
+        # What stands beside them is for no layer.
+        nested.ignore("rope_type", "rope_theta")
+        full, local = (nested.optional(name, dict) or {} for name in _LAYER_TYPES)
+        nested.finish()
     elif parameters is fields.optional("rope_parameters", dict):
         raise ConfigError(f"{fields.where}: rope_parameters must be given for each of {', '.join(_LAYER_TYPES)}")
     else:
-        full, sliding = parameters, {}
+        full, local = dict(parameters), {}
     return {
         "full_attention": _rope(fields, full, dim, theta),
-        "sliding_attention": _rope(fields, sliding, dim, local_theta),
+        "sliding_attention": _rope(fields, local, dim, local_theta),
     }
 
 
@@ -103,6 +107,8 @@ def _rope(
             f"{fields.where}: partial_rotary_factor = {share!r} is not implemented for this kind of model"
         )
     rope = Rope(theta=parameters.get("rope_theta", theta), dim=int(dim * share))
+    # The marks of a scaling that needs no length, and of one that the weights were trained with.
+    parameters.ignore("original_max_position_embeddings", "finetuned")
     match names.get(kind, kind):
         case "default":
             pass
@@ -111,7 +117,6 @@ def _rope(
         case "dynamic":
             length = fields.size("max_position_embeddings")
             rope = replace(rope, kind="dynamic", factor=parameters.need("factor", float), original_max_position=length)
-            parameters.ignore("original_max_position_embeddings")
         case "llama3":
             rope = replace(
                 rope,
@@ -176,6 +181,8 @@ def _longrope(fields: Fields, parameters: Fields, rope: Rope) -> Rope:
     factors = {}
     for name in ("short_factor", "long_factor"):
         factors[name] = tuple(parameters.need(name, list))
+        if not all(map(is_number, factors[name])):
+            raise ConfigError(f"{parameters.where}: {name} must hold numbers only")
         if len(factors[name]) != rope.dim // 2:
             raise ConfigError(
                 f"{parameters.where}: {name} has {len(factors[name])} values, but {rope.dim // 2} pairs are rotated"

@@ -90,7 +90,7 @@ def layer_types(fields: Fields, default: Sequence[bool]) -> list[bool]:
         return list(default)
     if len(types) != len(default):
         raise ConfigError(f"{fields.where}: layer_types has {len(types)} values for {len(default)} layers")
-    unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
+    unknown = sorted({str(kind) for kind in types if kind not in ("full_attention", "sliding_attention")})
     if unknown:
         raise ConfigError(f"{fields.where}: layer_types holds {', '.join(unknown)}, which is not implemented")
     return [kind == "sliding_attention" for kind in types]

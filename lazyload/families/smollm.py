@@ -39,10 +39,9 @@ def _layers(fields: Fields, head_dim: int) -> tuple[Layer, ...]:
     if len(rotated) < count:
         raise ConfigError(f"{fields.where}: no_rope_layers has {len(rotated)} values for {count} layers")
     width = window(fields)
-    if not fields.get("use_sliding_window", False):
-        width = None
+    switched_on = fields.get("use_sliding_window", False) and width is not None
     fields.ignore("max_window_layers")
-    sliding = layer_types(fields, [width is not None and not rotated[number] for number in range(count)])
+    sliding = layer_types(fields, [switched_on and not rotated[number] for number in range(count)])
     return tuple(
         Layer(rope=rotary if has_rope else None, window=width if slides else None)
         for has_rope, slides in zip(rotated, sliding, strict=False)

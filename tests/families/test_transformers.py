@@ -235,8 +235,12 @@ def gemma3_text(draw: Draw) -> Values:
 def rope_by_layer_type(draw: Draw, dim: int, *, local: bool) -> Values:
     kinds = "default linear llama3 yarn"
     if draw(BOTH):
-        names = ("full_attention", "sliding_attention")
-        return {"rope_parameters": {name: scaling(draw, dim, kinds) | {"rope_theta": draw(THETAS)} for name in names}}
+        nested = {}
+        for name in ("full_attention", "sliding_attention"):
+            nested[name] = scaling(draw, dim, kinds) | {"rope_theta": draw(THETAS)}
+            # transformers looks for it beside the two, where it cannot be.
+            nested[name].pop("truncate", None)
+        return {"rope_parameters": nested}
     fields = maybe(draw, rope_scaling=st.just(scaling(draw, dim, kinds)))
     # transformers 5 forgets OLMo 3's `rope_theta` in the sliding layers; every release's is the default.
     return fields | (maybe(draw, rope_theta=THETAS, rope_local_base_freq=THETAS) if local else {})

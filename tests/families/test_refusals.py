@@ -1,0 +1,244 @@
+"""What changes the mathematics and is not implemented, what is unknown, and what is missing: refused by name."""
+
+import json
+from typing import Any
+
+import checkpoints
+import pytest
+
+from lazyload import families
+from lazyload.errors import ConfigError, UnknownArchitectureError
+
+Values = dict[str, Any]
+
+KINDS = (
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "mixtral",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gemma3",
+    "phi3",
+    "olmo2",
+    "olmo3",
+    "smollm3",
+    "granite",
+    "gpt_oss",
+    "deepseek_v2",
+    "deepseek_v3",
+)
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+EXPERTS = {
+    "qwen3_moe": ("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
+    "mixtral": ("num_local_experts", "num_experts_per_tok"),
+    "gpt_oss": ("num_local_experts", "num_experts_per_tok"),
+    "deepseek_v2": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
+    "deepseek_v3": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
+}
+
+
+def values_of(kind: str, **changes: Any) -> Values:
+    """A golden `config.json` with some fields of its text model changed, or left out where the change is `...`."""
+    values = json.loads((checkpoints.GOLDEN / "specs" / f"{kind}.json").read_text())["config"]
+    text = values.get("text_config", values)
+    text |= changes
+    for name in [name for name, value in changes.items() if value is ...]:
+        del text[name]
+    return values
+
+
+def refuse(values: Values, message: str) -> str:
+    with pytest.raises(ConfigError, match=message) as caught:
+        families.find(values).config(values)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_field_is_named_with_its_value(kind: str) -> None:
+    message = refuse(values_of(kind, swiglu_limit_of_the_future=7), "swiglu_limit_of_the_future = 7")
+    assert "config.json" in message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("off", [None, False, 0, [], {}, ""])
+def test_an_unknown_field_that_is_switched_off_does_not_matter(kind: str, off: Any) -> None:
+    values = values_of(kind, swiglu_limit_of_the_future=off)
+    assert families.find(values).config(values) == families.find(values).config(values_of(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) -> None:
+    scaling = {"rope_type": "spiral", "factor": 2.0}
+    refuse(values_of(kind, rope_parameters=None, rope_scaling=scaling), "'spiral' is not implemented")
+    name = "hidden_activation" if kind in ("gemma2", "gemma3", "gemma3_text") else "hidden_act"
+    refuse(values_of(kind, **{name: "swish_of_the_future"}), f"{name} = 'swish_of_the_future' is not implemented")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("llama3", "rope_interleaved", True),
+        ("llama3", "partial_rotary_factor", 0.5),
+        ("llama3", "is_encoder_decoder", True),
+        ("llama3", "sliding_window", 128),
+        ("mistral", "attention_bias", True),
+        ("mistral", "layer_types", ["sliding_attention", "full_attention"] * 2),
+        ("qwen2", "use_mrope", True),
+        ("qwen2", "layer_types", ["linear_attention"] * 4),
+        ("qwen3", "layer_types", ["full_attention"] * 3),
+        ("qwen3", "partial_rotary_factor", 0.25),
+        ("qwen3_moe", "shared_expert_intermediate_size", 64),
+        ("qwen3_moe", "qkv_bias", True),
+        ("mixtral", "attention_bias", True),
+        ("gemma", "use_bidirectional_attention", True),
+        ("gemma2", "use_bidirectional_attention", True),
+        ("gemma2", "layer_types", ["chunked_attention"] * 4),
+        ("gemma3", "use_bidirectional_attention", True),
+        ("gemma3_text", "use_bidirectional_attention", True),
+        ("gemma3_text", "attn_logit_softcapping", 50.0),
+        ("phi3", "attention_bias", True),
+        ("phi3", "mlp_bias", True),
+        ("phi3", "lm_head_bias", True),
+        ("phi3", "full_attn_mod", 2),
+        ("olmo2", "clip_qkv", 8.0),
+        ("olmo3", "layer_types", ["sliding_attention"]),
+        ("smollm3", "no_rope_layers", [1, 1, 0]),
+        ("granite", "num_local_experts", 8),
+        ("gpt_oss", "hidden_act", "gelu"),
+        ("deepseek_v2", "topk_method", "noaux_tc"),
+        ("deepseek_v2", "scoring_func", "sigmoid"),
+        ("deepseek_v2", "moe_layer_freq", 2),
+        ("deepseek_v3", "scoring_func", "softmax"),
+        ("deepseek_v3", "topk_method", "group_limited_greedy"),
+        ("deepseek_v3", "index_topk", 2048),
+        ("deepseek_v3", "n_group", 3),
+    ],
+)
+def test_an_option_that_is_not_implemented_is_named(kind: str, field: str, value: Any) -> None:
+    refuse(values_of(kind, **{field: value}), field)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("field", SIZES)
+@pytest.mark.parametrize("value", [..., None])
+def test_a_size_that_is_missing_is_named(kind: str, field: str, value: Any) -> None:
+    if value is ... and (
+        kind == "gemma3" or (kind == "gemma3_text" and field in ("vocab_size", "num_attention_heads"))
+    ):
+        pytest.skip("files on the hub leave it out")
+    refuse(values_of(kind, **{field: value}), f"lacks the field '{field}'")
+
+
+@pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind, fields in EXPERTS.items() for field in fields])
+def test_a_size_of_the_experts_that_is_missing_is_named(kind: str, field: str) -> None:
+    refuse(values_of(kind, **{field: ...}), f"lacks the field '{field}'")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vocab_size", "512"),
+        ("hidden_size", 64.5),
+        ("num_hidden_layers", True),
+        ("num_hidden_layers", [4]),
+        ("intermediate_size", 0),
+        ("num_attention_heads", -4),
+        ("rms_norm_eps", "1e-6"),
+        ("rms_norm_eps", float("nan")),
+        ("tie_word_embeddings", "no"),
+        ("attention_bias", 1.5),
+        ("rope_theta", {}),
+        ("rope_scaling", [8]),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(kind: str, field: str, value: Any) -> None:
+    values = values_of(kind, **({field: value} if field != "rope_theta" else {field: value, "rope_parameters": None}))
+    if kind == "gemma3" and field == "tie_word_embeddings":
+        values[field] = value
+    if field == "attention_bias" and kind in ("mistral", "mixtral", "qwen2", "phi3"):
+        refuse(values, "attention_bias = 1.5")
+    else:
+        refuse(values, field)
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "olmo3"])
+@pytest.mark.parametrize("value", [{"full_attention": 8}, {"rope_type": "default"}, {"full_attention": {"x": 1}}])
+def test_malformed_rotary_embeddings_of_layer_types(kind: str, value: Any) -> None:
+    refuse(values_of(kind, rope_parameters=value), "rope_parameters")
+
+
+@pytest.mark.parametrize("kind", ["llama3", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"rope_type": "linear"}, "lacks the field 'factor'"),
+        ({"rope_type": "dynamic", "factor": "2"}, "factor = '2' is not of type float"),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}, "lacks the field 'high_freq_factor'"),
+        ({"rope_type": "yarn", "factor": 8.0, "alpha": 1000.0}, "alpha = 1000.0"),
+        ({"rope_type": "longrope", "long_factor": [1.0] * 4}, "lacks the field 'short_factor'"),
+        ({"rope_type": "longrope", "short_factor": [1], "long_factor": [2]}, "short_factor has 1 values"),
+        (
+            {"rope_type": "longrope", "short_factor": ["1"] * 8, "long_factor": [2.0] * 8},
+            "short_factor must hold numbers",
+        ),
+        ({"type": "mrope", "mrope_section": [2, 1, 1]}, "'mrope' is not implemented"),
+        ({"full_attention": {"rope_type": "default"}}, "cannot have rope_parameters for each type of layer"),
+    ],
+)
+def test_what_a_rotary_embedding_lacks_or_has_too_much(kind: str, scaling: Values, message: str) -> None:
+    refuse(values_of(kind, rope_parameters=None, rope_scaling=scaling), message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_key_value_heads": 3}, "num_attention_heads = 4 is no multiple of num_key_value_heads = 3"),
+        ({"head_dim": ..., "hidden_size": 66}, "lacks head_dim, and hidden_size = 66 is no multiple"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other(changes: Values, message: str) -> None:
+    refuse(values_of("llama3", **changes), message)
+
+
+def test_more_experts_for_a_token_than_its_groups_have() -> None:
+    values = values_of("deepseek_v3", n_group=4, topk_group=1, num_experts_per_tok=3)
+    refuse(values, "num_experts_per_tok = 3, but only 2 experts are in topk_group = 1")
+
+
+def test_an_unknown_kind_of_model_names_the_known_ones() -> None:
+    with pytest.raises(UnknownArchitectureError, match="model_type = 'mamba2'") as caught:
+        families.find({"model_type": "mamba2"})
+    for family in families.known():
+        for known in family.model_types:
+            assert known in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [{}, {"model_type": None}, {"model_type": 3}])
+def test_a_file_without_a_kind_of_model(values: Values) -> None:
+    with pytest.raises(ConfigError, match="model_type"):
+        families.find(values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_numbers_may_be_written_either_way(kind: str) -> None:
+    values = values_of(kind)
+    text = values.get("text_config", values)
+    for name, value in text.items():
+        if isinstance(value, float) and value.is_integer():
+            text[name] = int(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            text[name] = float(value)
+    assert families.find(values).config(values) == families.find(values).config(values_of(kind))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["num_experts", "num_local_experts"])
+def test_the_number_of_experts_goes_by_several_names(kind: str, name: str) -> None:
+    own = EXPERTS[kind][0]
+    values = values_of(kind, **{own: ..., name: 8})
+    assert families.find(values).config(values) == families.find(values).config(values_of(kind))
