@@ -5,6 +5,7 @@ chunks whatever the size of the arrays. Neither JAX nor Orbax is needed, and not
 """
 
 import collections
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,11 +19,12 @@ from lazyload.checkpoint.chunks import boxes, choose_chunks
 from lazyload.checkpoint.orbax_files import write_composite_file, write_orbax_files
 from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined
 from lazyload.checkpoint.store import context, new_array_spec
-from lazyload.errors import CacheError
+from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box
 from lazyload.storage import Storage
 
+_DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _THREADS = min(4, max(2, os.cpu_count() or 2))
 
 
@@ -86,13 +88,12 @@ def write(
         if item:
             write_composite_file(folder, item, metadata or {})
         _synchronise(folder)
+    except LazyLoadError:
+        raise
     except (OSError, ValueError) as error:
-        if "No space left" not in str(error) and "Disk quota" not in str(error):
+        if str(folder) not in str(error):
             raise
-        raise CacheError(
-            f"{folder}: the disk is full; make space (`lazyload cache ls`, `lazyload cache rm`) "
-            "or give another cache_dir"
-        ) from error
+        raise _write_error(folder, str(error)) from error
     return records
 
 
@@ -130,6 +131,16 @@ def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]]) -> None:
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _write_error(folder: Path, message: str) -> CacheError:
+    """What TensorStore or the operating system say about a folder that cannot be written to, with what to do."""
+    if any(words in message for words in _DISK_FULL):
+        return CacheError(
+            f"{folder}: the disk is full; make space (`lazyload cache ls`, `lazyload cache rm`) or give another "
+            "cache_dir"
+        )
+    return CacheError(f"{folder} cannot be written to: {message.splitlines()[0][-200:]}; give another cache_dir")
 
 
 def _synchronise(folder: Path) -> None:
