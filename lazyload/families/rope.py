@@ -107,8 +107,8 @@ def _rope(
             f"{fields.where}: partial_rotary_factor = {share!r} is not implemented for this kind of model"
         )
     rope = Rope(theta=parameters.get("rope_theta", theta), dim=int(dim * share))
-    # The marks of a scaling that needs no length, and of one that the weights were trained with.
-    parameters.ignore("original_max_position_embeddings", "finetuned")
+    # A length where none is needed, how the weights were trained, and a name by which transformers knows no factor.
+    parameters.ignore("original_max_position_embeddings", "finetuned", "attn_factor")
     match names.get(kind, kind):
         case "default":
             pass

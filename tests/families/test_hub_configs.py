@@ -245,6 +245,15 @@ QWEN3_8B: Values = QWEN | {
     "sliding_window": None,
     "tie_word_embeddings": False,
 }
+DEEPSEEK_R1_0528_QWEN3_8B: Values = QWEN3_8B | {
+    "max_position_embeddings": 131072,
+    "rope_scaling": {
+        "attn_factor": 0.8782488562869419,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32768,
+        "rope_type": "yarn",
+    },
+}
 QWEN3_0_6B: Values = QWEN3_8B | {
     "hidden_size": 1024,
     "intermediate_size": 3072,
@@ -811,6 +820,7 @@ PUBLISHED: dict[str, tuple[Values, int]] = {
     "Qwen/Qwen2.5-7B-Instruct-1M": (QWEN2_5_7B_1M, 7_615_616_512),
     "Qwen/Qwen3-0.6B": (QWEN3_0_6B, 596_049_920),
     "Qwen/Qwen3-8B": (QWEN3_8B, 8_190_735_360),
+    "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B": (DEEPSEEK_R1_0528_QWEN3_8B, 8_190_735_360),
     "Qwen/Qwen3-30B-A3B": (QWEN3_30B_A3B, 30_532_122_624),
     "Qwen/Qwen3-30B-A3B-Instruct-2507": (QWEN3_30B_A3B_2507, 30_532_122_624),
     "Qwen/Qwen3-Coder-30B-A3B-Instruct": (QWEN3_CODER_30B_A3B, 30_532_122_624),

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +22,11 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 import lazyload
+from lazyload import families
+from lazyload.errors import ConfigError
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", minversion="5.0")
 
 TOLERANCE = 2e-4
 LENGTH = 20
@@ -32,6 +36,7 @@ Values = dict[str, Any]
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 BOTH = st.booleans()
+ACTIVATIONS = st.sampled_from(["silu", "gelu", "gelu_pytorch_tanh", "relu"])
 THETAS = st.sampled_from([100.0, 10_000.0, 500_000.0, 1e6])
 # Shorter and longer than the sequences: some scalings depend on that.
 LENGTHS = st.sampled_from([12, 16, 64, 4096])
@@ -140,9 +145,6 @@ def llama(draw: Draw) -> Values:
     return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, mlp_bias=BOTH, hidden_act=ACTIVATIONS)
 
 
-ACTIVATIONS = st.sampled_from(["silu", "gelu", "gelu_pytorch_tanh", "relu"])
-
-
 def mistral(draw: Draw) -> Values:
     values = sizes(draw, head_dim=draw(BOTH))
     return values | rope(draw, width(values)) | {"sliding_window": draw(windows(draw))}
@@ -153,7 +155,8 @@ def mixtral(draw: Draw) -> Values:
     # Without it, transformers computes only the plain embedding.
     values["head_dim"] = width(values)
     experts = draw(st.integers(1, 5))
-    return values | {"num_local_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
+    chosen = {"num_local_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
+    return values | chosen | maybe(draw, hidden_act=ACTIVATIONS)
 
 
 def qwen2(draw: Draw) -> Values:
@@ -188,6 +191,7 @@ def qwen3_moe(draw: Draw) -> Values:
             draw,
             norm_topk_prob=BOTH,
             attention_bias=BOTH,
+            hidden_act=ACTIVATIONS,
             decoder_sparse_step=st.integers(1, 3),
             mlp_only_layers=st.lists(st.integers(0, 4), max_size=3),
         )
@@ -233,7 +237,7 @@ def gemma3_text(draw: Draw) -> Values:
 
 
 def rope_by_layer_type(draw: Draw, dim: int, *, local: bool) -> Values:
-    kinds = "default linear llama3 yarn"
+    kinds = "default linear dynamic llama3 yarn longrope"
     if draw(BOTH):
         nested = {}
         for name in ("full_attention", "sliding_attention"):
@@ -262,12 +266,12 @@ def phi3(draw: Draw) -> Values:
         inside = values.get("rope_parameters")
         (values if inside is None else inside)["partial_rotary_factor"] = share
     extent = {"original_max_position_embeddings": st.sampled_from([8, 64])}
-    return values | {"sliding_window": draw(windows(draw))} | maybe(draw, **extent)
+    return values | {"sliding_window": draw(windows(draw))} | maybe(draw, hidden_act=ACTIVATIONS, **extent)
 
 
 def olmo2(draw: Draw) -> Values:
     values = sizes(draw, head_dim=False)
-    return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH)
+    return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS)
 
 
 def olmo3(draw: Draw) -> Values:
@@ -339,7 +343,7 @@ def latent(draw: Draw) -> Values:
         "n_shared_experts": draw(st.integers(1, 2)),
     }
     fields = {"first_k_dense_replace": st.integers(0, 6), "routed_scaling_factor": st.sampled_from([1.0, 2.5, 16.0])}
-    return values | rope(draw, rope_dim) | maybe(draw, attention_bias=BOTH, **fields)
+    return values | rope(draw, rope_dim) | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS, **fields)
 
 
 def grouped(draw: Draw, smallest: int) -> Values:
@@ -465,3 +469,44 @@ def test_logits_are_those_of_transformers(kind: Callable[[Draw], Values], data: 
         np.testing.assert_allclose(logits, whole, rtol=0, atol=TOLERANCE, err_msg="whole")
         found = decode(loaded, jnp.asarray(tokens), cache_size=LENGTH)
         np.testing.assert_allclose(found, steps, rtol=0, atol=TOLERANCE, err_msg="token by token")
+
+
+@pytest.mark.parametrize("kind", [kind.__name__ for kind in KINDS if kind is not gemma3])
+def test_a_missing_field_means_what_transformers_takes_it_for(kind: str) -> None:
+    values = config_of(kind)
+    family = families.find(values)
+    needed = []
+    for field in dataclasses.fields(type(transformers.AutoConfig.for_model(kind))):
+        if field.default is dataclasses.MISSING or field.default is None:
+            continue
+        without = {name: value for name, value in values.items() if name != field.name}
+        try:
+            found = family.config(without)
+        except ConfigError as error:
+            needed += [field.name] if f"lacks the field {field.name!r}" in str(error) else []
+            continue
+        assert found == family.config({**values, field.name: field.default}), field.name
+    assert set(needed) <= NEEDED
+
+
+NEEDED = {
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+}
+
+
+def config_of(kind: str) -> Values:
+    name = "llama3" if kind == "llama" else kind
+    return json.loads((checkpoints.GOLDEN / "specs" / f"{name}.json").read_text())["config"]
