@@ -8,6 +8,7 @@ sides in the cache (1.4 to 2.1 GB/s a thread).
 
 import itertools
 from collections.abc import Iterator
+from types import EllipsisType
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def copy_cast(out: np.ndarray, values: np.ndarray, factors: Factors = (1.0, 0.0,
         converted = values[window]
         if not exact:
             converted = _computed(converted.astype(np.float32, order="K"), factors)
-        _copy(out[(*window, ...)], converted.astype(out.dtype, order="K", copy=False))
+        _copy(out[window], converted.astype(out.dtype, order="K", copy=False))
 
 
 def _computed(values: np.ndarray, factors: Factors) -> np.ndarray:
@@ -56,10 +57,10 @@ def _computed(values: np.ndarray, factors: Factors) -> np.ndarray:
     return values
 
 
-def _slabs(values: np.ndarray) -> Iterator[tuple[slice, ...]]:
+def _slabs(values: np.ndarray) -> Iterator[tuple[slice, ...] | EllipsisType]:
     """Cuts an array along its outermost dimension in memory."""
     if values.ndim == 0 or values.size == 0:
-        yield (slice(None),) * values.ndim
+        yield ...
         return
     axis = int(
         np.argmax([stride if size > 1 else -1 for stride, size in zip(values.strides, values.shape, strict=True)])

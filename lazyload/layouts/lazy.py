@@ -9,7 +9,7 @@ is taken apart into boxes that do not.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,8 +161,8 @@ class LazyTensor:
             ]
             if all(low < high for low, high in ranges):
                 shifts = [start - cut.start for cut, start in zip(index, starts, strict=True)]
-                window = tuple(slice(low + s, high + s) for (low, high), s in zip(ranges, shifts, strict=True))
-                self._read_part(out[(*window, ...)], part, ranges)
+                window = [slice(low + s, high + s) for (low, high), s in zip(ranges, shifts, strict=True)]
+                self._read_part(_view(out, window), part, ranges)
 
     @property
     def _padded(self) -> bool:
@@ -173,10 +173,10 @@ class LazyTensor:
         """Fills `out` with the given ranges of a part's dimensions."""
         cuts = [_boxes(*limits, dimension.atoms) for limits, dimension in zip(ranges, part.dimensions, strict=True)]
         for combination in itertools.product(*cuts):
-            window = tuple(slice(cut.start, cut.stop) for cut in combination)
+            window = [slice(cut.start, cut.stop) for cut in combination]
             atom_ranges = [atom_range for cut in combination for atom_range in cut.ranges]
             # Splitting a dimension never copies, so that writing to the view writes to `out`.
-            view = out[(*window, ...)].reshape([high - low for low, high in atom_ranges])
+            view = _view(out, window).reshape([high - low for low, high in atom_ranges])
             self._read_box(view, part, atom_ranges)
 
     def _read_box(self, view: np.ndarray, part: Part, ranges: list[Range]) -> None:
@@ -188,7 +188,7 @@ class LazyTensor:
             place: list[int | slice] = [slice(None)] * len(atoms)
             for number, index in zip(fixed, indices, strict=True):
                 place[number] = index - ranges[number][0]
-            self._read_piece(view[(*place, ...)], part.pieces[indices], loose)
+            self._read_piece(_view(view, place), part.pieces[indices], loose)
 
     def _read_piece(self, out: np.ndarray, piece: Piece, loose: Mapping[str, Range]) -> None:
         """Fills `out`, one dimension a loose atom in the target's order, from one source tensor."""
@@ -210,6 +210,12 @@ class LazyTensor:
         stored, wanted = piece.operations, self.operations
         factors = (stored.scale, stored.offset, wanted.scale, wanted.offset)
         copy_cast(out, box.transpose([names.index(name) for name in loose]), factors)
+
+
+def _view(array: np.ndarray, index: Sequence[int | slice]) -> np.ndarray:
+    """A part of an array; also where nothing is left of its dimensions, which indexing alone would make a copy."""
+    view: np.ndarray = array[(*index, ...)]  # type: ignore[arg-type]
+    return view
 
 
 @dataclass(frozen=True)

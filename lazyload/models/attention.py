@@ -70,7 +70,7 @@ def attend(
 class Attention(nnx.Module):
     """Attention with grouped query heads, and optional q/k norms, biases, soft cap and sinks."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.config = config
         sizes = config.axes
 

@@ -27,7 +27,8 @@ def build(config: DecoderConfig, dtype: DTypeLike, arrays: Mapping[str, jax.Arra
     Raises:
         TensorMismatchError: Arrays are missing, surplus or of the wrong shape; all of them are listed.
     """
-    model = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
+    model = Decoder(config, dtype=dtype, rngs=None)
     shapes = parameter_shapes(model)
     problems = [f"{path} is missing, shape {shapes[path]}" for path in shapes if path not in arrays]
     problems += [f"{path} is no parameter of the model" for path in arrays if path not in shapes]

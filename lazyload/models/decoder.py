@@ -24,7 +24,7 @@ from lazyload.models.rope import Rotation, rotation
 class Block(nnx.Module):
     """Attention, then a dense MLP (`mlp`) or a mixture of experts (`moe`), each added to the residual stream."""
 
-    def __init__(self, config: DecoderConfig, layer: Layer, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, layer: Layer, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.config = config
         self.layer = layer
         sizes = config.axes
@@ -59,7 +59,8 @@ class Decoder(nnx.Module):
     """A decoder-only transformer, whatever its family.
 
     Parameters and activations have one dtype; norms, rotary embedding, softmax and routing are computed in float32.
-    The model runs without a mesh and on any mesh, with automatic or explicit axes, whether or not one is set.
+    The model runs without a mesh and on any mesh, with automatic or explicit axes, whether or not one is set. Made with
+    `rngs=None`, its parameters have shapes and no values.
 
     Attributes:
         config: What it is.
@@ -69,7 +70,7 @@ class Decoder(nnx.Module):
         lm_head: The output projection; absent where the embedding is used for it, too.
     """
 
-    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike = jnp.bfloat16, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike = jnp.bfloat16, rngs: nnx.Rngs | None):
         self.config = config
         sizes = config.axes
         self.embed = Embedding(sizes, dtype=dtype, rngs=rngs)

@@ -23,7 +23,7 @@ class MultiHeadLatentAttention(nnx.Module):
     attended to: the key part of `kv_b` is applied to the queries instead, the value part to what was attended.
     """
 
-    def __init__(self, config: DecoderConfig, latent: LatentAttention, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, latent: LatentAttention, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.config = config
         self.latent = latent
         sizes = config.axes

@@ -27,7 +27,7 @@ class MLP(nnx.Module):
         activation: str,
         bias: bool = False,
         dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         self.activation = activation
         self.gate = Projection(("embed",), (width,), sizes, bias=bias, dtype=dtype, rngs=rngs)

@@ -26,7 +26,7 @@ class ExpertProjection(nnx.Module):
     """One linear map an expert: `kernel` is `[expert, input, output]`, `bias` `[expert, output]` or None."""
 
     def __init__(
-        self, source: str, target: str, sizes: Mapping[str, int], *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
+        self, source: str, target: str, sizes: Mapping[str, int], *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs | None
     ):
         initializer = nnx.initializers.lecun_normal(batch_axis=0)
         self.kernel = parameter(initializer, ("expert", source, target), sizes, dtype=dtype, rngs=rngs)
@@ -49,7 +49,7 @@ class MixtureOfExperts(nnx.Module):
     """Routed experts, and optionally a shared one that sees every token."""
 
     def __init__(
-        self, experts: Experts, sizes: Mapping[str, int], *, activation: str, dtype: DTypeLike, rngs: nnx.Rngs
+        self, experts: Experts, sizes: Mapping[str, int], *, activation: str, dtype: DTypeLike, rngs: nnx.Rngs | None
     ):
         self.experts = experts
         self.activation = activation

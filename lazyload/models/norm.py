@@ -25,7 +25,7 @@ class RMSNorm(nnx.Module):
         eps: float,
         offset: float = 0.0,
         dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         self.eps = eps
         self.offset = offset

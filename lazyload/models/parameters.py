@@ -14,7 +14,7 @@ def parameter(
     sizes: Mapping[str, int],
     *,
     dtype: DTypeLike,
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | None,
 ) -> nnx.Param:
     """A parameter with the logical names of its axes as its metadata `logical_axes`.
 
@@ -25,10 +25,11 @@ def parameter(
         axes: One name a dimension.
         sizes: The size of every named axis.
         dtype: The dtype of the parameter.
-        rngs: Where the key comes from.
+        rngs: Where the key comes from; None for a parameter without a value, a `jax.ShapeDtypeStruct`.
     """
     shape = tuple(sizes[axis] for axis in axes)
-    return nnx.Param(initializer(rngs.params(), shape, dtype), logical_axes=axes, eager_sharding=False)
+    value = jax.ShapeDtypeStruct(shape, dtype) if rngs is None else initializer(rngs.params(), shape, dtype)
+    return nnx.Param(value, logical_axes=axes, eager_sharding=False)
 
 
 def placed(array: jax.Array, axes: tuple[str, ...]) -> nnx.Param:

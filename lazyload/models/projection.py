@@ -27,7 +27,7 @@ class Projection(nnx.Module):
         *,
         bias: bool = False,
         dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         free = iter(letter for letter in ascii_lowercase if letter not in "bt")
         contracted = "".join(next(free) for _ in inputs)
@@ -48,7 +48,7 @@ class Projection(nnx.Module):
 class Embedding(nnx.Module):
     """The table of token vectors, `[vocab, embed]`, used forwards and, where tied, backwards."""
 
-    def __init__(self, sizes: Mapping[str, int], *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, sizes: Mapping[str, int], *, dtype: DTypeLike, rngs: nnx.Rngs | None):
         self.embedding = parameter(nnx.initializers.normal(0.02), ("vocab", "embed"), sizes, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
