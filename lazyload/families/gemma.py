@@ -66,9 +66,11 @@ def gemma2_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def gemma3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Gemma 3: of a text model, or the text model's part of a multimodal one."""
-    fields = _text_part(values) if values.get("model_type") == "gemma3" else Fields(values, **_GEMMA3_DEFAULTS)
-    # transformers reads the field and then makes no use of it.
-    fields.refuse("attn_logit_softcapping")
+    multimodal = values.get("model_type") == "gemma3"
+    fields = _text_part(values) if multimodal else Fields(values, **_GEMMA3_DEFAULTS)
+    # transformers has the fields, and makes no use of the first, nor of the second beside a vision tower.
+    fields.ignore("attn_logit_softcapping")
+    softcap = fields.optional("final_logit_softcapping", float)
     sizes = shape(fields)
     ropes = rope.read_by_layer_type(
         fields,
@@ -90,7 +92,7 @@ def gemma3_config(values: Mapping[str, Any]) -> DecoderConfig:
         activation=activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
         post_norms=True,
         qk_norm="head",
-        final_softcap=fields.optional("final_logit_softcapping", float),
+        final_softcap=None if multimodal else softcap,
     )
     fields.finish()
     return config

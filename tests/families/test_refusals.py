@@ -99,7 +99,6 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("gemma2", "layer_types", ["chunked_attention"] * 4),
         ("gemma3", "use_bidirectional_attention", True),
         ("gemma3_text", "use_bidirectional_attention", True),
-        ("gemma3_text", "attn_logit_softcapping", 50.0),
         ("phi3", "attention_bias", True),
         ("phi3", "mlp_bias", True),
         ("phi3", "lm_head_bias", True),

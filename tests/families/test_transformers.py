@@ -230,6 +230,7 @@ def gemma3_text(draw: Draw) -> Values:
         attention_bias=BOTH,
         query_pre_attn_scalar=st.sampled_from([8, 168]),
         final_logit_softcapping=st.sampled_from([None, 2.0]),
+        attn_logit_softcapping=st.sampled_from([None, 2.0]),
     )
     values |= draw(st.sampled_from([{}, {"sliding_window_pattern": 2}, {"sliding_window_pattern": 3}]))
     values |= maybe(draw, layer_types=kinds_of_layers(draw, values))
@@ -237,15 +238,16 @@ def gemma3_text(draw: Draw) -> Values:
 
 
 def rope_by_layer_type(draw: Draw, dim: int, *, local: bool) -> Values:
-    kinds = "default linear dynamic llama3 yarn longrope"
+    def described() -> Values:
+        values = scaling(draw, dim, "default linear dynamic llama3 yarn longrope")
+        # transformers looks for it beside the parameters of the layer types, where it cannot be.
+        values.pop("truncate", None)
+        return values
+
     if draw(BOTH):
-        nested = {}
-        for name in ("full_attention", "sliding_attention"):
-            nested[name] = scaling(draw, dim, kinds) | {"rope_theta": draw(THETAS)}
-            # transformers looks for it beside the two, where it cannot be.
-            nested[name].pop("truncate", None)
-        return {"rope_parameters": nested}
-    fields = maybe(draw, rope_scaling=st.just(scaling(draw, dim, kinds)))
+        names = ("full_attention", "sliding_attention")
+        return {"rope_parameters": {name: described() | {"rope_theta": draw(THETAS)} for name in names}}
+    fields = maybe(draw, rope_scaling=st.just(described()))
     # transformers 5 forgets OLMo 3's `rope_theta` in the sliding layers; every release's is the default.
     return fields | (maybe(draw, rope_theta=THETAS, rope_local_base_freq=THETAS) if local else {})
 
