@@ -6,7 +6,14 @@ import tempfile
 import hub
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Eight devices share few cores here, and XLA ends a process in which some wait for the others for too long.
+_FLAGS = {
+    "xla_force_host_platform_device_count": 8,
+    "xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
+    "xla_cpu_collective_call_terminate_timeout_seconds": 900,
+}
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *(f"--{name}={n}" for name, n in _FLAGS.items() if name not in _GIVEN)])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["LAZYLOAD_CACHE"] = tempfile.mkdtemp(prefix="lazyload-tests-")
 # Read when `huggingface_hub` is imported, once.

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lazyload.models.build import parameter_shapes
 from lazyload.models.config import DecoderConfig, Experts, LatentAttention, Layer, Rope
 from lazyload.models.decoder import Decoder
+from lazyload.models.fill import parameter_shapes
 
 ROPE = Rope(theta=1e4, dim=8)
 TOKENS = (np.arange(48).reshape(4, 12) * 7 % 61).astype(np.int32)

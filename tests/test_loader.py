@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from decoders import run
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from safetensors.numpy import load_file
@@ -79,7 +80,7 @@ def test_the_mesh_that_is_set_is_used(qwen: Path, warm: Path, kind: AxisType) ->
     alone = lazyload.from_pretrained(
         qwen, cache_dir=warm, mesh=jax.make_mesh((1,), ("fsdp",), devices=jax.devices()[:1])
     )
-    expected, _ = alone(tokens)
+    expected, _ = run(alone, tokens)
     with jax.set_mesh(mesh):
         model = lazyload.from_pretrained(qwen, cache_dir=warm)
         logits, _ = nnx.jit(lambda model, tokens: model(tokens))(model, tokens)

@@ -214,7 +214,7 @@ class LazyTensor:
 
 def _view(array: np.ndarray, index: Sequence[int | slice]) -> np.ndarray:
     """A part of an array; also where nothing is left of its dimensions, which indexing alone would make a copy."""
-    view: np.ndarray = array[(*index, ...)]  # type: ignore[arg-type]
+    view: np.ndarray = array[(*index, ...)]
     return view
 
 

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.typing import DTypeLike
 
-from lazyload.errors import TensorMismatchError
 from lazyload.models.config import DecoderConfig
 from lazyload.models.decoder import Decoder
+from lazyload.models.fill import check_fit, parameter_shapes
 from lazyload.models.parameters import placed
 
 
@@ -29,16 +28,7 @@ def build(config: DecoderConfig, dtype: DTypeLike, arrays: Mapping[str, jax.Arra
     """
     # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
     model = Decoder(config, dtype=dtype, rngs=None)
-    shapes = parameter_shapes(model)
-    problems = [f"{path} is missing, shape {shapes[path]}" for path in shapes if path not in arrays]
-    problems += [f"{path} is no parameter of the model" for path in arrays if path not in shapes]
-    problems += [
-        f"{path} has shape {array.shape}, the model needs {shapes[path]}"
-        for path, array in arrays.items()
-        if path in shapes and array.shape != shapes[path]
-    ]
-    if problems:
-        raise TensorMismatchError("the arrays do not fit the decoder's parameters:", problems)
+    check_fit(parameter_shapes(model), arrays)
     for path, array in arrays.items():
         *parents, name = path.split(".")
         module: Any = model
@@ -46,8 +36,3 @@ def build(config: DecoderConfig, dtype: DTypeLike, arrays: Mapping[str, jax.Arra
             module = module[int(parent)] if parent.isdigit() else getattr(module, parent)
         setattr(module, name, placed(array, getattr(module, name).logical_axes))
     return model
-
-
-def parameter_shapes(model: Decoder) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, by dotted path; the model may be abstract."""
-    return {".".join(map(str, path)): param.shape for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}

@@ -8,7 +8,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lazyload.errors import TensorMismatchError
-from lazyload.models.build import build, parameter_shapes
+from lazyload.models.build import build
+from lazyload.models.fill import parameter_shapes
 from lazyload.models.layout import layout
 
 P = PartitionSpec
