@@ -31,10 +31,10 @@ def main() -> None:
         source = arguments.model or write_small_llama(pathlib.Path(folder, "small-llama"))
         for call in ("first", "second"):
             model = lazyload.from_pretrained(source, mesh=mesh, cache_dir=cache_dir)
-            print(f"{call} call: {lazyload.last_report()}")
+            show_load(call, lazyload.last_report())
     show_parameters(model)
     prompt = jnp.array([[1, 2, 3, 4]])
-    print("\ngreedy continuation of", prompt[0].tolist(), "is", generate(model, prompt, count=8))
+    print(f"\ngreedy continuation of the tokens {prompt[0].tolist()}: {generate(model, prompt, count=8)}")
 
 
 def make_mesh(text: str | None) -> jax.sharding.Mesh | None:
@@ -45,11 +45,23 @@ def make_mesh(text: str | None) -> jax.sharding.Mesh | None:
     return jax.make_mesh(tuple(int(size) for size in sizes.values()), tuple(sizes))
 
 
+def show_load(call: str, report: lazyload.LoadReport) -> None:
+    """Prints what a load did: whether a converted checkpoint was there, and the stages that took time."""
+    print(f"{call} call: {'hit, restored from the cache' if report.hit else 'miss, converted into the cache first'}")
+    moved = {
+        "convert": f"{report.bytes_read / 1e6:,.1f} MB read, {report.bytes_written / 1e6:,.1f} MB written",
+        "restore": f"{report.bytes_restored / 1e6:,.1f} MB onto the devices",
+    }
+    for stage, seconds in report.seconds.items():
+        print(f"    {stage:8} {seconds:7.3f} s  {moved.get(stage, '')}".rstrip())
+    print(f"    in all   {report.total_seconds:7.3f} s  key {report.key[:8]}")
+
+
 def show_parameters(model: nnx.Module) -> None:
-    """Prints a few parameters and how they are sharded."""
-    parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    print(f"\n{'parameter':36} {'shape':>18} {'dtype':>9}  partition")
-    for path, variable in list(parameters)[:8]:
+    """Prints a few parameters and the mesh axes that shard their dimensions."""
+    parameters = list(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    print(f"\n{'parameter':36} {'shape':>18} {'dtype':>9}  sharding (8 of {len(parameters)} parameters)")
+    for path, variable in parameters[:8]:
         array = variable[...]
         name = ".".join(map(str, path))
         print(f"{name:36} {array.shape!s:>18} {array.dtype!s:>9}  {array.sharding.spec}")
