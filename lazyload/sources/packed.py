@@ -22,8 +22,8 @@ Read = Callable[[str, Box], np.ndarray]
 _FLOAT32 = np.dtype(np.float32)
 _FP8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 _FP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-_FP4_PAIRS = np.stack([np.tile(_FP4_VALUES, 16), np.repeat(_FP4_VALUES, 16)], axis=-1)
-"""The two values of every byte, the low code's first."""
+_FP4_PAIRS = np.stack([np.tile(_FP4_VALUES, 16), np.repeat(_FP4_VALUES, 16)], axis=-1).view(np.uint64)[:, 0]
+"""The two values of every byte, the low code's first, as one number: NumPy gathers those four times as fast as pairs."""
 
 _MX_BLOCK = 32
 _INSTEAD = {
@@ -126,7 +126,7 @@ class Microscaled:
         codes = read(self.blocks, (experts, outputs, blocks, slice(0, _MX_BLOCK // 2)))
         exponents = read(self.scales, (experts, outputs, blocks))
         stack, rows, count, _ = codes.shape
-        values = _FP4_PAIRS[codes].reshape(stack, rows, count, _MX_BLOCK)
+        values = _FP4_PAIRS[codes].view(np.float32).reshape(stack, rows, count, _MX_BLOCK)
         values *= np.ldexp(np.float32(1), exponents.astype(np.int32) - 127)[..., None]
         skipped = inputs.start - blocks.start * _MX_BLOCK
         flat = values.reshape(stack, rows, count * _MX_BLOCK)
