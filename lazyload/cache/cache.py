@@ -8,6 +8,7 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import logging
 import os
@@ -93,10 +94,10 @@ class Cache:
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
 
-    def entries(self) -> list[Entry]:
-        """All complete entries, by model and age."""
+    def entries(self, model: str | None = None) -> list[Entry]:
+        """All complete entries, by model and age; or just those of one model."""
         found = []
-        for folder in self._folders():
+        for folder in self._folders("models--*" if model is None else glob.escape(_folder_name(model))):
             with contextlib.suppress(UnreadableManifestError):
                 found.append(read_entry(folder))
         return sorted(found, key=lambda entry: (entry.model, entry.manifest.created))
@@ -113,7 +114,7 @@ class Cache:
 
     def explain(self, key: Key, model: str) -> list[str]:
         """Why there is no entry of a key: how it differs from the entries of the same model, the closest one."""
-        others = [entry for entry in self.entries() if entry.model == model and entry.key != key.digest]
+        others = [entry for entry in self.entries(model) if entry.key != key.digest]
         if not others:
             return [f"{model} has not been converted into {self.root}"]
         differences = [key.differences(Key(entry.manifest.fields)) for entry in others]
@@ -124,7 +125,7 @@ class Cache:
         wanted = revision or "main"
         found = [
             entry
-            for entry in self.entries()
+            for entry in self.entries(model)
             if entry.manifest.source.get("id") == model
             and wanted in (entry.manifest.source.get("commit"), entry.manifest.source.get("revision") or "main")
         ]
@@ -245,9 +246,9 @@ class Cache:
             verifications.append(Verification(entry, tuple(verify(entry.path, entry.manifest.arrays, storage))))
         return verifications
 
-    def _folders(self) -> list[Path]:
+    def _folders(self, models: str = "models--*") -> list[Path]:
         """The folders of entries, complete or not; nothing outside the cache's own names."""
-        candidates = self.root.glob("models--*/*") if self.root.is_dir() else []
+        candidates = self.root.glob(f"{models}/*") if self.root.is_dir() else []
         return sorted(
             path
             for path in candidates
