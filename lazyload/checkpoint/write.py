@@ -5,8 +5,10 @@ chunks whatever the size of the arrays. Neither JAX nor Orbax is needed, and not
 """
 
 import collections
+import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -26,6 +28,10 @@ from lazyload.storage import Storage
 
 _DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _THREADS = min(4, max(2, os.cpu_count() or 2))
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+_LARGE_FILE_BYTES = 1 << 20
+"""What is smaller is left for the end, when the disk's journal takes all of it at once."""
 
 
 def write(
@@ -73,7 +79,8 @@ def write(
             advance(chunk.nbytes)
 
         work = ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path])))
-        _run(write_chunk, work)
+        with _sent_to_disk_meanwhile(folder):
+            _run(write_chunk, work)
         records = {
             path: ArrayRecord(
                 lazy.shape,
@@ -143,12 +150,51 @@ def _write_error(folder: Path, message: str) -> CacheError:
     return CacheError(f"{folder} cannot be written to: {message.splitlines()[0][-200:]}; give another cache_dir")
 
 
+@contextlib.contextmanager
+def _sent_to_disk_meanwhile(folder: Path) -> Iterator[None]:
+    """Synchronises large files as they appear while the body writes more of them, so that little is left for the end.
+
+    Every file is synchronised once more at the end; but what goes wrong is told only once, so it is raised here, too.
+    """
+    finished = threading.Event()
+
+    def follow() -> None:
+        known: set[str] = set()
+        while not finished.wait(_SECONDS_BETWEEN_LOOKS):
+            for path in _files(folder):
+                if path not in known and not finished.is_set():
+                    known.add(path)
+                    # Until it is complete, TensorStore gives a file another name.
+                    with contextlib.suppress(FileNotFoundError):
+                        if os.path.getsize(path) >= _LARGE_FILE_BYTES:
+                            _synchronise_one(path)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="lazyload-sync") as pool:
+        following = pool.submit(follow)
+        try:
+            yield
+        finally:
+            finished.set()
+        following.result()
+
+
 def _synchronise(folder: Path) -> None:
     """Makes sure that everything below a folder is on the disk, before a manifest says that it is."""
-    for parent, _, files in os.walk(folder):
-        for path in [parent, *(os.path.join(parent, name) for name in files)]:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload-sync") as pool:
+        collections.deque(pool.map(_synchronise_one, _files(folder)), maxlen=0)
+    for parent, _, _ in os.walk(folder):
+        _synchronise_one(parent)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    return (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+
+
+def _synchronise_one(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(descriptor)

@@ -2,8 +2,8 @@
 
 NumPy copies a transposed array element by element along the target's rows: every element read starts another cache
 line of the source, and all but one of a line's elements are evicted before they are used (0.3 GB/s for 2-byte elements
-of a large matrix). Copying a few source rows at a time, as many as fill half a cache line of the target, keeps both
-sides in the cache (1.4 to 2.1 GB/s a thread).
+of a large matrix). Copying a few source rows at a time, as many as fill a cache line of the target, keeps both sides in
+the cache (2.0 to 3.4 GB/s a thread).
 """
 
 import itertools
@@ -12,8 +12,8 @@ from types import EllipsisType
 
 import numpy as np
 
-_STRIP_BYTES = 32
-"""Of a target row, how much is written at a time."""
+_STRIP_BYTES = 64
+"""Of a target row, how much is written at a time: a cache line; half of it where elements are written one by one."""
 
 _CONVERTED_BYTES = 4 << 20
 """How much is converted at a time, in the source's dtype."""
@@ -85,11 +85,27 @@ def _copy(out: np.ndarray, values: np.ndarray) -> None:
     if not np.may_share_memory(rows, out):
         np.copyto(out, values)
         return
-    strip = max(1, _STRIP_BYTES // out.dtype.itemsize)
     for index in itertools.product(*(range(size) for size in out.shape[:fast])):
-        row, column = rows[index], columns[index].reshape(-1, values.shape[fast])
-        for start in range(0, row.shape[1], strip):
-            row[:, start : start + strip] = column[start : start + strip].T
+        _transpose(rows[index], columns[index].reshape(-1, values.shape[fast]))
+
+
+def _transpose(rows: np.ndarray, columns: np.ndarray) -> None:
+    """Does `rows[...] = columns.T`, where a row of each is contiguous, a few rows of `columns` at a time.
+
+    These are first woven into words of eight bytes, because NumPy takes as long to transpose two bytes as eight.
+    """
+    size = rows.dtype.itemsize
+    strip, weave = _STRIP_BYTES // size, 8 // size
+    whole = rows.shape[1] // weave * weave if weave > 1 and rows.strides[1] == size else 0
+    words = rows[:, :whole].view(np.uint64) if whole else rows
+    for start in range(0, whole, strip):
+        stop = min(start + strip, whole)
+        woven = np.empty(((stop - start) // weave, columns.shape[1], weave), rows.dtype)
+        for place in range(weave):
+            woven[:, :, place] = columns[start + place : stop : weave]
+        words[:, start // weave : stop // weave] = woven.view(np.uint64)[:, :, 0].T
+    for start in range(whole, rows.shape[1], strip // 2):
+        rows[:, start : start + strip // 2] = columns[start : start + strip // 2].T
 
 
 def _fastest(array: np.ndarray) -> int:
