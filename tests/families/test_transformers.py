@@ -40,6 +40,8 @@ ACTIVATIONS = st.sampled_from(["silu", "gelu", "gelu_pytorch_tanh", "relu"])
 THETAS = st.sampled_from([100.0, 10_000.0, 500_000.0, 1e6])
 # Shorter and longer than the sequences: some scalings depend on that.
 LENGTHS = st.sampled_from([12, 16, 64, 4096])
+# Not 1: transformers' own cache keeps everything for it.
+WINDOWS = st.sampled_from([None, 2, 5, 4096])
 VISION = {
     "model_type": "siglip_vision_model",
     "hidden_size": 16,
@@ -131,11 +133,7 @@ def width(values: Values) -> int:
     return values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
 
 
-def windows(draw: Draw) -> st.SearchStrategy[int | None]:
-    return st.sampled_from([None, 2, 5, 4096])
-
-
-def kinds_of_layers(draw: Draw, values: Values) -> st.SearchStrategy[list[str]]:
+def kinds_of_layers(values: Values) -> st.SearchStrategy[list[str]]:
     count = values["num_hidden_layers"]
     return st.lists(st.sampled_from(["sliding_attention", "full_attention"]), min_size=count, max_size=count)
 
@@ -147,7 +145,7 @@ def llama(draw: Draw) -> Values:
 
 def mistral(draw: Draw) -> Values:
     values = sizes(draw, head_dim=draw(BOTH))
-    return values | rope(draw, width(values)) | {"sliding_window": draw(windows(draw))}
+    return values | rope(draw, width(values)) | {"sliding_window": draw(WINDOWS)}
 
 
 def mixtral(draw: Draw) -> Values:
@@ -170,7 +168,7 @@ def qwen_windows(draw: Draw, values: Values) -> Values:
     fields = {"use_sliding_window": sliding} | maybe(draw, max_window_layers=st.integers(0, 5))
     if not sliding:
         return fields | maybe(draw, sliding_window=st.sampled_from([5, None]))
-    return fields | {"sliding_window": 3} | maybe(draw, layer_types=kinds_of_layers(draw, values))
+    return fields | {"sliding_window": 3} | maybe(draw, layer_types=kinds_of_layers(values))
 
 
 def qwen3(draw: Draw) -> Values:
@@ -185,7 +183,7 @@ def qwen3_moe(draw: Draw) -> Values:
     return (
         values
         | rope(draw, width(values))
-        | {"use_sliding_window": sliding, "sliding_window": 3 if sliding else draw(windows(draw))}
+        | {"use_sliding_window": sliding, "sliding_window": 3 if sliding else draw(WINDOWS)}
         | {"num_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts)), "moe_intermediate_size": 12}
         | maybe(
             draw,
@@ -217,7 +215,7 @@ def gemma2(draw: Draw) -> Values:
             query_pre_attn_scalar=st.sampled_from([8, 144]),
             final_logit_softcapping=caps,
             attn_logit_softcapping=caps,
-            layer_types=kinds_of_layers(draw, values),
+            layer_types=kinds_of_layers(values),
         )
     )
 
@@ -233,7 +231,7 @@ def gemma3_text(draw: Draw) -> Values:
         attn_logit_softcapping=st.sampled_from([None, 2.0]),
     )
     values |= draw(st.sampled_from([{}, {"sliding_window_pattern": 2}, {"sliding_window_pattern": 3}]))
-    values |= maybe(draw, layer_types=kinds_of_layers(draw, values))
+    values |= maybe(draw, layer_types=kinds_of_layers(values))
     return values | rope_by_layer_type(draw, width(values), local=True)
 
 
@@ -268,7 +266,7 @@ def phi3(draw: Draw) -> Values:
         inside = values.get("rope_parameters")
         (values if inside is None else inside)["partial_rotary_factor"] = share
     extent = {"original_max_position_embeddings": st.sampled_from([8, 64])}
-    return values | {"sliding_window": draw(windows(draw))} | maybe(draw, hidden_act=ACTIVATIONS, **extent)
+    return values | {"sliding_window": draw(WINDOWS)} | maybe(draw, hidden_act=ACTIVATIONS, **extent)
 
 
 def olmo2(draw: Draw) -> Values:
@@ -281,7 +279,7 @@ def olmo3(draw: Draw) -> Values:
     return (
         values
         | {"sliding_window": draw(st.sampled_from([2, 5, 4096])), "max_position_embeddings": draw(LENGTHS)}
-        | maybe(draw, attention_bias=BOTH, layer_types=kinds_of_layers(draw, values))
+        | maybe(draw, attention_bias=BOTH, layer_types=kinds_of_layers(values))
         | rope_by_layer_type(draw, width(values), local=False)
     )
 
@@ -298,7 +296,7 @@ def smollm3(draw: Draw) -> Values:
     )
     if draw(BOTH):
         values |= {"use_sliding_window": True, "sliding_window": 4}
-        values |= maybe(draw, layer_types=kinds_of_layers(draw, values))
+        values |= maybe(draw, layer_types=kinds_of_layers(values))
     return values
 
 
@@ -324,7 +322,7 @@ def gpt_oss(draw: Draw) -> Values:
             draw,
             attention_bias=BOTH,
             sliding_window=st.sampled_from([2, 5]),
-            layer_types=kinds_of_layers(draw, values),
+            layer_types=kinds_of_layers(values),
             swiglu_alpha=st.sampled_from([1.0, 2.5]),
             swiglu_limit=st.sampled_from([0.25, 7.0]),
         )
