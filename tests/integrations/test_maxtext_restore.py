@@ -21,7 +21,11 @@ import lazyload
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = os.environ.get("LAZYLOAD_MAXTEXT_PYTHON") or (sys.executable if importlib.util.find_spec("maxtext") else None)
-pytestmark = pytest.mark.skipif(PYTHON is None, reason="MaxText is not installed")
+# All in one process of the test run: what they look at takes MaxText a minute.
+pytestmark = [
+    pytest.mark.skipif(PYTHON is None, reason="MaxText is not installed"),
+    pytest.mark.xdist_group("maxtext"),
+]
 
 SHAPE = {
     "base_emb_dim": 64,
