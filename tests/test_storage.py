@@ -30,7 +30,7 @@ def test_defaults_under_pathways(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("environment", ORDINARY)
-@pytest.mark.parametrize("flags", itertools.product((True, False), repeat=2))
+@pytest.mark.parametrize("flags", list(itertools.product((True, False), repeat=2)))
 def test_explicit_flags_win(environment: dict[str, str], flags: tuple[bool, bool]) -> None:
     resolved = Storage(*flags).resolve(environment)
     assert (resolved.ocdbt, resolved.zarr3) == flags

@@ -71,9 +71,12 @@ def deepseek_v2_huggingface(config: DecoderConfig) -> Layout:
 
 
 def deepseek_v3_huggingface(config: DecoderConfig) -> Layout:
-    """As in DeepSeek V2, but behind the last layer there may be ones that predict further tokens."""
-    count = config.num_layers
-    skipped = [f"model.layers.{number}.*" for number in range(count, count + _MOST_PREDICTION_LAYERS)]
+    """As in DeepSeek V2, but behind the last layer there may be ones that predict further tokens.
+
+    Those have a projection that no other layer has (https://arxiv.org/abs/2412.19437, section 2.2).
+    """
+    behind = [f"model.layers.{config.num_layers + number}" for number in range(_MOST_PREDICTION_LAYERS)]
+    skipped = [f"{layer}.* if {layer}.eh_proj.weight" for layer in behind]
     return huggingface.decoder(config, _layer(config), skipped=skipped)
 
 

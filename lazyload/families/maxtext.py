@@ -172,7 +172,7 @@ def deepseek(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -
     """DeepSeek V2 and V3: the dense layers before, the ones with experts after them, each stacked on their own."""
     first = tuple(range(len(config.dense_layers)))
     _refuse("DeepSeek has its dense layers before those with experts", config.dense_layers != first)
-    _refuse("DeepSeek has no biases in its attention", config.qkv_bias or config.o_bias)
+    _refuse("DeepSeek has no biases", config.qkv_bias or config.o_bias or config.mlp_bias)
     common = _NORMS | _under("self_attention", _latent_attention(config))
     experts = dict(_EXPERTS)
     if config.experts and config.experts.selection_bias:

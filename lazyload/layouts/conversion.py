@@ -94,7 +94,7 @@ def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: 
         )
     parts = {path: [_part(p, holders[p.role], names) for p in placements] for path, placements in wanted.items()}
     used = {piece.name for some in parts.values() for part in some for piece in part.pieces.values()}
-    patterns = (*source_layout.skipped, *target.skipped)
+    patterns = _patterns((*source_layout.skipped, *target.skipped), source)
     left = [name for name in source.tensors if name not in used]
     skipped = tuple(sorted(name for name in left if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)))
     unexpected = sorted(set(left) - set(skipped))
@@ -209,6 +209,12 @@ class _Holders:
             for steps in itertools.product(*(list(walk(placement, axis)) for axis in axes)):
                 values = {name: value for _, digits in steps for name, value in digits.items()}
                 yield tuple(index for index, _ in steps), (placement, values)
+
+
+def _patterns(skipped: Sequence[str], source: TensorSource) -> list[str]:
+    """The patterns of skipped tensors that count for this checkpoint: `PATTERN`, or `PATTERN if TENSOR`."""
+    conditions = [entry.partition(" if ") for entry in skipped]
+    return [pattern for pattern, _, mark in conditions if not mark or mark in source.tensors]
 
 
 def _stored_name(path: str, source: TensorSource, layout: Layout) -> str:

@@ -53,7 +53,8 @@ class Layout:
     Attributes:
         tables: The tables; given as one table, several, or just the entries of a single one.
         name: What messages and keys call it.
-        skipped: Patterns, in the manner of `fnmatch`, of source tensors that are knowingly not used.
+        skipped: Patterns, in the manner of `fnmatch`, of source tensors that are knowingly not used; one such as
+            `"layers.9.* if layers.9.mark"` counts only where the checkpoint has the tensor `layers.9.mark`.
         aliases: `(prefix, other)`: a path that starts with the prefix may start with the other one in files.
         build: Makes the module from the family's configuration and the loaded arrays by path; None returns the nested
             dictionary of the arrays.

@@ -23,7 +23,7 @@ _FLOAT32 = np.dtype(np.float32)
 _FP8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 _FP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _FP4_PAIRS = np.stack([np.tile(_FP4_VALUES, 16), np.repeat(_FP4_VALUES, 16)], axis=-1).view(np.uint64)[:, 0]
-"""The two values of every byte, the low code's first, as one number: NumPy gathers those four times as fast as pairs."""
+"""The two values of every byte, the low code first, as one number: NumPy gathers it four times as fast as a pair."""
 
 _MX_BLOCK = 32
 _INSTEAD = {

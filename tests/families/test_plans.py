@@ -111,7 +111,7 @@ def test_what_predicts_further_tokens_in_deepseek_v3_is_skipped(tmp_path: Path) 
     assert plan(tmp_path, config, tensors | extra).skipped == tuple(sorted(extra))
 
 
-@pytest.mark.parametrize("name", ["llama3", "deepseek_v2", "qwen3_moe", "gemma3"])
+@pytest.mark.parametrize("name", ["llama3", "deepseek_v2", "deepseek_v3", "qwen3_moe", "gemma3"])
 def test_layers_that_the_configuration_does_not_have_are_an_error(name: str, tmp_path: Path) -> None:
     config = config_of(name)
     text_of(config)["num_hidden_layers"] -= 1
