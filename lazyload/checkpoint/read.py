@@ -6,7 +6,6 @@ than reading the bytes. There is never a host copy of more than a few arrays. Un
 are read without TensorStore.
 """
 
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.checkpoint.store import array_spec, context
 from lazyload.errors import CacheError
+from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box
 from lazyload.storage import Storage, is_pathways
 
@@ -61,7 +61,7 @@ def read(
     """
     if is_pathways(os.environ):
         return through_orbax(folder, arrays, shardings)
-    shared, scratch = context(), _Scratch()
+    shared, scratch = context(), Scratch()
     budget = _Budget(_BYTES_IN_FLIGHT)
 
     def load(path: str) -> jax.Array:
@@ -91,7 +91,7 @@ def through_orbax(
     return {path: _extract(tree, path) for path in arrays}
 
 
-def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratch: "_Scratch") -> jax.Array:
+def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratch: Scratch) -> jax.Array:
     """One array, on its devices."""
     dtype = _dtype(record.dtype)
     shards: dict[Limits, np.ndarray] = {}
@@ -171,20 +171,6 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 def _dtype(name: str) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, name, name))
-
-
-class _Scratch(threading.local):
-    """Memory for one array at a time, the same for every array of a thread."""
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, np.uint8)
-
-    def array(self, shape: list[int], dtype: np.dtype) -> np.ndarray:
-        """An array with arbitrary content, valid until the thread's next call."""
-        nbytes = math.prod(shape) * dtype.itemsize
-        if self._memory.nbytes < nbytes:
-            self._memory = np.empty(nbytes, np.uint8)
-        return self._memory[:nbytes].view(dtype).reshape(shape)
 
 
 class _Budget:

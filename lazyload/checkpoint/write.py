@@ -1,18 +1,21 @@
 """Writing: lazy tensors stream, chunk by chunk, into a folder that is an ordinary Orbax checkpoint.
 
-A few threads each read one chunk and hand it to TensorStore before they take the next, so that memory holds a few
-chunks whatever the size of the arrays. Neither JAX nor Orbax is needed, and nothing is registered with them.
+A few threads each read one chunk and hand it to TensorStore before they take the next, which waits while too many bytes
+are still being written: memory holds a few chunks whatever the size of the arrays. Neither JAX nor Orbax is needed, and
+nothing is registered with them.
 """
 
 import collections
 import contextlib
 import errno
+import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import tensorstore as ts
@@ -29,6 +32,10 @@ from lazyload.storage import Storage
 _DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _THREADS = min(4, max(2, os.cpu_count() or 2))
 
+_BYTES_IN_FLIGHT = 64 << 20
+"""Of chunks that are being written while the next ones are read; a single larger one is let through alone."""
+
+_LARGE_ARRAY_BYTES = 1 << 20
 _SECONDS_BETWEEN_LOOKS = 0.1
 _LARGE_FILE_BYTES = 1 << 20
 """What is smaller is left for the end, when the disk's journal takes all of it at once."""
@@ -53,7 +60,7 @@ def write(
         metadata: Orbax's custom metadata.
         scalars: Whole numbers stored beside the arrays, by dotted path.
         item: Where the folder is to be a composite checkpoint, with the arrays as its only item: the item's name.
-        advance: Called with the number of bytes of every chunk that was written, from any thread.
+        advance: Called with the number of bytes of every chunk that is handed on to be written, from any thread.
 
     Returns:
         What there is to know of each array.
@@ -73,13 +80,15 @@ def write(
         _write_scalars(arrays, scalars or {}, storage)
 
         def write_chunk(path: str, number: int, box: Box) -> None:
-            chunk = tensors[path][box]
+            memory, chunk = writes.array([cut.stop - cut.start for cut in box], tensors[path].dtype)
+            tensors[path].read_into(chunk, box)
             checksums[path][number] = chunk_checksum(chunk)
-            stores[path][box].write(chunk, can_reference_source_data_indefinitely=True).result()
+            writes.add(stores[path][box].write(chunk, can_reference_source_data_indefinitely=True), memory)
             advance(chunk.nbytes)
 
         work = ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path])))
-        with _sent_to_disk_meanwhile(folder):
+        largest = max((math.prod(chunks[path]) * lazy.dtype.itemsize for path, lazy in tensors.items()), default=0)
+        with _sent_to_disk_meanwhile(folder), _Writes(_BYTES_IN_FLIGHT, largest) as writes:
             _run(write_chunk, work)
         records = {
             path: ArrayRecord(
@@ -138,6 +147,62 @@ def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]]) -> None:
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+class _Writes:
+    """Writes that TensorStore is at, and the memory that they are from: so many bytes, used again and again.
+
+    Leaving the context waits for all; where the body failed, only so that nothing is written any more.
+    """
+
+    def __init__(self, limit: int, largest: int):
+        """`largest` is the size of the largest array."""
+        self._limit = limit
+        self._largest = largest
+        self._lock = threading.Lock()
+        self._pending: collections.deque[tuple[ts.WriteFutures, np.ndarray]] = collections.deque()
+        self._nbytes = 0
+        self._free: list[np.ndarray] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._wait_until(0)
+        for write, _ in self._pending:
+            write.commit.exception()
+
+    def array(self, shape: Sequence[int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """Memory, and an array with arbitrary content in it to be filled and written from."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes < _LARGE_ARRAY_BYTES:
+            memory = np.empty(nbytes, np.uint8)
+        else:
+            with self._lock:
+                memory = self._free.pop() if self._free else np.empty(self._largest, np.uint8)
+        return memory, memory[:nbytes].view(dtype).reshape(shape)
+
+    def add(self, write: ts.WriteFutures, memory: np.ndarray) -> None:
+        """Takes note of a write, and waits for the oldest ones while there are too many bytes."""
+        with self._lock:
+            self._pending.append((write, memory))
+            self._nbytes += memory.nbytes
+        self._wait_until(self._limit)
+
+    def _wait_until(self, limit: int) -> None:
+        while True:
+            with self._lock:
+                if self._nbytes <= limit:
+                    return
+                write, memory = self._pending.popleft()
+                self._nbytes -= memory.nbytes
+            write.commit.result()
+            if memory.nbytes >= _LARGE_ARRAY_BYTES:
+                with self._lock:
+                    self._free.append(memory)
 
 
 def _write_error(folder: Path, message: str) -> CacheError:

@@ -15,7 +15,7 @@ import numpy as np
 _STRIP_BYTES = 64
 """Of a target row, how much is written at a time: a cache line; half of it where elements are written one by one."""
 
-_CONVERTED_BYTES = 4 << 20
+_CONVERTED_BYTES = 1 << 20
 """How much is converted at a time, in the source's dtype."""
 
 Factors = tuple[float, float, float, float]

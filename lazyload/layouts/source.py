@@ -24,4 +24,4 @@ class TensorSource(Protocol):
         """Every tensor by its name."""
 
     def read(self, name: str, index: Box) -> np.ndarray:
-        """Reads one box of a tensor, an array of any strides; safe to call from several threads."""
+        """Reads one box of a tensor, an array of any strides, valid until the thread's next read."""

@@ -1,4 +1,4 @@
-"""Packed weights: FP8 with a scale a block, and MXFP4, as tensors of float32 that unpack just the boxes asked for.
+"""Packed weights: FP8 with a scale a block, and MXFP4, as plain tensors that unpack just the boxes asked for.
 
 FP8 is DeepSeek V3's form (https://huggingface.co/deepseek-ai/DeepSeek-V3, README_WEIGHTS.md): `X.weight` in float8 and
 `X.weight_scale_inv` with one number for each block of `weight_block_size`; the value is their product. MXFP4 is
@@ -7,7 +7,7 @@ spec-final-pdf, section 5): `X_blocks` holds two codes of 4 bits a byte, the low
 with bias 127 for every 32 values; both are stored `[expert, out, in / 32, ...]` and used as `[expert, in, out]`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,14 +18,18 @@ from lazyload.errors import ConfigError, CorruptSourceError, UnsupportedFormatEr
 from lazyload.layouts.source import Box, TensorInfo
 
 Read = Callable[[str, Box], np.ndarray]
+Empty = Callable[[Sequence[int], np.dtype], np.ndarray]
 
 _FLOAT32 = np.dtype(np.float32)
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FP8 = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
 _FP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _FP4_PAIRS = np.stack([np.tile(_FP4_VALUES, 16), np.repeat(_FP4_VALUES, 16)], axis=-1).view(np.uint64)[:, 0]
 """The two values of every byte, the low code first, as one number: NumPy gathers it four times as fast as a pair."""
 
 _MX_BLOCK = 32
+_CODES_AT_ONCE = 1 << 15
+"""NumPy makes eight bytes of each code before it looks its value up."""
 _INSTEAD = {
     "gptq": "a repository of the unpacked weights",
     "awq": "a repository of the unpacked weights",
@@ -46,8 +50,14 @@ class Packed(Protocol):
     def parts(self) -> tuple[str, ...]:
         """The stored tensors that it consists of."""
 
-    def read(self, read: Read, box: Box) -> np.ndarray:
-        """Unpacks one box, given how stored tensors are read."""
+    def read(self, read: Read, box: Box, empty: Empty) -> np.ndarray:
+        """Unpacks one box.
+
+        Args:
+            read: Reads a box of a stored tensor, into the memory of the one before.
+            box: The box of the unpacked tensor.
+            empty: Makes the array.
+        """
 
 
 @dataclass(frozen=True)
@@ -78,20 +88,18 @@ class BlockScaled:
         """Matrix and scales."""
         return (self.weight, self.scale)
 
-    def read(self, read: Read, box: Box) -> np.ndarray:
+    def read(self, read: Read, box: Box, empty: Empty) -> np.ndarray:
         """Unpacks a box, with the scales of the blocks that it meets."""
-        values = _byte_values(self.dtype)[read(self.weight, box).view(np.uint8)]
-        if not values.size:
-            return values
         blocks = [(cut.start // size, -(-cut.stop // size)) for cut, size in zip(box, self.block, strict=True)]
         scales = read(self.scale, tuple(slice(*limits) for limits in blocks)).astype(np.float32)
-        rows, columns = box
-        per_column = np.repeat(scales, self.block[1], axis=1)
+        codes = read(self.weight, box).view(np.uint8)
+        table, (rows, columns) = _byte_values(self.dtype), box
         skipped = columns.start - blocks[1][0] * self.block[1]
-        per_column = per_column[:, skipped : skipped + values.shape[1]]
+        per_column = np.repeat(scales, self.block[1], axis=1)[:, skipped : skipped + codes.shape[1]]
+        values = empty(codes.shape, _FLOAT32)
         for number, scale in enumerate(per_column, start=blocks[0][0]):
             first, last = (max(0, n * self.block[0] - rows.start) for n in (number, number + 1))
-            values[first:last] *= scale
+            np.multiply(table[codes[first:last]], scale, out=values[first:last])
         return values
 
 
@@ -111,26 +119,33 @@ class Microscaled:
 
     @property
     def info(self) -> TensorInfo:
-        """The stack in float32."""
-        return TensorInfo(self.shape, _FLOAT32)
+        """The stack in bfloat16, which all of its values are exact in: two digits times a power of two."""
+        return TensorInfo(self.shape, _BFLOAT16)
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Codes and exponents."""
         return (self.blocks, self.scales)
 
-    def read(self, read: Read, box: Box) -> np.ndarray:
+    def read(self, read: Read, box: Box, empty: Empty) -> np.ndarray:
         """Unpacks a box, with the blocks along the inputs that it meets; the result is a transposed view."""
         experts, inputs, outputs = box
         blocks = slice(inputs.start // _MX_BLOCK, -(-inputs.stop // _MX_BLOCK))
+        exponents = read(self.scales, (experts, outputs, blocks)).astype(np.int32)
         codes = read(self.blocks, (experts, outputs, blocks, slice(0, _MX_BLOCK // 2)))
-        exponents = read(self.scales, (experts, outputs, blocks))
         stack, rows, count, _ = codes.shape
-        values = _FP4_PAIRS[codes].view(np.float32).reshape(stack, rows, count, _MX_BLOCK)
-        values *= np.ldexp(np.float32(1), exponents.astype(np.int32) - 127)[..., None]
+        flat = codes.reshape(stack * rows, count, _MX_BLOCK // 2)
+        factors = np.ldexp(np.float32(1), exponents - 127).reshape(stack * rows, count, 1)
+        values = empty((stack * rows, count * _MX_BLOCK), _BFLOAT16)
+        step = max(1, _CODES_AT_ONCE * len(flat) // max(1, flat.size))
+        for start in range(0, len(flat), step):
+            part = slice(start, start + step)
+            numbers = _FP4_PAIRS[flat[part]].view(np.float32)
+            numbers *= factors[part]
+            values[part] = numbers.reshape(len(numbers), count * _MX_BLOCK)
         skipped = inputs.start - blocks.start * _MX_BLOCK
-        flat = values.reshape(stack, rows, count * _MX_BLOCK)
-        return flat[:, :, skipped : skipped + inputs.stop - inputs.start].transpose(0, 2, 1)
+        whole = values.reshape(stack, rows, count * _MX_BLOCK)
+        return whole[:, :, skipped : skipped + inputs.stop - inputs.start].transpose(0, 2, 1)
 
 
 def check_quantization(config: Mapping[str, Any], where: str) -> None:

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +138,12 @@ def parse_header(header: bytes, size: int, file: str, where: str) -> dict[str, S
     return tensors
 
 
-def read_box(read_into: Callable[[int, memoryview], None], tensor: StoredTensor, box: Box) -> np.ndarray:
+def read_box(
+    read_into: Callable[[int, memoryview], None],
+    tensor: StoredTensor,
+    box: Box,
+    empty: Callable[[Sequence[int], np.dtype], np.ndarray] = np.empty,
+) -> np.ndarray:
     """Reads one box of a tensor.
 
     Stretches that lie close together are read at once, up to four times as much as asked for.
@@ -147,6 +152,7 @@ def read_box(read_into: Callable[[int, memoryview], None], tensor: StoredTensor,
         read_into: Fills memory from a position of the tensor's file on.
         tensor: The tensor.
         box: One slice a dimension.
+        empty: Makes the array.
 
     Returns:
         A C-contiguous array of the box's shape and the tensor's dtype.
@@ -157,9 +163,9 @@ def read_box(read_into: Callable[[int, memoryview], None], tensor: StoredTensor,
     last = partial[-1] if partial else 0
     stretches, nbytes = math.prod(extents[:last]), math.prod(extents[last:]) * dtype.itemsize
     if stretches > 1 and nbytes < _SHORT_BYTES and 0 < shape[last] <= _WIDENING * extents[last]:
-        wide = read_box(read_into, tensor, (*box[:last], slice(0, shape[last]), *box[last + 1 :]))
+        wide = read_box(read_into, tensor, (*box[:last], slice(0, shape[last]), *box[last + 1 :]), empty)
         return np.ascontiguousarray(wide[(slice(None),) * last + (box[last],)])
-    array = np.empty(extents, dtype)
+    array = empty(extents, dtype)
     if not array.size:
         return array
     memory = array.reshape(-1).view(np.uint8).data

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from lazyload.errors import CorruptSourceError
+from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box, TensorInfo
 from lazyload.sources.files import Files, WeightFiles, weight_files
 from lazyload.sources.packed import Packed, check_quantization, find_packed
@@ -41,6 +42,7 @@ class Source:
         self.description = files.description
         self._files = files
         self._nbytes_read = 0
+        self._scratch, self._unpacked = Scratch(), Scratch()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -69,13 +71,15 @@ class Source:
         return plain | {name: packed.info for name, packed in self._packed.items()}
 
     def read(self, name: str, index: Box) -> np.ndarray:
-        """Reads one box of a tensor; safe to call from several threads.
+        """Reads one box of a tensor; the array is valid until the thread's next read.
 
         Raises:
             CorruptSourceError: A file is shorter than its header says.
         """
         packed = self._packed.get(name)
-        return packed.read(self._read_stored, index) if packed else self._read_stored(name, index)
+        if packed is None:
+            return self._read_stored(name, index)
+        return packed.read(self._read_stored, index, self._unpacked.array)
 
     def fetch(self) -> None:
         """Brings the weights near, where reading them in part from afar would be slow."""
@@ -134,7 +138,7 @@ class Source:
 
     def _read_stored(self, name: str, index: Box) -> np.ndarray:
         tensor = self._stored[name]
-        return read_box(functools.partial(self._counted_read, tensor.file), tensor, index)
+        return read_box(functools.partial(self._counted_read, tensor.file), tensor, index, self._scratch.array)
 
     def _counted_read(self, file: str, start: int, out: memoryview) -> None:
         self._files.read_into(file, start, out)
