@@ -5,6 +5,7 @@ On a miss it converts under the key's lock. Either way it ends with an entry, fr
 shards.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -165,7 +166,7 @@ def from_pretrained(
             local_files_only=local_files_only,
             family=family,
         )
-    with request.source:
+    with contextlib.closing(request.source):
         places = shardings(mesh, rules, target_axes(request.layout, request.config))
         entry, reasons = _entry(request, force_convert, progress, stopwatch)
         with stopwatch.stage("restore"), entry.in_use():
@@ -225,7 +226,7 @@ def convert(
             local_files_only=local_files_only,
             family=family,
         )
-    with request.source:
+    with contextlib.closing(request.source):
         entry, reasons = _entry(request, force_convert, progress, stopwatch)
         _report(request, entry, reasons, stopwatch)
     return CachedCheckpoint(entry.path, entry.key, reasons is not None, entry.manifest)
@@ -273,7 +274,7 @@ def plan(
         local_files_only=local_files_only,
         family=family,
     )
-    with request.source:
+    with contextlib.closing(request.source):
         conversion = request.conversion()
     parameters = {
         path: Parameter(lazy.shape, lazy.dtype.name, conversion.axes[path], lazy.nbytes, lazy.sources)

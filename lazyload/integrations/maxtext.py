@@ -119,7 +119,7 @@ def with_checkpoint(
         "family": None,
     }
     request = open_request(chosen, revision=revision, layout="nnx", **options)
-    with request.source as source:
+    with contextlib.closing(request.source) as source:
         _check_fields(config, request)
         commit = source.identity.get("commit")
     layout = MaxText(_scan_layers(config), _get(config, "vocab_size"))

@@ -3,8 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -29,14 +28,6 @@ class RememberedSource:
     identity: Mapping[str, Any]
     description: Mapping[str, Any]
     open: Callable[[], Source]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def nbytes_read(self) -> int:

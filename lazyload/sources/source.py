@@ -4,8 +4,7 @@ import functools
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -44,14 +43,6 @@ class Source:
         self._nbytes_read = 0
         self._scratch, self._unpacked = Scratch(), Scratch()
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def nbytes_read(self) -> int:

@@ -1,5 +1,6 @@
 """What is stored on the hub is accounted for, tensor by tensor; what does not fit is one error."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_every_tensor_is_used_or_knowingly_skipped(name: str, tmp_path: Path) ->
     folder = checkpoints.make(name, tmp_path)
     found = lazyload.plan(folder, cache_dir=tmp_path / "cache")
     used = {source for parameter in found.parameters.values() for source in parameter.sources}
-    with open_source(folder) as source:
+    with contextlib.closing(open_source(folder)) as source:
         assert used | set(found.skipped) == set(source.tensors)
     assert not used & set(found.skipped)
     assert all("vision" in tensor or "multi_modal" in tensor for tensor in found.skipped)

@@ -1,5 +1,6 @@
 """Checkpoints in folders and behind fsspec URLs: one behaviour, and what is said of those that are broken."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -216,5 +217,5 @@ def test_a_file_that_is_cut_under_a_conversion(folder: Path, tmp_path: Path) -> 
     name, info = next(iter(source.tensors.items()))
     for shard in shards(folder):
         os.truncate(shard, 100)
-    with source, pytest.raises(errors.CorruptSourceError, match="truncated"):
+    with contextlib.closing(source), pytest.raises(errors.CorruptSourceError, match="truncated"):
         source.read(name, tuple(slice(0, size) for size in info.shape))
