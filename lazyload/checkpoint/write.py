@@ -152,7 +152,7 @@ def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]]) -> None:
 class _Writes:
     """Writes that TensorStore is at, and the memory that they are from: so many bytes, used again and again.
 
-    Leaving the context waits for all; where the body failed, only so that nothing is written any more.
+    Leaving the context waits for all, also after an error, so that nothing is written any more.
     """
 
     def __init__(self, limit: int, largest: int):
@@ -170,10 +170,12 @@ class _Writes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            self._wait_until(0)
-        for write, _ in self._pending:
-            write.commit.exception()
+        try:
+            if error is None:
+                self._wait_until(0)
+        finally:
+            for write, _ in self._pending:
+                write.commit.exception()
 
     def array(self, shape: Sequence[int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Memory, and an array with arbitrary content in it to be filled and written from."""
