@@ -1,10 +1,11 @@
 """What a call asks for: its arguments resolved into a source, two layouts and the key of the entry they amount to."""
 
 import dataclasses
+import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -119,13 +120,19 @@ def _open_source(
     is out of reach, or does not let this user in, not even that.
     """
 
-    def open_again(offline: bool = local_files_only) -> Source:
+    def open_at(revision: str | None, offline: bool) -> Source:
         return open_source(model, revision=revision, token=token, local_files_only=offline)
+
+    def remembered(entry: Entry) -> RememberedSource:
+        manifest, identity = entry.manifest, entry.manifest.fields["source"]
+        # Its commit, not the branch, which may have moved on: the key speaks of this commit.
+        reopen = functools.partial(open_at, identity["commit"], local_files_only)
+        return RememberedSource(entry.model, manifest.config, identity, manifest.source, reopen)
 
     name = os.fspath(model)
     recalled = cache.recall(name, revision) if is_hub_id(model) else []
     if not recalled:
-        return open_again()
+        return open_at(revision, local_files_only)
     try:
         commit, offline = _commit_of(name, revision, token, local_files_only), local_files_only
     except (SourceNotFoundError, AccessDeniedError) as error:
@@ -133,11 +140,11 @@ def _open_source(
         commit, offline = None, True
     for entry in recalled:
         if entry.manifest.source.get("commit") == commit:
-            return _remembered(entry, open_again)
+            return remembered(entry)
     try:
-        return open_again(offline)
+        return open_at(revision, offline)
     except (SourceNotFoundError, AccessDeniedError):
-        return _remembered(recalled[0], open_again)
+        return remembered(recalled[0])
 
 
 def _commit_of(model: str, revision: str | None, token: str | bool | None, local_files_only: bool) -> str | None:
@@ -149,11 +156,6 @@ def _commit_of(model: str, revision: str | None, token: str | bool | None, local
     from lazyload.sources.hub import commit_of
 
     return commit_of(model, revision, token)
-
-
-def _remembered(entry: Entry, open_again: Callable[[], Source]) -> RememberedSource:
-    manifest = entry.manifest
-    return RememberedSource(entry.model, manifest.config, manifest.fields["source"], manifest.source, open_again)
 
 
 def _dtype(dtype: Any) -> np.dtype:

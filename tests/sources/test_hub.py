@@ -14,6 +14,7 @@ from huggingface_hub import constants
 
 import lazyload
 from lazyload import errors
+from lazyload.request import open_request
 
 MODEL = "org/qwen"
 
@@ -129,6 +130,22 @@ def test_what_the_hub_s_own_cache_holds_converts_offline(hub: Hub, cache: Path) 
     hub.requests.clear()
     assert lazyload.convert(MODEL, cache_dir=cache, dtype="float32", local_files_only=True).converted
     assert hub.requests == []
+
+
+def test_what_is_remembered_of_a_branch_is_not_read_from_where_it_moved(
+    hub: Hub, folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    lazyload.convert(MODEL, cache_dir=cache)
+    shutil.rmtree(tmp_path / "hub")
+    hub.requests.clear()
+    hub.down = True
+    options = {"revision": None, "dtype": "float32", "layout": "nnx", "storage": None, "cache_dir": cache}
+    request = open_request(MODEL, token=None, local_files_only=False, family=None, **options)
+    hub.down = False
+    hub.add(MODEL, copied(folder, tmp_path))
+    os.utime(tmp_path / "copy" / "config.json", ns=(1, 1))
+    with pytest.raises(errors.SourceNotFoundError, match="has no revision"):
+        request.conversion()
 
 
 def test_offline_and_not_cached(hub: Hub, cache: Path) -> None:
