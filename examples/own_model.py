@@ -19,7 +19,7 @@ from quickstart import write_small_llama
 from safetensors.numpy import load_file, save_file
 
 import lazyload
-from lazyload.models.config import DecoderConfig, Layer, Rope
+from lazyload.architecture.decoder import DecoderConfig, Layer, Rope
 from lazyload.models.fill import fill
 
 

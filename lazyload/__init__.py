@@ -7,7 +7,7 @@ from lazyload import errors
 from lazyload.cache.cache import Cache
 from lazyload.families import register
 from lazyload.families.family import Family
-from lazyload.families.maxtext import MaxText
+from lazyload.formats.maxtext import MaxText
 from lazyload.layouts.layout import Layout, Table
 from lazyload.loader import CachedCheckpoint, Plan, convert, from_pretrained, plan
 from lazyload.report import LoadReport, last_report

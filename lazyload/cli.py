@@ -235,7 +235,7 @@ def verify(
 
 
 def _layout(name: str, vocab_size: int | None) -> Any:
-    from lazyload.families.maxtext import MaxText
+    from lazyload.formats.maxtext import MaxText
 
     if name.startswith("maxtext"):
         if name not in ("maxtext", "maxtext-unscanned"):

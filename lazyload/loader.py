@@ -19,7 +19,7 @@ from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.families.family import Family
-from lazyload.families.maxtext import MaxText
+from lazyload.formats.maxtext import MaxText
 from lazyload.layouts.conversion import Conversion, target_axes
 from lazyload.layouts.layout import Layout
 from lazyload.progress import ProgressOption

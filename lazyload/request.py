@@ -18,10 +18,10 @@ from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
 from lazyload.errors import AccessDeniedError, LayoutError, LazyLoadError, SourceNotFoundError, UnsupportedFormatError
 from lazyload.families.family import Family
-from lazyload.families.maxtext import MaxText
+from lazyload.formats.maxtext import MaxText
+from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.layouts.conversion import Conversion, digest, resolve
 from lazyload.layouts.layout import Layout
-from lazyload.models.layout import layout as nnx_layout
 from lazyload.sources import Source, is_hub_id, open_source
 from lazyload.sources.remembered import RememberedSource
 from lazyload.storage import Storage
@@ -172,7 +172,7 @@ def _layout(layout: "str | Layout | MaxText", family: Family, config: Any) -> La
     if isinstance(layout, Layout):
         return layout
     if isinstance(layout, MaxText):
-        return layout.of(family, config)
+        return layout.of(family.name, config)
     if layout == "nnx":
         return dataclasses.replace(nnx_layout(config), build=_build)
     raise LayoutError(f"layout {layout!r} is not known; give 'nnx', lazyload.MaxText(...) or a lazyload.Layout")

@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-import hub
+from support import hub
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices share few cores here, and XLA ends a process in which some wait for the others for too long.

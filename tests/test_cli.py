@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoints
 import pytest
+from support import checkpoints
 
 import lazyload
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoders import run
 from flax import nnx
 from jax.sharding import AxisType
+from support.decoders import run
 
 import lazyload
 from lazyload import errors, families

@@ -5,16 +5,16 @@ import os
 import shutil
 from pathlib import Path
 
-import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from decoders import run
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from safetensors.numpy import load_file
+from support import checkpoints
+from support.decoders import run
 
 import lazyload
 from lazyload import errors

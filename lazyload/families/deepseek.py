@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lazyload.architecture.decoder import DecoderConfig, Experts, LatentAttention, Layer
+from lazyload.config_json import rope
+from lazyload.config_json.fields import Fields
+from lazyload.config_json.shape import activation, num_experts
 from lazyload.errors import ConfigError
-from lazyload.families import huggingface, maxtext, rope
 from lazyload.families.family import Family
-from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, num_experts
+from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
-from lazyload.models.config import DecoderConfig, Experts, LatentAttention, Layer
 
 # More layers for predicting further tokens than any release has behind those of the model itself.
 _MOST_PREDICTION_LAYERS = 8
@@ -200,5 +201,5 @@ def _latent_attention(config: DecoderConfig) -> dict[str, str]:
     return entries
 
 
-DEEPSEEK_V2 = Family("deepseek_v2", ("deepseek_v2",), deepseek_v2_config, deepseek_v2_huggingface, maxtext.deepseek)
-DEEPSEEK_V3 = Family("deepseek_v3", ("deepseek_v3",), deepseek_v3_config, deepseek_v3_huggingface, maxtext.deepseek)
+DEEPSEEK_V2 = Family("deepseek_v2", ("deepseek_v2",), deepseek_v2_config, deepseek_v2_huggingface)
+DEEPSEEK_V3 = Family("deepseek_v3", ("deepseek_v3",), deepseek_v3_config, deepseek_v3_huggingface)

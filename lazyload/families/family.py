@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lazyload.architecture.decoder import DecoderConfig
 from lazyload.layouts.layout import Layout
-from lazyload.models.config import DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,9 @@ class Family:
         model_types: The values of `model_type` in `config.json` that it reads.
         config: Reads a parsed `config.json`; raises `ConfigError` for what it lacks or switches on in vain.
         huggingface: How the hub's checkpoints of such a model lie.
-        maxtext: How MaxText's lie, given the configuration, `scan_layers` and MaxText's `vocab_size`; None where
-            MaxText has no converter for the family.
     """
 
     name: str
     model_types: tuple[str, ...]
     config: Callable[[Mapping[str, Any]], DecoderConfig]
     huggingface: Callable[[DecoderConfig], Layout]
-    maxtext: Callable[[DecoderConfig, bool, int | None], Layout] | None = None

@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lazyload.families import huggingface, maxtext, rope
+from lazyload.architecture.decoder import DecoderConfig, Layer
+from lazyload.config_json import rope
+from lazyload.config_json.fields import Fields
+from lazyload.config_json.shape import activation, layer_types, shape, window
 from lazyload.families.family import Family
-from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, layer_types, shape, window
+from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
-from lazyload.models.config import DecoderConfig, Layer
 
 _GEMMA3_DEFAULTS: dict[str, Any] = {
     "vocab_size": 262_208,
@@ -137,5 +138,5 @@ def _common(fields: Fields, embed_dim: int) -> dict[str, Any]:
 
 
 GEMMA = Family("gemma", ("gemma",), gemma_config, huggingface.decoder)
-GEMMA2 = Family("gemma2", ("gemma2",), gemma2_config, huggingface.decoder, maxtext.gemma2)
-GEMMA3 = Family("gemma3", ("gemma3", "gemma3_text"), gemma3_config, gemma3_huggingface, maxtext.gemma3)
+GEMMA2 = Family("gemma2", ("gemma2",), gemma2_config, huggingface.decoder)
+GEMMA3 = Family("gemma3", ("gemma3", "gemma3_text"), gemma3_config, gemma3_huggingface)

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lazyload.families import huggingface, maxtext, rope
+from lazyload.architecture.decoder import DecoderConfig, Experts, Layer
+from lazyload.config_json import rope
+from lazyload.config_json.fields import Fields
+from lazyload.config_json.shape import layer_types, num_experts, shape, window
 from lazyload.families.family import Family
-from lazyload.families.fields import Fields
-from lazyload.families.shape import layer_types, num_experts, shape, window
+from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
-from lazyload.models.config import DecoderConfig, Experts, Layer
 
 _EXPERTS = {
     "mlp.router.weight": "router : expert embed",
@@ -75,4 +76,4 @@ def gpt_oss_huggingface(config: DecoderConfig) -> Layout:
     return huggingface.decoder(config, layer)
 
 
-GPT_OSS = Family("gpt_oss", ("gpt_oss",), gpt_oss_config, gpt_oss_huggingface, maxtext.gpt_oss)
+GPT_OSS = Family("gpt_oss", ("gpt_oss",), gpt_oss_config, gpt_oss_huggingface)

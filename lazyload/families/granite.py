@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lazyload.families import huggingface, rope
+from lazyload.architecture.decoder import DecoderConfig, Layer
+from lazyload.config_json import rope
+from lazyload.config_json.fields import Fields
+from lazyload.config_json.shape import activation, shape
 from lazyload.families.family import Family
-from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, shape
-from lazyload.models.config import DecoderConfig, Layer
+from lazyload.formats import huggingface
 
 
 def granite_config(values: Mapping[str, Any]) -> DecoderConfig:

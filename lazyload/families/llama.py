@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lazyload.families import huggingface, maxtext, rope
+from lazyload.architecture.decoder import DecoderConfig, Layer
+from lazyload.config_json import rope
+from lazyload.config_json.fields import Fields
+from lazyload.config_json.shape import activation, layer_types, shape, window
 from lazyload.families.family import Family
-from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, layer_types, shape, window
-from lazyload.models.config import DecoderConfig, Layer
+from lazyload.formats import huggingface
 
 
 def llama_config(values: Mapping[str, Any]) -> DecoderConfig:
@@ -51,5 +52,5 @@ def mistral_config(values: Mapping[str, Any]) -> DecoderConfig:
     return config
 
 
-LLAMA = Family("llama", ("llama",), llama_config, huggingface.decoder, maxtext.llama)
+LLAMA = Family("llama", ("llama",), llama_config, huggingface.decoder)
 MISTRAL = Family("mistral", ("mistral",), mistral_config, huggingface.decoder)

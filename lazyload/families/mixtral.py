@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lazyload.families import huggingface, maxtext, rope
+from lazyload.architecture.decoder import DecoderConfig, Experts, Layer
+from lazyload.config_json import rope
+from lazyload.config_json.fields import Fields
+from lazyload.config_json.shape import activation, num_experts, shape, window
 from lazyload.families.family import Family
-from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, num_experts, shape, window
+from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
-from lazyload.models.config import DecoderConfig, Experts, Layer
 
 _EXPERTS = {
     "block_sparse_moe.gate.weight": "router : expert embed",
@@ -42,4 +43,4 @@ def mixtral_huggingface(config: DecoderConfig) -> Layout:
     return huggingface.decoder(config, {**huggingface.attention(config), **huggingface.norms(config), **_EXPERTS})
 
 
-MIXTRAL = Family("mixtral", ("mixtral",), mixtral_config, mixtral_huggingface, maxtext.mixtral)
+MIXTRAL = Family("mixtral", ("mixtral",), mixtral_config, mixtral_huggingface)

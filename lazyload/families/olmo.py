@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lazyload.families import huggingface, maxtext, rope
+from lazyload.architecture.decoder import DecoderConfig, Layer
+from lazyload.config_json import rope
+from lazyload.config_json.fields import Fields
+from lazyload.config_json.shape import activation, layer_types, shape, window
 from lazyload.families.family import Family
-from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, layer_types, shape, window
-from lazyload.models.config import DecoderConfig, Layer
+from lazyload.formats import huggingface
 
 
 def olmo2_config(values: Mapping[str, Any]) -> DecoderConfig:
@@ -52,4 +53,4 @@ def _common(fields: Fields) -> dict[str, Any]:
 
 
 OLMO2 = Family("olmo2", ("olmo2",), olmo2_config, huggingface.decoder)
-OLMO3 = Family("olmo3", ("olmo3",), olmo3_config, huggingface.decoder, maxtext.olmo3)
+OLMO3 = Family("olmo3", ("olmo3",), olmo3_config, huggingface.decoder)

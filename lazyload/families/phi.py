@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lazyload.families import huggingface, rope
+from lazyload.architecture.decoder import DecoderConfig, Layer
+from lazyload.config_json import rope
+from lazyload.config_json.fields import Fields
+from lazyload.config_json.shape import activation, shape, window
 from lazyload.families.family import Family
-from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, shape, window
+from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
-from lazyload.models.config import DecoderConfig, Layer
 
 _LAYER = {
     "self_attn.qkv_proj.weight": "attn.q | attn.k | attn.v : "

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lazyload.families import huggingface, maxtext, rope
+from lazyload.architecture.decoder import DecoderConfig, Experts, Layer
+from lazyload.config_json import rope
+from lazyload.config_json.fields import Fields
+from lazyload.config_json.shape import activation, num_experts, shape, window, windowed
 from lazyload.families.family import Family
-from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, num_experts, shape, window, windowed
+from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
-from lazyload.models.config import DecoderConfig, Experts, Layer
 
 
 def qwen2_config(values: Mapping[str, Any]) -> DecoderConfig:
@@ -93,6 +94,6 @@ def qwen3_moe_huggingface(config: DecoderConfig) -> Layout:
     return huggingface.decoder(config, layer)
 
 
-QWEN2 = Family("qwen2", ("qwen2",), qwen2_config, huggingface.decoder, maxtext.qwen)
-QWEN3 = Family("qwen3", ("qwen3",), qwen3_config, huggingface.decoder, maxtext.qwen)
-QWEN3_MOE = Family("qwen3_moe", ("qwen3_moe",), qwen3_moe_config, qwen3_moe_huggingface, maxtext.qwen)
+QWEN2 = Family("qwen2", ("qwen2",), qwen2_config, huggingface.decoder)
+QWEN3 = Family("qwen3", ("qwen3",), qwen3_config, huggingface.decoder)
+QWEN3_MOE = Family("qwen3_moe", ("qwen3_moe",), qwen3_moe_config, qwen3_moe_huggingface)

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lazyload.architecture.decoder import DecoderConfig, Layer
+from lazyload.config_json import rope
+from lazyload.config_json.fields import Fields
+from lazyload.config_json.shape import activation, layer_types, shape, window
 from lazyload.errors import ConfigError
-from lazyload.families import huggingface, rope
 from lazyload.families.family import Family
-from lazyload.families.fields import Fields
-from lazyload.families.shape import activation, layer_types, shape, window
-from lazyload.models.config import DecoderConfig, Layer
+from lazyload.formats import huggingface
 
 
 def smollm3_config(values: Mapping[str, Any]) -> DecoderConfig:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lazyload.cache.entry import read_entry
 from lazyload.cache.manifest import Manifest, UnreadableManifestError
 from lazyload.errors import ConfigError
-from lazyload.families import maxtext as tables
-from lazyload.families.maxtext import MaxText
+from lazyload.formats import maxtext as tables
+from lazyload.formats.maxtext import MaxText
 from lazyload.loader import convert
 from lazyload.request import Request, open_request
 from lazyload.storage import Storage
@@ -229,7 +229,7 @@ def _check_fields(config: Any, request: Request) -> None:
 def _expected(request: Request) -> dict[tuple[str, ...], Any]:
     """By the names that MaxText has for a field, the first that a config has counting, what `config.json` says."""
     config = request.config
-    layers = config.num_layers // 2 if request.family.maxtext is tables.gemma2 else config.num_layers
+    layers = config.num_layers // tables.layers_in_one(request.family.name)
     experts = config.experts if config.sparse_layers else None
     expected: dict[tuple[str, ...], Any] = {
         ("emb_dim", "base_emb_dim"): config.embed_dim,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lazyload.models.config import DecoderConfig
+from lazyload.architecture.decoder import DecoderConfig
 from lazyload.models.kv_cache import LayerCache, append
 from lazyload.models.norm import RMSNorm
 from lazyload.models.parameters import parameter

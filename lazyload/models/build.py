@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from lazyload.models.config import DecoderConfig
+from lazyload.architecture.decoder import DecoderConfig
 from lazyload.models.decoder import Decoder
 from lazyload.models.fill import check_fit, parameter_shapes
 from lazyload.models.parameters import placed

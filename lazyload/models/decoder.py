@@ -8,9 +8,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
+from lazyload.architecture.decoder import DecoderConfig, Layer
 from lazyload.models import kv_cache
 from lazyload.models.attention import Attention, visible
-from lazyload.models.config import DecoderConfig, Layer
 from lazyload.models.kv_cache import Cache, LayerCache
 from lazyload.models.latent_attention import MultiHeadLatentAttention
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from lazyload.models.config import DecoderConfig
+from lazyload.architecture.decoder import DecoderConfig
 
 LayerCache = dict[str, jax.Array]
 Cache = dict[str, LayerCache]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from lazyload.architecture.decoder import DecoderConfig, LatentAttention
 from lazyload.models.attention import attend
-from lazyload.models.config import DecoderConfig, LatentAttention
 from lazyload.models.kv_cache import LayerCache, append
 from lazyload.models.norm import RMSNorm
 from lazyload.models.projection import Projection

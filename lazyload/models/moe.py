@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jax.typing import DTypeLike
 
-from lazyload.models.config import Experts
+from lazyload.architecture.decoder import Experts
 from lazyload.models.mlp import ACTIVATIONS, MLP
 from lazyload.models.parameters import parameter, partition
 from lazyload.models.projection import Projection

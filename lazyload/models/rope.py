@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyload.models.config import Rope
+from lazyload.architecture.decoder import Rope
 
 
 class Rotation(NamedTuple):

@@ -18,7 +18,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from large import write_large_llama, write_large_moe
+from support.large import write_large_llama, write_large_moe
 
 import lazyload
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from large import write_qwen3_1_7b
+from support.large import write_qwen3_1_7b
 
 import lazyload
 

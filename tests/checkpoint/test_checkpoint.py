@@ -11,8 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from in_memory import SIZES, Arrays
 from jax.sharding import NamedSharding, PartitionSpec
+from support.in_memory import SIZES, Arrays
 
 from lazyload.checkpoint.chunks import boxes, choose_chunks
 from lazyload.checkpoint.read import read, through_orbax

@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from in_memory import SIZES, Arrays
+from support.in_memory import SIZES, Arrays
 
 from lazyload.checkpoint import write as writing
 from lazyload.errors import CacheError

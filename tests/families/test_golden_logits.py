@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoders import decode, run
+from support import checkpoints
+from support.decoders import decode, run
 
 import lazyload
 

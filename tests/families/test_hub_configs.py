@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from lazyload import families
+from lazyload.architecture.decoder import DecoderConfig
 from lazyload.layouts.conversion import target_axes
-from lazyload.models.config import DecoderConfig
 
 Values = dict[str, Any]
 

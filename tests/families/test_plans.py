@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support import checkpoints
 
 import lazyload
 from lazyload.errors import TensorMismatchError

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-import checkpoints
 import pytest
+from support import checkpoints
 
 from lazyload import families
 from lazyload.errors import ConfigError, UnknownArchitectureError

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoders import decode, run
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
+from support import checkpoints
+from support.decoders import decode, run
 
 import lazyload
 from lazyload import families

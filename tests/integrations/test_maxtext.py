@@ -7,12 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import checkpoints
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec as P
+from support import checkpoints
 
 import lazyload
 from lazyload.errors import ConfigError, LayoutError, SourceNotFoundError, StorageError

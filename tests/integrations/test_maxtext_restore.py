@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import checkpoints
 import numpy as np
 import pytest
+from support import checkpoints
 
 import lazyload
 

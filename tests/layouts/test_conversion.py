@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from in_memory import FLOAT32, SIZES, Arrays, slices
+from support.in_memory import FLOAT32, SIZES, Arrays, slices
 
 from lazyload.layouts.conversion import resolve
 from lazyload.layouts.layout import Layout, Table

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from in_memory import FLOAT32, SIZES, Arrays, Sizes, slices
+from support.in_memory import FLOAT32, SIZES, Arrays, Sizes, slices
 
 from lazyload.errors import LayoutError, TensorMismatchError
 from lazyload.layouts.conversion import digest, resolve, target_axes

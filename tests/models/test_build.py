@@ -3,14 +3,14 @@ import gc
 import jax
 import jax.numpy as jnp
 import pytest
-from decoders import CONFIGS, abstract, weights
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support.decoders import CONFIGS, abstract, weights
 
 from lazyload.errors import TensorMismatchError
+from lazyload.formats.nnx import layout
 from lazyload.models.build import build
 from lazyload.models.fill import parameter_shapes
-from lazyload.models.layout import layout
 
 P = PartitionSpec
 

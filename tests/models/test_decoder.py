@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoders import CONFIGS, ROPE, TOKENS, config, decode, run, weights
+from support.decoders import CONFIGS, ROPE, TOKENS, config, decode, run, weights
 
+from lazyload.architecture.decoder import Layer
 from lazyload.models.build import build
-from lazyload.models.config import Layer
 
 
 def decoder(config):

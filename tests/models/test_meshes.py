@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoders import CONFIGS, TOKENS, abstract, decode, run, weights
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support.decoders import CONFIGS, TOKENS, abstract, decode, run, weights
 
 from lazyload.models.build import build
 

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoders import EXPERTS
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.decoders import EXPERTS
 
-from lazyload.models.config import Experts
+from lazyload.architecture.decoder import Experts
 from lazyload.models.moe import MixtureOfExperts
 from lazyload.models.routing import route
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from large import write_large_llama
+from support.large import write_large_llama
 
 import lazyload
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from large import write_large_llama
+from support.large import write_large_llama
 
 import lazyload
 

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import checkpoints
 import fsspec
 import pytest
 from safetensors.numpy import load_file, save_file
+from support import checkpoints
 
 import lazyload
 from lazyload import errors

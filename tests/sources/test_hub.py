@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import checkpoints
 import pytest
-from hub import TOKEN, Hub, running
 from huggingface_hub import constants
+from support import checkpoints
+from support.hub import TOKEN, Hub, running
 
 import lazyload
 from lazyload import errors

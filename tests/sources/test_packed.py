@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from in_memory import Arrays, slices
+from support.in_memory import Arrays, slices
 
 from lazyload.errors import ConfigError, CorruptSourceError, UnsupportedFormatError
 from lazyload.sources.packed import check_quantization, find_packed

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from in_memory import slices
 from safetensors.numpy import save
+from support.in_memory import slices
 
 from lazyload.errors import CorruptSourceError, UnsupportedFormatError
 from lazyload.layouts.source import TensorInfo

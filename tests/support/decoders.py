@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lazyload.models.config import DecoderConfig, Experts, LatentAttention, Layer, Rope
+from lazyload.architecture.decoder import DecoderConfig, Experts, LatentAttention, Layer, Rope
 from lazyload.models.decoder import Decoder
 from lazyload.models.fill import parameter_shapes
 

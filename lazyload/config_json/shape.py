@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from lazyload.architecture.decoder import Layer, Rope
+from lazyload.config_json.fields import Fields
 from lazyload.errors import ConfigError
-from lazyload.families.fields import Fields
-from lazyload.models.config import Layer, Rope
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 

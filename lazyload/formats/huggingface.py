@@ -5,8 +5,8 @@ Linear maps are stored outputs first, with their heads merged.
 
 from collections.abc import Mapping, Sequence
 
+from lazyload.architecture.decoder import DecoderConfig
 from lazyload.layouts.layout import Layout
-from lazyload.models.config import DecoderConfig
 
 Entries = Mapping[str, str]
 

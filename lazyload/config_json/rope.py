@@ -11,9 +11,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from lazyload.architecture.decoder import Rope
+from lazyload.config_json.fields import Fields, is_number
 from lazyload.errors import ConfigError
-from lazyload.families.fields import Fields, is_number
-from lazyload.models.config import Rope
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 

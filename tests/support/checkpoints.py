@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in (GOLDEN / "specs").glob("*.json"))
 
 

@@ -7,18 +7,14 @@ follow each other in cycles of different ones is scanned cycle by cycle, a stack
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import ml_dtypes
 
+from lazyload.architecture.decoder import DecoderConfig
 from lazyload.errors import LayoutError
 from lazyload.layouts.layout import Layout, Table
-from lazyload.models.config import DecoderConfig
-
-if TYPE_CHECKING:
-    from lazyload.families.family import Family
 
 Entries = Mapping[str, str]
 
@@ -59,28 +55,36 @@ class MaxText:
         """What messages and keys call the layout."""
         return "maxtext" if self.scan_layers else "maxtext-unscanned"
 
-    def of(self, family: "Family", config: DecoderConfig) -> Layout:
+    def of(self, family: str, config: DecoderConfig) -> Layout:
         """The layout of one model.
 
         Args:
-            family: The model's architecture.
+            family: The name of the model's family.
             config: What its `config.json` means.
 
         Raises:
             LayoutError: MaxText has no converter for the family, cannot scan its layers as they are, or is to have a
                 smaller vocabulary than the model has.
         """
-        if family.maxtext is None:
-            from lazyload import families
-
-            names = ", ".join(sorted(known.name for known in families.known() if known.maxtext))
-            raise LayoutError(f"family {family.name!r} has no MaxText layout; these have one: {names}")
+        if family not in _TABLES:
+            names = ", ".join(sorted(_TABLES))
+            raise LayoutError(f"family {family!r} has no MaxText layout; these have one: {names}")
         if self.vocab_size is not None and self.vocab_size < config.vocab_size:
             raise LayoutError(
                 f"MaxText(vocab_size={self.vocab_size}): the model has {config.vocab_size} rows of embeddings, none of "
                 f"which can be left out; give at least {config.vocab_size}, or None for just these"
             )
-        return family.maxtext(config, self.scan_layers, self.vocab_size)
+        return _TABLES[family](config, self.scan_layers, self.vocab_size)
+
+
+def families() -> tuple[str, ...]:
+    """The names of the families that have a MaxText layout."""
+    return tuple(sorted(_TABLES))
+
+
+def layers_in_one(family: str) -> int:
+    """How many of a model's layers one of MaxText's layers is."""
+    return 2 if family == "gemma2" else 1
 
 
 def llama(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
@@ -325,3 +329,19 @@ def _gemma_norms(kind: str = "") -> dict[str, str]:
 def _query_scale(config: DecoderConfig) -> str:
     """What MaxText multiplies the query kernel with: always by the head's width, whatever the model scales with."""
     return repr(1 / math.sqrt(config.head_dim))
+
+
+_TABLES: Mapping[str, Callable[[DecoderConfig, bool, int | None], Layout]] = {
+    "deepseek_v2": deepseek,
+    "deepseek_v3": deepseek,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "gpt_oss": gpt_oss,
+    "llama": llama,
+    "mixtral": mixtral,
+    "olmo3": olmo3,
+    "qwen2": qwen,
+    "qwen3": qwen,
+    "qwen3_moe": qwen,
+}
+"""By the name of the family."""

@@ -1,7 +1,7 @@
 """The decoder's own parameters as a layout: where every role lies, and its axes."""
 
+from lazyload.architecture.decoder import DecoderConfig
 from lazyload.layouts.layout import Layout
-from lazyload.models.config import DecoderConfig
 
 
 def layout(config: DecoderConfig) -> Layout:

@@ -1,0 +1,1 @@
+"""The architecture of decoders: what one is, as frozen values that know neither JAX nor files."""

@@ -1,0 +1,1 @@
+"""Reading `config.json`, such that nothing in it is overlooked."""

@@ -1,0 +1,1 @@
+"""What the tests share: checkpoints, decoders, a hub, all of them real."""
