@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lazyload.layouts.placement import Group
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
@@ -241,6 +243,10 @@ class DecoderConfig:
         if role.startswith(("experts.", "router", "shared.")):
             return self.sparse_layers
         return tuple(range(self.num_layers))
+
+    def groups(self, role: str) -> list[Group]:
+        """The layers that have a role."""
+        return [Group(self.layers_of(role), self.axes)]
 
     @property
     def splits(self) -> Mapping[str, tuple[str, ...]]:

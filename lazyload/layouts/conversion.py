@@ -50,9 +50,8 @@ def digest(source: Layout, target: Layout, model: Axes) -> str:
         "notation": NOTATION_VERSION,
         "source": source.description(),
         "target": target.description(),
-        "axes": dict(model.axes),
         "splits": {axis: list(parts) for axis, parts in model.splits.items()},
-        "layers": {role: list(model.layers_of(role)) for role in roles},
+        "roles": {role: [[list(g.layers), dict(g.sizes)] for g in model.groups(role)] for role in roles},
     }
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
@@ -80,19 +79,17 @@ def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: 
     stored = unroll(source_layout, model)
     names = {path: _stored_name(path, source, source_layout) for path in stored}
     problems = _shape_problems(source, stored, names)
-    by_role: dict[str, list[Placement]] = {}
+    by_role: dict[tuple[str, int], list[Placement]] = {}
     for placements in stored.values():
         for placement in placements:
-            by_role.setdefault(placement.role, []).append(placement)
+            by_role.setdefault((placement.role, placement.group), []).append(placement)
     holders = {role: _Holders(placements) for role, placements in by_role.items()}
+    _require_roles(source_layout, target)
     wanted = unroll(target, model)
-    missing_roles = sorted({p.role for ps in wanted.values() for p in ps} - set(by_role))
-    if missing_roles:
-        raise LayoutError(
-            f"layout {target.name!r} wants {', '.join(missing_roles)}, which layout {source_layout.name!r} does not "
-            f"have; it has {', '.join(sorted(by_role))}"
-        )
-    parts = {path: [_part(p, holders[p.role], names) for p in placements] for path, placements in wanted.items()}
+    parts = {
+        path: [_part(p, holders.get((p.role, p.group)), names) for p in placements]
+        for path, placements in wanted.items()
+    }
     used = {piece.name for some in parts.values() for part in some for piece in part.pieces.values()}
     patterns = _patterns((*source_layout.skipped, *target.skipped), source)
     left = [name for name in source.tensors if name not in used]
@@ -116,8 +113,23 @@ def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: 
     return Conversion(tensors, axes, skipped)
 
 
-def _part(placement: Placement, holders: "_Holders", names: Mapping[str, str]) -> Part:
+def _require_roles(source: Layout, target: Layout) -> None:
+    """Makes sure that every role of the target is one that the source speaks of."""
+    declared, wanted = (
+        {role for table in layout.tables for _, entry in table.parsed() for role in entry.roles}
+        for layout in (source, target)
+    )
+    if wanted - declared:
+        raise LayoutError(
+            f"layout {target.name!r} wants {', '.join(sorted(wanted - declared))}, which layout {source.name!r} does "
+            f"not have; it has {', '.join(sorted(declared))}"
+        )
+
+
+def _part(placement: Placement, holders: "_Holders | None", names: Mapping[str, str]) -> Part:
     """The pieces that fill one role of a target array."""
+    if holders is None:
+        raise LayoutError(f"{placement.path}: the source has no {placement.role!r} in these layers")
     if set(placement.indices) != holders.axes:
         raise LayoutError(
             f"role {placement.role!r} has axes {', '.join(sorted(holders.axes))} in the source, "

@@ -4,26 +4,34 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lazyload.errors import LayoutError
 from lazyload.layouts.layout import Layout, Table
 from lazyload.layouts.notation import Entry, Operations, PathTemplate, Place, Product
 
 
-class Axes(Protocol):
-    """The sizes that a model gives to the axes of its layouts."""
+class Group(NamedTuple):
+    """Layers that have a role in the same sizes.
 
-    @property
-    def axes(self) -> Mapping[str, int]:
-        """The size of every axis."""
+    Attributes:
+        layers: Their indices of the axis `layer`; none for a role that no layer has, such as the embedding.
+        sizes: The size of every axis, in these layers.
+    """
+
+    layers: Sequence[int]
+    sizes: Mapping[str, int]
+
+
+class Axes(Protocol):
+    """The roles that a model has, and the sizes of their axes."""
 
     @property
     def splits(self) -> Mapping[str, tuple[str, ...]]:
         """Axes that may also be written by their parts, outermost first."""
 
-    def layers_of(self, role: str) -> Sequence[int]:
-        """The indices of the axis `layer` at which the role exists."""
+    def groups(self, role: str) -> Sequence[Group]:
+        """The layers that have the role, those of the same sizes together; empty where the model has no such role."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Placement:
     Attributes:
         path: The array.
         role: The role.
+        group: Which of the model's groups of layers with that role it belongs to.
         dimensions: For each dimension the digits that it merges, outermost first.
         indices: For each axis of the role, the indices that the table holds for, in order of position.
         fixed: The positions, on each axis, that the path amounts to.
@@ -61,6 +70,7 @@ class Placement:
 
     path: str
     role: str
+    group: int
     dimensions: tuple[tuple[Digit, ...], ...]
     indices: Mapping[str, Sequence[int]]
     fixed: Mapping[str, int]
@@ -93,11 +103,12 @@ def unroll(layout: Layout, model: Axes) -> dict[str, list[Placement]]:
     arrays: dict[str, list[Placement]] = {}
     for table in layout.tables:
         for template, entry in table.parsed():
-            for placements in _unrolled(table, template, entry, model):
-                path = placements[0].path
-                if path in arrays:
-                    raise LayoutError(f"layout {layout.name!r}: two entries lead to {path!r}")
-                arrays[path] = placements
+            for number, groups in enumerate(_groups(entry, model)):
+                for placements in _unrolled(table, template, entry, number, groups, model.splits):
+                    path = placements[0].path
+                    if path in arrays:
+                        raise LayoutError(f"layout {layout.name!r}: two entries lead to {path!r}")
+                    arrays[path] = placements
     return arrays
 
 
@@ -133,11 +144,29 @@ def logical_axes(placements: Sequence[Placement]) -> tuple[str, ...]:
     return tuple(dimension[0].axis for dimension in placements[0].dimensions)
 
 
-def _unrolled(table: Table, template: PathTemplate, entry: Entry, model: Axes) -> Iterator[list[Placement]]:
+def _groups(entry: Entry, model: Axes) -> list[tuple[Group, ...]]:
+    """For each group of layers that have all of an entry's roles, that group of each role."""
+    groups = [model.groups(role) for role in entry.roles]
+    if not all(groups):
+        return []
+    for role, others in zip(entry.roles, groups, strict=True):
+        if [list(group.layers) for group in others] != [list(group.layers) for group in groups[0]]:
+            raise LayoutError(f"roles {entry.roles[0]!r} and {role!r} share an array, but exist at other layers")
+    return list(zip(*groups, strict=True))
+
+
+def _unrolled(
+    table: Table,
+    template: PathTemplate,
+    entry: Entry,
+    number: int,
+    groups: Sequence[Group],
+    splits: Mapping[str, tuple[str, ...]],
+) -> Iterator[list[Placement]]:
     """The arrays of one entry: one for each combination of the indices in its path."""
     readings = [
-        _Reading(table, template.places, pattern, role, model)
-        for role, pattern in zip(entry.roles, entry.patterns, strict=True)
+        _Reading(table, template.places, pattern, role, group, splits)
+        for role, pattern, group in zip(entry.roles, entry.patterns, groups, strict=True)
     ]
     places = [(place, readings[0].digit(place.axis)) for place in template.places]
     padded = _padded(entry)
@@ -155,6 +184,7 @@ def _unrolled(table: Table, template: PathTemplate, entry: Entry, model: Axes) -
             placement = Placement(
                 path,
                 role,
+                number,
                 reading.dimensions,
                 reading.indices,
                 fixed,
@@ -177,17 +207,25 @@ class _Reading:
         dimensions: The pattern, in digits.
     """
 
-    def __init__(self, table: Table, places: Sequence[Place], pattern: Sequence[Product], role: str, model: Axes):
+    def __init__(
+        self,
+        table: Table,
+        places: Sequence[Place],
+        pattern: Sequence[Product],
+        role: str,
+        group: Group,
+        splits: Mapping[str, tuple[str, ...]],
+    ):
         self._where = f"role {role!r}"
         named = {place.axis: len(place.names) for place in places if place.names}
-        sizes = {**named, **model.axes, **table.sizes}
-        splits = {**model.splits, **table.split}
+        sizes = {**named, **group.sizes, **table.sizes}
+        splits = {**splits, **table.split}
         words = [*(place.axis for place in places), *(word for product in pattern for word in product)]
         owner = {part: axis for axis, parts in splits.items() for part in parts}
         self.indices: dict[str, Sequence[int]] = {}
         self._digits: dict[str, Digit] = {}
         for axis in dict.fromkeys(owner.get(word, word) for word in words):
-            self.indices[axis] = self._range(axis, table, role, model, sizes)
+            self.indices[axis] = self._range(axis, table, group, sizes)
             parts = [part for part in splits.get(axis, ()) if part in words]
             if parts and (axis in words or len(parts) < len(splits[axis])):
                 raise LayoutError(f"{self._where}: write {axis} alone or all of ({' '.join(splits[axis])})")
@@ -197,14 +235,14 @@ class _Reading:
                 raise LayoutError(f"{self._where}: {len(place.names)} names for {place.axis}, see {list(place.names)}")
         self.dimensions = tuple(tuple(self._digits[word] for word in product) for product in pattern)
 
-    def _range(self, axis: str, table: Table, role: str, model: Axes, sizes: Mapping[str, int]) -> Sequence[int]:
+    def _range(self, axis: str, table: Table, group: Group, sizes: Mapping[str, int]) -> Sequence[int]:
         if axis not in sizes:
             raise LayoutError(f"{self._where}: unknown axis {axis!r}; axes known: {', '.join(sorted(sizes))}")
         indices = list(table.only.get(axis, range(sizes[axis])))
         if any(not 0 <= index < sizes[axis] for index in indices):
             raise LayoutError(f"{self._where}: a table for {axis} {indices}, but there are {sizes[axis]}")
         if axis == "layer":
-            layers = set(model.layers_of(role))
+            layers = set(group.layers)
             indices = [index for index in indices if index in layers]
         return range(len(indices)) if indices == list(range(len(indices))) else tuple(indices)
 

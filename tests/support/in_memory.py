@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
+from lazyload.layouts.placement import Group
 from lazyload.layouts.source import Box, TensorInfo
 
 FLOAT32 = np.dtype(np.float32)
@@ -17,8 +18,8 @@ class Sizes:
     splits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {"head_dim": ("half", "pair")})
     layers: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
-    def layers_of(self, role: str) -> Sequence[int]:
-        return self.layers.get(role, range(self.axes["layer"]))
+    def groups(self, role: str) -> Sequence[Group]:
+        return [Group(self.layers.get(role, range(self.axes["layer"])), self.axes)]
 
 
 class Arrays:
