@@ -41,14 +41,16 @@ def build(config: DecoderConfig, arrays: Mapping[str, jax.Array]) -> Bigrams:
     return fill(module, arrays)
 
 
-BIGRAMS = lazyload.Layout(
-    {  # where a parameter lies, by dotted path: its role, and its axes as it stores them
-        "embed.embedding": "embed : vocab embed",
-        "norm.scale": "final_norm : embed",
-        "head.kernel": "lm_head : embed vocab",
-    },
-    name="bigrams",
-    skipped=["model.layers.*"],  # what is not used must be named: nothing is left out by accident
+BIGRAMS = lazyload.Target(
+    lazyload.Layout(
+        {  # where a parameter lies, by dotted path: its role, and its axes as it stores them
+            "embed.embedding": "embed : vocab embed",
+            "norm.scale": "final_norm : embed",
+            "head.kernel": "lm_head : embed vocab",
+        },
+        name="bigrams",
+        skipped=["model.layers.*"],  # what is not used must be named: nothing is left out by accident
+    ),
     build=build,
 )
 

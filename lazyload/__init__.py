@@ -8,6 +8,7 @@ from lazyload.cache.cache import Cache
 from lazyload.families import register
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
+from lazyload.formats.target import Target
 from lazyload.layouts.layout import Layout, Table
 from lazyload.loader import CachedCheckpoint, Plan, convert, from_pretrained, plan
 from lazyload.report import LoadReport, last_report
@@ -23,6 +24,7 @@ __all__ = [
     "Plan",
     "Storage",
     "Table",
+    "Target",
     "convert",
     "errors",
     "from_pretrained",

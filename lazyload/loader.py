@@ -19,12 +19,10 @@ from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.families.family import Family
-from lazyload.formats.maxtext import MaxText
 from lazyload.layouts.conversion import Conversion, target_axes
-from lazyload.layouts.layout import Layout
 from lazyload.progress import ProgressOption
 from lazyload.report import LoadReport, Stopwatch, remember
-from lazyload.request import Request, open_request
+from lazyload.request import LayoutOption, Request, open_request
 from lazyload.storage import Storage
 
 if TYPE_CHECKING:
@@ -106,7 +104,7 @@ def from_pretrained(
     mesh: "jax.sharding.Mesh | None" = None,
     rules: "Rules | None" = None,
     dtype: "jax.typing.DTypeLike" = "bfloat16",
-    layout: str | Layout | MaxText = "nnx",
+    layout: LayoutOption = "nnx",
     storage: Storage | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -128,8 +126,8 @@ def from_pretrained(
         rules: From logical axis (`vocab embed layer head kv_head head_dim mlp expert expert_mlp ...`) to mesh axis, to
             several, or to None; what is not named follows the default rules.
         dtype: The stored and returned dtype of floating-point parameters: bfloat16, float16 or float32.
-        layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, or a
-            `lazyload.Layout` of your own.
+        layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, a
+            `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build from it, too.
         storage: How the converted checkpoint is stored; None for the platform's defaults.
         cache_dir: The cache's root; None for `$LAZYLOAD_CACHE`, else `~/.cache/lazyload`.
         token: A hub token; None for the one that is logged in, False for none. Public models need none.
@@ -140,8 +138,8 @@ def from_pretrained(
         family: The architecture, where it is none of those that are known.
 
     Returns:
-        An `nnx.Module` for `"nnx"`: `model(tokens, positions) -> (logits, cache)`; for another layout what its `build`
-        makes, or the nested dictionary of its arrays.
+        An `nnx.Module` for `"nnx"`: `model(tokens, positions) -> (logits, cache)`; for another layout the nested
+        dictionary of its arrays; for a target what its `build` makes.
 
     Raises:
         LazyLoadError: One of the errors in `lazyload.errors`; the cache is left as it was.
@@ -167,13 +165,13 @@ def from_pretrained(
             family=family,
         )
     with contextlib.closing(request.source):
-        places = shardings(mesh, rules, target_axes(request.layout, request.config))
+        places = shardings(mesh, rules, target_axes(request.target.layout, request.config))
         entry, reasons = _entry(request, force_convert, progress, stopwatch)
         with stopwatch.stage("restore"), entry.in_use():
             records = {path: ArrayRecord.from_dict(record) for path, record in entry.manifest.arrays.items()}
             arrays = read(entry.path, records, places, request.storage)
         with stopwatch.stage("build"):
-            built = _build(request, arrays)
+            built = request.target.build(request.config, arrays)
         _report(request, entry, reasons, stopwatch, restored=True)
     return built
 
@@ -183,7 +181,7 @@ def convert(
     *,
     revision: str | None = None,
     dtype: "jax.typing.DTypeLike" = "bfloat16",
-    layout: str | Layout | MaxText = "nnx",
+    layout: LayoutOption = "nnx",
     storage: Storage | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -237,7 +235,7 @@ def plan(
     *,
     revision: str | None = None,
     dtype: "jax.typing.DTypeLike" = "bfloat16",
-    layout: str | Layout | MaxText = "nnx",
+    layout: LayoutOption = "nnx",
     storage: Storage | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -284,7 +282,7 @@ def plan(
     return Plan(
         model=request.source.name,
         family=request.family.name,
-        layout=request.layout.name,
+        layout=request.target.layout.name,
         parameters=parameters,
         skipped=conversion.skipped,
         nbytes=sum(parameter.nbytes for parameter in parameters.values()),
@@ -313,20 +311,6 @@ def _entry(
             request.source.fetch()
         with stopwatch.stage("convert"):
             return _convert(request, conversion, progress), reasons
-
-
-def _build(request: Request, arrays: "Mapping[str, jax.Array]") -> Any:
-    """What the layout makes of the arrays: a module, or the nested dictionary."""
-    if request.layout.build:
-        return request.layout.build(request.config, arrays)
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *folders, name = path.split(".")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = array
-    return tree
 
 
 def _report(
@@ -362,16 +346,16 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption)
                 staging.path,
                 conversion.tensors,
                 request.storage,
-                metadata=request.layout.metadata,
-                scalars=request.layout.scalars,
-                item=request.layout.item,
+                metadata=request.target.metadata,
+                scalars=request.target.scalars,
+                item=request.target.item,
                 advance=advance,
             )
         request.source.check_unchanged()
         return staging.publish(
             arrays={path: record.as_dict() for path, record in records.items()},
             nbytes=nbytes,
-            item=request.layout.item,
+            item=request.target.item,
             source=request.source.description,
             config=request.source.config,
             seconds=time.perf_counter() - started,

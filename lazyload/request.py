@@ -1,6 +1,5 @@
 """What a call asks for: its arguments resolved into a source, two layouts and the key of the entry they amount to."""
 
-import dataclasses
 import functools
 import logging
 import os
@@ -20,6 +19,7 @@ from lazyload.errors import AccessDeniedError, LayoutError, LazyLoadError, Sourc
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
+from lazyload.formats.target import Target, nested
 from lazyload.layouts.conversion import Conversion, digest, resolve
 from lazyload.layouts.layout import Layout
 from lazyload.sources import Source, is_hub_id, open_source
@@ -27,9 +27,15 @@ from lazyload.sources.remembered import RememberedSource
 from lazyload.storage import Storage
 
 if TYPE_CHECKING:
+    import jax
     import jax.typing
 
+    from lazyload.models.decoder import Decoder
+
 logger = logging.getLogger("lazyload")
+
+LayoutOption = str | Layout | MaxText | Target[Any]
+"""What a call accepts as its layout."""
 
 ENTRY_FORMAT = 1
 """Raised whenever entries of the same key come to look different on disk."""
@@ -49,7 +55,7 @@ class Request:
         source: The checkpoint; its weights have not been looked at.
         family: Its architecture.
         config: What its `config.json` means.
-        layout: The layout wanted.
+        target: What is wanted.
         dtype: The dtype of floating-point parameters.
         storage: How the entry is stored, every flag concrete.
         cache: Where entries are.
@@ -59,7 +65,7 @@ class Request:
     source: Source | RememberedSource
     family: Family
     config: Any
-    layout: Layout
+    target: Target[Any]
     dtype: np.dtype
     storage: Storage
     cache: Cache
@@ -72,7 +78,7 @@ class Request:
             CorruptSourceError: A file of the checkpoint is malformed.
             TensorMismatchError: The tensors are not those that the family has.
         """
-        return resolve(self.source, self.family.huggingface(self.config), self.layout, self.config, self.dtype)
+        return resolve(self.source, self.family.huggingface(self.config), self.target.layout, self.config, self.dtype)
 
 
 def open_request(
@@ -80,7 +86,7 @@ def open_request(
     *,
     revision: str | None,
     dtype: "jax.typing.DTypeLike",
-    layout: "str | Layout | MaxText",
+    layout: LayoutOption,
     storage: Storage | None,
     cache_dir: str | os.PathLike[str] | None,
     token: str | bool | None,
@@ -95,11 +101,12 @@ def open_request(
     try:
         architecture = family or families.find(source.config)
         config = architecture.config(source.config)
-        target = _layout(layout, architecture, config)
+        target = _target(layout, architecture, config)
         fields = {
             "source": dict(source.identity),
-            "mapping": digest(architecture.huggingface(config), target, config),
-            "layout": target.name,
+            "mapping": digest(architecture.huggingface(config), target.layout, config),
+            "layout": target.layout.name,
+            "container": target.description(),
             "dtype": wanted.name,
             "adapter": None,
             "storage": resolved.fields(),
@@ -168,17 +175,22 @@ def _dtype(dtype: Any) -> np.dtype:
     return _DTYPES[name]
 
 
-def _layout(layout: "str | Layout | MaxText", family: Family, config: Any) -> Layout:
-    if isinstance(layout, Layout):
-        return layout
-    if isinstance(layout, MaxText):
-        return layout.of(family.name, config)
-    if layout == "nnx":
-        return dataclasses.replace(nnx_layout(config), build=_build)
-    raise LayoutError(f"layout {layout!r} is not known; give 'nnx', lazyload.MaxText(...) or a lazyload.Layout")
+def _target(layout: "LayoutOption", family: Family, config: Any) -> Target[Any]:
+    match layout:
+        case Target():
+            return layout
+        case Layout():
+            return Target(layout, nested)
+        case MaxText():
+            return layout.target(family.name, config)
+        case "nnx":
+            return Target(nnx_layout(config), _decoder)
+    raise LayoutError(
+        f"layout {layout!r} is not known; give 'nnx', lazyload.MaxText(...), a lazyload.Layout or a lazyload.Target"
+    )
 
 
-def _build(config: Any, arrays: "Mapping[str, jax.Array]") -> Any:
+def _decoder(config: Any, arrays: "Mapping[str, jax.Array]") -> "Decoder":
     """The decoder; Flax is imported only where a module is wanted."""
     from lazyload.models.build import build
 

@@ -9,11 +9,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 
 from lazyload.architecture.decoder import DecoderConfig
 from lazyload.errors import LayoutError
+from lazyload.formats.target import Target, nested
 from lazyload.layouts.layout import Layout, Table
 
 Entries = Mapping[str, str]
@@ -55,7 +57,21 @@ class MaxText:
         """What messages and keys call the layout."""
         return "maxtext" if self.scan_layers else "maxtext-unscanned"
 
-    def of(self, family: str, config: DecoderConfig) -> Layout:
+    def target(self, family: str, config: DecoderConfig) -> Target[dict[str, Any]]:
+        """The checkpoint of one model: the tree as MaxText's loaders look for it.
+
+        The tree is the item `items` of a composite checkpoint, whose metadata is the only one in which MaxText looks
+        `scan_layers` up; `step` is what it restores training from. For arguments and errors see `layout`.
+        """
+        return Target(
+            self.layout(family, config),
+            nested,
+            metadata={"scan_layers": self.scan_layers},
+            scalars={"step": 0},
+            item="items",
+        )
+
+    def layout(self, family: str, config: DecoderConfig) -> Layout:
         """The layout of one model.
 
         Args:
@@ -201,11 +217,7 @@ def _layout(
     embed_scale: float = 1.0,
     norm: str = "",
 ) -> Layout:
-    """The whole tree: the layers' tables and what is around them.
-
-    The tree is the item `items` of a composite checkpoint, whose metadata is the only one in which MaxText looks
-    `scan_layers` up; `step` is what it restores training from.
-    """
+    """The whole tree: the layers' tables and what is around them."""
     pad = f" ; pad vocab {vocab_size}" if vocab_size and vocab_size > config.vocab_size else ""
     scale = f" ; scale {embed_scale!r}" if embed_scale != 1 else ""
     entries = {
@@ -218,13 +230,7 @@ def _layout(
         Table(_under("params.params", table.entries), table.only, table.split, table.sizes)
         for table in (Table(entries), *tables)
     ]
-    return Layout(
-        placed,
-        name=MaxText(scan_layers).name,
-        metadata={"scan_layers": scan_layers},
-        scalars={"step": 0},
-        item="items",
-    )
+    return Layout(placed, name=MaxText(scan_layers).name)
 
 
 def _stack(

@@ -1,6 +1,6 @@
 """A layout: the description of one checkpoint format by tables of entries."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,21 +56,12 @@ class Layout:
         skipped: Patterns, in the manner of `fnmatch`, of source tensors that are knowingly not used; one such as
             `"layers.9.* if layers.9.mark"` counts only where the checkpoint has the tensor `layers.9.mark`.
         aliases: `(prefix, other)`: a path that starts with the prefix may start with the other one in files.
-        build: Makes the module from the family's configuration and the loaded arrays by path; None returns the nested
-            dictionary of the arrays.
-        metadata: What else the checkpoint says about itself (Orbax's custom metadata).
-        scalars: Whole numbers stored beside the arrays, by path.
-        item: Where a reader expects the checkpoint to be one item of several (Orbax's composite checkpoints), its name.
     """
 
     tables: tuple[Table, ...]
     name: str
     skipped: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...]
-    build: Callable[[Any, Mapping[str, Any]], Any] | None
-    metadata: Mapping[str, Any]
-    scalars: Mapping[str, int]
-    item: str
 
     def __init__(
         self,
@@ -79,10 +70,6 @@ class Layout:
         name: str = "custom",
         skipped: Sequence[str] = (),
         aliases: Sequence[tuple[str, str]] = (),
-        build: Callable[[Any, Mapping[str, Any]], Any] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        scalars: Mapping[str, int] | None = None,
-        item: str = "",
     ):
         if isinstance(tables, Mapping):
             tables = Table(tables)
@@ -91,10 +78,6 @@ class Layout:
             "name": name,
             "skipped": tuple(skipped),
             "aliases": tuple(aliases),
-            "build": build,
-            "metadata": dict(metadata or {}),
-            "scalars": dict(scalars or {}),
-            "item": item,
         }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
@@ -106,7 +89,4 @@ class Layout:
             "tables": [table.description() for table in self.tables],
             "skipped": list(self.skipped),
             "aliases": [list(pair) for pair in self.aliases],
-            "metadata": dict(self.metadata),
-            "scalars": dict(self.scalars),
-            "item": self.item,
         }

@@ -53,7 +53,7 @@ def convert(model: Path, layout: MaxText, dtype: np.dtype) -> Conversion:
     source = open_source(model)
     family = families.find(source.config)
     config = family.config(source.config)
-    return resolve(source, family.huggingface(config), layout.of(family.name, config), config, dtype)
+    return resolve(source, family.huggingface(config), layout.layout(family.name, config), config, dtype)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_packed_weights_convert_as_their_unpacked_values_do(name: str, scan_laye
     model = checkpoints.make(name, tmp_path)
     plain = Arrays(unpacked(checkpoints.tensors(name)))
     family, config = read(spec(name))
-    layout = MaxText(scan_layers).of(family.name, config)
+    layout = MaxText(scan_layers).layout(family.name, config)
     expected = resolve(plain, family.huggingface(config), layout, config, BFLOAT16).tensors
     found = convert(model, MaxText(scan_layers), BFLOAT16).tensors
     assert found.keys() == expected.keys()
@@ -125,13 +125,13 @@ def test_packed_weights_convert_as_their_unpacked_values_do(name: str, scan_laye
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_a_packed_checkpoint_has_the_tree_of_a_plain_one(scan_layers: bool) -> None:
     (family, plain), (_, packed) = read(spec("gpt_oss")), read(spec("gpt_oss_mxfp4"))
-    layouts = [MaxText(scan_layers).of(family.name, config) for config in (plain, packed)]
+    layouts = [MaxText(scan_layers).layout(family.name, config) for config in (plain, packed)]
     assert shapes(layouts[0], plain) == shapes(layouts[1], packed)
 
 
 def test_gemma_3_leaves_what_is_no_whole_cycle_unscanned() -> None:
     family, config = read(spec("gemma3"), num_hidden_layers=13)
-    found = shapes(MaxText(True).of(family.name, config), config)
+    found = shapes(MaxText(True).layout(family.name, config), config)
     assert found["decoder.layers.layers_5.mlp.wo.kernel"] == (96, 2, 64)
     assert found["decoder.layers_remainder.layers_0.mlp.wo.kernel"] == (96, 64)
     assert "decoder.layers_remainder.layers_1.mlp.wo.kernel" not in found
@@ -139,7 +139,7 @@ def test_gemma_3_leaves_what_is_no_whole_cycle_unscanned() -> None:
 
 def test_gemma_3_of_less_than_a_cycle_has_a_remainder_only() -> None:
     family, config = read(spec("gemma3"), num_hidden_layers=4)
-    paths = {path.split(".")[1] for path in shapes(MaxText(True).of(family.name, config), config)}
+    paths = {path.split(".")[1] for path in shapes(MaxText(True).layout(family.name, config), config)}
     assert paths == {"decoder_norm", "embedding", "layers_remainder"}
 
 
@@ -147,7 +147,7 @@ def test_gemma_3_of_less_than_a_cycle_has_a_remainder_only() -> None:
 @pytest.mark.parametrize(("dense", "absent"), [(0, "dense_layers"), (5, "moe_layers")])
 def test_deepseek_with_one_kind_of_layers(scan_layers: bool, dense: int, absent: str) -> None:
     family, config = read(spec("deepseek_v3"), first_k_dense_replace=dense)
-    paths = list(shapes(MaxText(scan_layers).of(family.name, config), config))
+    paths = list(shapes(MaxText(scan_layers).layout(family.name, config), config))
     assert not any(absent in path for path in paths)
     assert any(path.startswith("decoder.moe_layers" if dense == 0 else "decoder.dense_layers") for path in paths)
 
@@ -156,7 +156,7 @@ def test_deepseek_with_one_kind_of_layers(scan_layers: bool, dense: int, absent:
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_models_have_no_output_projection(name: str, tied: bool) -> None:
     family, config = read(spec(name), tie_word_embeddings=tied)
-    found = shapes(MaxText(True).of(family.name, config), config)
+    found = shapes(MaxText(True).layout(family.name, config), config)
     assert ("decoder.logits_dense.kernel" in found) == (not tied)
 
 
@@ -174,10 +174,10 @@ def test_both_ends_are_padded_to_maxtext_s_vocabulary(models: Path) -> None:
 def test_a_checkpoint_says_how_it_is_scanned() -> None:
     family, config = read(spec("qwen3"))
     for scan_layers in (True, False):
-        layout = MaxText(scan_layers).of(family.name, config)
-        assert layout.metadata == {"scan_layers": scan_layers}
-        assert layout.scalars == {"step": 0}
-        assert layout.item == "items"
+        target = MaxText(scan_layers).target(family.name, config)
+        assert target.metadata == {"scan_layers": scan_layers}
+        assert target.scalars == {"step": 0}
+        assert target.item == "items"
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_layers_that_do_not_fill_cycles(name: str, layers: int, works: tuple[boo
     config = dataclasses.replace(config, layers=(config.layers * 2)[:layers])
     for scan_layers in (True, False):
         if scan_layers in works:
-            assert shapes(MaxText(scan_layers).of(family.name, config), config)
+            assert shapes(MaxText(scan_layers).layout(family.name, config), config)
         else:
             with pytest.raises(LayoutError, match=message):
-                MaxText(scan_layers).of(family.name, config)
+                MaxText(scan_layers).layout(family.name, config)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3"])
@@ -205,24 +205,24 @@ def test_dense_and_sparse_layers_by_turns_are_refused(name: str) -> None:
     turns = [dataclasses.replace(layer, sparse=number % 2 == 1) for number, layer in enumerate(config.layers)]
     config = dataclasses.replace(config, layers=tuple(turns))
     with pytest.raises(LayoutError, match="MaxText's"):
-        MaxText().of(family.name, config)
+        MaxText().layout(family.name, config)
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "deepseek_v3"])
 def test_biases_that_maxtext_s_model_does_not_have(name: str) -> None:
     family, config = read(spec(name), attention_bias=True)
     with pytest.raises(LayoutError, match=r"MaxText's .* no bias"):
-        MaxText().of(family.name, config)
+        MaxText().layout(family.name, config)
 
 
 def test_no_row_of_the_embedding_can_be_left_out() -> None:
     family, config = read(spec("qwen3"))
     with pytest.raises(LayoutError, match=r"vocab_size=511.*512 rows"):
-        MaxText(vocab_size=511).of(family.name, config)
+        MaxText(vocab_size=511).layout(family.name, config)
 
 
 def test_a_family_that_maxtext_does_not_convert() -> None:
     family, config = read(spec("phi3"))
     with pytest.raises(LayoutError, match=rf"'{family.name}' has no MaxText layout; these have one: .*llama") as caught:
-        MaxText().of(family.name, config)
+        MaxText().layout(family.name, config)
     assert "phi" not in str(caught.value).split("these have one")[1]
