@@ -13,6 +13,7 @@ from lazyload.layouts.layout import Layout, Table
 from lazyload.loader import CachedCheckpoint, Plan, convert, from_pretrained, plan
 from lazyload.report import LoadReport, last_report
 from lazyload.storage import Storage
+from lazyload.verification import verify
 
 __all__ = [
     "Cache",
@@ -31,6 +32,7 @@ __all__ = [
     "last_report",
     "plan",
     "register",
+    "verify",
 ]
 
 __version__ = "0.1.0"

@@ -217,9 +217,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare every array with its checksum; the exit code is 1 if one differs."""
-    from lazyload.cache.cache import Cache
+    import lazyload
 
-    verifications = Cache(cache_dir).verify(*(targets or ()))
+    verifications = lazyload.verify(*(targets or ()), cache_dir=cache_dir)
     if as_json:
         print(
             json.dumps(

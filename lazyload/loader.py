@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from lazyload import progress as progress_of
 from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
-from lazyload.checkpoint.records import ArrayRecord
 from lazyload.families.family import Family
 from lazyload.layouts.conversion import Conversion, target_axes
 from lazyload.progress import ProgressOption
@@ -168,8 +167,7 @@ def from_pretrained(
         places = shardings(mesh, rules, target_axes(request.target.layout, request.config))
         entry, reasons = _entry(request, force_convert, progress, stopwatch)
         with stopwatch.stage("restore"), entry.in_use():
-            records = {path: ArrayRecord.from_dict(record) for path, record in entry.manifest.arrays.items()}
-            arrays = read(entry.path, records, places, request.storage)
+            arrays = read(entry.path, entry.manifest.arrays, places, request.storage)
         with stopwatch.stage("build"):
             built = request.target.build(request.config, arrays)
         _report(request, entry, reasons, stopwatch, restored=True)
@@ -342,7 +340,7 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption)
     started = time.perf_counter()
     with request.cache.stage(request.key, request.source.name, nbytes) as staging:
         with progress_of.stage(progress, f"converting {request.source.name}", nbytes) as advance:
-            records = write(
+            arrays = write(
                 staging.path,
                 conversion.tensors,
                 request.storage,
@@ -353,7 +351,7 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption)
             )
         request.source.check_unchanged()
         return staging.publish(
-            arrays={path: record.as_dict() for path, record in records.items()},
+            arrays=arrays,
             nbytes=nbytes,
             item=request.target.item,
             source=request.source.description,

@@ -25,7 +25,6 @@ from lazyload.cache.key import Key
 from lazyload.cache.lock import hold
 from lazyload.cache.manifest import FILE_NAME, UnreadableManifestError
 from lazyload.errors import CacheError
-from lazyload.storage import Storage
 
 logger = logging.getLogger("lazyload")
 
@@ -47,19 +46,6 @@ class Removal:
     path: Path
     nbytes: int
     reason: str
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The comparison of one entry with its checksums.
-
-    Attributes:
-        entry: The entry.
-        problems: What is wrong, a sentence each; none if all is well.
-    """
-
-    entry: Entry
-    problems: tuple[str, ...]
 
 
 class Cache:
@@ -227,24 +213,6 @@ class Cache:
             removals.append(Removal(entry.folder, sizes[entry.folder], reason))
             total -= sizes[entry.folder]
         return self._carry_out(removals, dry_run)
-
-    def verify(self, *targets: str) -> list[Verification]:
-        """Compares every array of entries with its checksum.
-
-        Args:
-            targets: Names of models, or the starts of keys; none for all entries.
-
-        Raises:
-            CacheError: A target is not in the cache.
-        """
-        # TensorStore takes a while to import, and nothing else here needs it.
-        from lazyload.checkpoint.verify import verify
-
-        verifications = []
-        for entry in self.select(*targets) if targets else self.entries():
-            storage = Storage(**entry.manifest.fields["storage"])
-            verifications.append(Verification(entry, tuple(verify(entry.path, entry.manifest.arrays, storage))))
-        return verifications
 
     def _folders(self, models: str = "models--*") -> list[Path]:
         """The folders of entries, complete or not; nothing outside the cache's own names."""

@@ -17,7 +17,7 @@ from support.in_memory import SIZES, Arrays
 from lazyload.checkpoint.chunks import boxes, choose_chunks
 from lazyload.checkpoint.read import read, through_orbax
 from lazyload.checkpoint.records import ArrayRecord
-from lazyload.checkpoint.verify import verify
+from lazyload.checkpoint.verify import find_damage
 from lazyload.checkpoint.write import write
 from lazyload.errors import CacheError
 from lazyload.layouts.conversion import resolve
@@ -110,14 +110,14 @@ def test_a_damaged_chunk_is_an_error_that_names_the_array(storage: Storage, dama
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_verifying_finds_a_flipped_bit(storage: Storage, tmp_path: Path) -> None:
     arrays = {"big": np.random.default_rng(0).standard_normal((64, 640)).astype(np.float32)}
-    manifest = {path: record.as_dict() for path, record in write(tmp_path, lazy(arrays), storage).items()}
-    assert verify(tmp_path, manifest, storage) == []
+    manifest = write(tmp_path, lazy(arrays), storage)
+    assert find_damage(tmp_path, manifest, storage) == []
     data = [path for path in tmp_path.rglob("*") if path.is_file() and re.fullmatch(r"[0-9a-f]{32}|[0-9.]+", path.name)]
     for path in data:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    (problem,) = verify(tmp_path, manifest, storage)
+    (problem,) = find_damage(tmp_path, manifest, storage)
     assert problem.startswith("big: ")
 
 
