@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazyload.cache import liveness
-from lazyload.cache.entry import Entry, Staging, owner_of, read_entry, stage
+from lazyload.cache.entry import Entry, Staging, new_staging, owner_of, read_entry
 from lazyload.cache.key import Key
 from lazyload.cache.lock import hold
 from lazyload.cache.manifest import FILE_NAME, UnreadableManifestError
@@ -109,12 +109,12 @@ class Cache:
     def recall(self, model: str, revision: str | None) -> list[Entry]:
         """The entries of a hub model and revision (branch, tag or commit), the newest first."""
         wanted = revision or "main"
-        found = [
-            entry
-            for entry in self.entries(model)
-            if entry.manifest.source.get("id") == model
-            and wanted in (entry.manifest.source.get("commit"), entry.manifest.source.get("revision") or "main")
-        ]
+        found = []
+        for entry in self.entries(model):
+            branch = entry.manifest.source.get("revision") or "main"
+            match entry.manifest.fields.get("source"):
+                case {"id": str(name), "commit": str(commit)} if name == model and wanted in (commit, branch):
+                    found.append(entry)
         return sorted(found, key=lambda entry: entry.manifest.created, reverse=True)
 
     @contextlib.contextmanager
@@ -136,7 +136,7 @@ class Cache:
             yield
 
     @contextlib.contextmanager
-    def stage(self, key: Key, model: str, nbytes: int) -> Iterator[Staging]:
+    def staging(self, key: Key, model: str, nbytes: int) -> Iterator[Staging]:
         """A fresh data folder for an entry of so many bytes; removed again unless the body publishes it.
 
         Raises:
@@ -146,7 +146,7 @@ class Cache:
         for leftover in self._leftovers(folder):
             _remove(leftover)
         self._require_space(nbytes)
-        with self._writing(), stage(folder, key, model) as staging:
+        with self._writing(), new_staging(folder, key, model) as staging:
             yield staging
 
     def remove(self, *targets: str, dry_run: bool = False) -> list[Removal]:

@@ -151,7 +151,7 @@ class Staging:
 
 
 @contextlib.contextmanager
-def stage(folder: Path, key: Key, model: str) -> Iterator[Staging]:
+def new_staging(folder: Path, key: Key, model: str) -> Iterator[Staging]:
     """A fresh data folder in an entry's folder; removed again unless the body publishes it."""
     staging = Staging(folder, folder / f"data-{uuid.uuid4().hex}", key, model)
     owner = owner_of(staging.path)

@@ -16,13 +16,13 @@ from lazyload.errors import ConfigError
 from lazyload.formats import maxtext as tables
 from lazyload.formats.maxtext import MaxText
 from lazyload.loader import convert
+from lazyload.options import DTypeOption
 from lazyload.request import Request, open_request
+from lazyload.sources import ModelReference
 from lazyload.storage import Storage
 
 if TYPE_CHECKING:
     import os
-
-    import jax.typing
 
     from lazyload.progress import ProgressOption
 
@@ -71,7 +71,7 @@ def with_checkpoint(
     *,
     model: "str | os.PathLike[str] | None" = None,
     revision: str | None = None,
-    dtype: "jax.typing.DTypeLike" = "bfloat16",
+    dtype: DTypeOption = "bfloat16",
     cache_dir: "str | os.PathLike[str] | None" = None,
     local_files_only: bool = False,
     progress: "ProgressOption" = None,
@@ -109,21 +109,27 @@ def with_checkpoint(
         return config
     if not _get(config, "convert_checkpoint_if_possible"):
         return config
-    chosen, revision = model or _model(config), revision or _get(config, "revision")
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "storage": _storage(config),
-        "cache_dir": cache_dir,
-        "token": _get(config, "hf_access_token") or None,
-        "local_files_only": local_files_only,
-        "family": None,
-    }
-    request = open_request(chosen, revision=revision, layout="nnx", **options)
-    with contextlib.closing(request.source) as source:
+    reference = ModelReference(
+        model or _model(config),
+        revision or _get(config, "revision"),
+        token=_get(config, "hf_access_token") or None,
+        local_files_only=local_files_only,
+    )
+    storage = _storage(config)
+    with open_request(reference, dtype, "nnx", storage, cache_dir, family=None) as request:
         _check_fields(config, request)
-        commit = source.identity.get("commit")
-    layout = MaxText(_scan_layers(config), _get(config, "vocab_size"))
-    converted = convert(chosen, revision=commit or revision, layout=layout, progress=progress, **options)
+        commit = request.source.identity.get("commit")
+    converted = convert(
+        reference.model,
+        revision=commit or reference.revision,
+        dtype=dtype,
+        layout=MaxText(_scan_layers(config), _get(config, "vocab_size")),
+        storage=storage,
+        cache_dir=cache_dir,
+        token=reference.token,
+        local_files_only=local_files_only,
+        progress=progress,
+    )
     return _replaced(config, load_parameters_path=str(converted.path))
 
 
@@ -213,7 +219,7 @@ def _check_fields(config: Any, request: Request) -> None:
         name, value = next(((n, v) for n in names if (v := _get(config, n)) is not None), ("", None))
         if value is not None and value != expected:
             problems.append(f"{name} is {value}, config.json means {expected}")
-    vocab_size, rows = _get(config, "vocab_size"), request.config.vocab_size
+    vocab_size, rows = _get(config, "vocab_size"), request.architecture.vocab_size
     if vocab_size is not None and vocab_size < rows:
         problems.append(f"vocab_size is {vocab_size}, config.json has {rows}; it can be larger, but not smaller")
     if _scan_layers(config) and _get(config, "param_scan_axis", 1) != 1:
@@ -228,31 +234,31 @@ def _check_fields(config: Any, request: Request) -> None:
 
 def _expected(request: Request) -> dict[tuple[str, ...], Any]:
     """By the names that MaxText has for a field, the first that a config has counting, what `config.json` says."""
-    config = request.config
-    layers = config.num_layers // tables.layers_in_one(request.family.name)
-    experts = config.experts if config.sparse_layers else None
+    model = request.architecture
+    layers = model.num_layers // tables.layers_in_one(request.family.name)
+    experts = model.experts if model.sparse_layers else None
     expected: dict[tuple[str, ...], Any] = {
-        ("emb_dim", "base_emb_dim"): config.embed_dim,
-        ("num_query_heads", "base_num_query_heads"): config.num_heads,
+        ("emb_dim", "base_emb_dim"): model.embed_dim,
+        ("num_query_heads", "base_num_query_heads"): model.num_heads,
         ("num_decoder_layers", "base_num_decoder_layers"): layers,
         ("num_experts",): experts.num_experts if experts else 1,
-        ("logits_via_embedding",): config.tied,
-        ("attention_bias",): config.qkv_bias,
+        ("logits_via_embedding",): model.tied,
+        ("attention_bias",): model.qkv_bias,
     }
-    if config.dense_layers:
-        expected["mlp_dim", "base_mlp_dim"] = config.mlp_dim
+    if model.dense_layers:
+        expected["mlp_dim", "base_mlp_dim"] = model.mlp_dim
     if experts:
         expected["num_experts_per_tok",] = experts.num_selected
         expected["moe_mlp_dim", "base_moe_mlp_dim"] = experts.mlp_dim
-        expected["first_num_dense_layers",] = len(config.dense_layers)
+        expected["first_num_dense_layers",] = len(model.dense_layers)
         expected["shared_experts",] = experts.shared_mlp_dim // experts.mlp_dim
-    if config.latent:
-        expected["q_lora_rank",] = config.latent.q_rank or 0
-        expected["kv_lora_rank",] = config.latent.kv_rank
-        expected["qk_nope_head_dim",] = config.latent.nope_dim
-        expected["qk_rope_head_dim",] = config.latent.rope_dim
-        expected["v_head_dim",] = config.latent.v_dim
+    if model.latent:
+        expected["q_lora_rank",] = model.latent.q_rank or 0
+        expected["kv_lora_rank",] = model.latent.kv_rank
+        expected["qk_nope_head_dim",] = model.latent.nope_dim
+        expected["qk_rope_head_dim",] = model.latent.rope_dim
+        expected["v_head_dim",] = model.latent.v_dim
     else:
-        expected["num_kv_heads", "base_num_kv_heads"] = config.num_kv_heads
-        expected["head_dim",] = config.head_dim
+        expected["num_kv_heads", "base_num_kv_heads"] = model.num_kv_heads
+        expected["head_dim",] = model.head_dim
     return expected

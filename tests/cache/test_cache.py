@@ -22,7 +22,7 @@ KEY = Key(FIELDS)
 
 
 def publish(cache: Cache, key: Key = KEY, model: str = "org/model", content: bytes = b"x" * 1000) -> Entry:
-    with cache.stage(key, model, len(content)) as staging:
+    with cache.staging(key, model, len(content)) as staging:
         (staging.path / "array").write_bytes(content)
         return staging.publish(
             arrays={"a": {"shape": [2]}},
@@ -57,7 +57,7 @@ def test_a_published_entry_is_found_again(tmp_path: Path) -> None:
 
 def test_what_is_not_published_is_gone(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    with pytest.raises(ZeroDivisionError), cache.stage(KEY, "org/model", 10) as staging:
+    with pytest.raises(ZeroDivisionError), cache.staging(KEY, "org/model", 10) as staging:
         (staging.path / "array").write_bytes(b"half" * (1 // 0))
     assert files(tmp_path) == {}
     assert list(tmp_path.iterdir()) == []
@@ -65,7 +65,7 @@ def test_what_is_not_published_is_gone(tmp_path: Path) -> None:
 
 def test_two_writers_leave_one_complete_entry(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    with cache.stage(KEY, "org/model", 10) as mine:
+    with cache.staging(KEY, "org/model", 10) as mine:
         (mine.path / "array").write_bytes(b"mine")
         theirs = publish(cache, content=b"theirs")
         published = mine.publish(arrays={}, nbytes=4, source={}, config={}, seconds=1)
@@ -255,7 +255,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_any_work(tmp_path: Path) ->
     cache = Cache(tmp_path)
     with (
         pytest.raises(CacheError, match=r"takes 1000000000\.00 GB, and .* are free"),
-        cache.stage(KEY, "org/model", 10**18),
+        cache.staging(KEY, "org/model", 10**18),
     ):
         pass
     assert files(tmp_path) == {}

@@ -14,7 +14,7 @@ from support import checkpoints
 
 import lazyload
 from lazyload import errors
-from lazyload.sources import open_source
+from lazyload.sources import ModelReference, open_source
 
 INDEX = "model.safetensors.index.json"
 
@@ -213,7 +213,7 @@ def test_files_that_change_under_a_conversion_are_not_published(put: Put, folder
 
 
 def test_a_file_that_is_cut_under_a_conversion(folder: Path, tmp_path: Path) -> None:
-    source = open_source(folder)
+    source = open_source(ModelReference(folder))
     name, info = next(iter(source.tensors.items()))
     for shard in shards(folder):
         os.truncate(shard, 100)
