@@ -141,9 +141,18 @@ def _replaced(config: Any, **fields: Any) -> Any:
     """The config with other values, of the same type."""
     if isinstance(config, Mapping):
         return {**config, **fields}
-    if inner := getattr(config, "_pydantic_config", None):
-        return type(config)(inner.model_copy(update=fields))
-    return config.model_copy(update=fields)
+    inner = _pydantic_of(config)
+    changed = inner.model_copy(update=fields)
+    return changed if inner is config else type(config)(changed)
+
+
+def _pydantic_of(config: Any) -> Any:
+    """The pydantic model that holds a config's fields.
+
+    MaxText 0.2.5 keeps it in a private attribute of `HyperParameters`, which can be made of one; its other configs are
+    pydantic models themselves.
+    """
+    return getattr(config, "_pydantic_config", config)
 
 
 def _scan_layers(config: Any) -> bool:
@@ -176,10 +185,12 @@ def _check_entry(config: Any, path: Path) -> None:
     # MaxText itself takes `scan_layers` from the checkpoint where nobody has set it.
     if _is_set(config, "scan_layers") or stored["layout"] not in (MaxText(True).name, MaxText(False).name):
         asked["layout"] = MaxText(_scan_layers(config)).name
-    if embedding := manifest.arrays.get("params.params.token_embedder.embedding"):
-        stored["vocab_size"], asked["vocab_size"] = embedding["shape"][0], _get(config, "vocab_size")
+    match manifest.arrays.get("params.params.token_embedder.embedding"):
+        case {"shape": [int(rows), *_]}:
+            stored["vocab_size"], asked["vocab_size"] = rows, _get(config, "vocab_size")
+    storage = Storage.from_fields(manifest.fields.get("storage"))
     for flag in ("ocdbt", "zarr3"):
-        stored[flag] = manifest.fields["storage"][flag]
+        stored[flag] = getattr(storage, flag)
         asked[flag] = _get(config, f"checkpoint_storage_use_{flag}")
     different = [name for name, value in asked.items() if value is not None and value != stored[name]]
     if different:
@@ -201,7 +212,7 @@ def _is_set(config: Any, name: str) -> bool:
     """Whether somebody chose the value; MaxText's configs remember what came from its own files instead."""
     if isinstance(config, Mapping):
         return name in config
-    return name in getattr(getattr(config, "_pydantic_config", config), "model_fields_set", (name,))
+    return name in getattr(_pydantic_of(config), "model_fields_set", (name,))
 
 
 def _listed(values: Mapping[str, Any], names: Sequence[str]) -> str:
