@@ -130,7 +130,8 @@ def with_checkpoint(
         local_files_only=local_files_only,
         progress=progress,
     )
-    return _replaced(config, load_parameters_path=str(converted.path))
+    filled: MaxTextConfig = _replaced(config, load_parameters_path=str(converted.path))
+    return filled
 
 
 def _get(config: Any, name: str, default: Any = None) -> Any:
