@@ -19,7 +19,7 @@ from huggingface_hub.utils import build_hf_headers, get_session
 
 from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
 from lazyload.sources.files import CONFIG, INDEX, SINGLE
-from lazyload.sources.hub_internals import HTTPError, commit_of_file, is_known_missing
+from lazyload.sources.hub_internals import HTTP_ERRORS, commit_of_file, is_known_missing
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
 
@@ -28,6 +28,8 @@ _FIRST_BYTES = 1 << 17
 
 _DOWNLOADS = 4
 _OK, _PARTIAL = 200, 206
+_HUB_ERRORS: tuple[type[Exception], ...] = (*HTTP_ERRORS, ValueError, hub_errors.EntryNotFoundError)
+"""The bases of what `huggingface_hub` raises."""
 
 
 class HubFiles:
@@ -78,7 +80,7 @@ class HubFiles:
             if not unknown or (name == INDEX and self._is_local(SINGLE)):
                 return None
             raise _unreachable(error, self._reference, self._offline) from error
-        except (OSError, HTTPError) as error:
+        except HTTP_ERRORS as error:
             raise _explanation(error, self._reference, self._offline) from error
 
     def size(self, name: str) -> int:
@@ -182,8 +184,7 @@ def _explained(reference: ModelReference, offline: bool) -> Iterator[None]:
         yield
     except LazyLoadError:
         raise
-    # Its errors, and those of the HTTP library that it uses, have one of these bases in every release.
-    except (OSError, ValueError, HTTPError, hub_errors.EntryNotFoundError) as error:
+    except _HUB_ERRORS as error:
         raise _explanation(error, reference, offline) from error
 
 

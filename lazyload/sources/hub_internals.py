@@ -3,7 +3,7 @@
 * A downloaded file lies at `<cache>/models--<org>--<name>/snapshots/<commit>/<file>`.
 * `try_to_load_from_cache` answers with something that is neither text nor None where a commit is known not to have a
   file.
-* `errors.HTTPError` is the base of what its HTTP library raises, whichever that is: requests, httpx or httpx2.
+* What its HTTP library raises is an `OSError` (requests) or an `errors.HTTPError` (httpx and httpx2).
 """
 
 from pathlib import Path
@@ -11,7 +11,8 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
 
-__all__ = ["HTTPError", "commit_of_file", "is_known_missing"]
+HTTP_ERRORS: tuple[type[Exception], ...] = (OSError, HTTPError)
+"""The bases of what the HTTP library raises."""
 
 
 def commit_of_file(path: Path) -> str:

@@ -9,7 +9,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import get_session
 from support.hub import Hub, running
 
-from lazyload.sources.hub_internals import HTTPError, commit_of_file, is_known_missing
+from lazyload.sources.hub_internals import HTTP_ERRORS, commit_of_file, is_known_missing
 
 MODEL = "org/model"
 
@@ -43,6 +43,6 @@ def test_what_a_commit_has_not_is_remembered(hub: Hub) -> None:
     assert not is_known_missing(MODEL, "config.json", commit)
 
 
-def test_the_base_of_the_http_library_s_errors() -> None:
-    with pytest.raises(HTTPError):
+def test_the_bases_of_the_http_library_s_errors() -> None:
+    with pytest.raises(HTTP_ERRORS):
         get_session().get("http://127.0.0.1:9/", timeout=5)
