@@ -5,6 +5,7 @@ JAX is imported by none of it, and TensorStore only by what moves weights, so th
 
 import functools
 import inspect
+import io
 import json
 import re
 import sys
@@ -93,6 +94,9 @@ def _with_model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def main() -> None:
     """Runs the command; errors a user can meet are printed without a traceback."""
+    # Names of models and files can hold what a terminal cannot show.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except LazyLoadError as error:
@@ -173,7 +177,7 @@ def ls(
                 entry.model,
                 str(entry.manifest.fields.get("layout", "")),
                 str(entry.manifest.fields.get("dtype", "")),
-                _flags(entry.manifest.fields.get("storage", {})),
+                _flags(entry.manifest.fields.get("storage")),
                 _size(entry.nbytes),
                 datetime.fromtimestamp(entry.last_used).strftime("%Y-%m-%d %H:%M"),
             )
@@ -278,10 +282,12 @@ def _entry_fields(entry: Any) -> dict[str, Any]:
     }
 
 
-def _flags(storage: dict[str, Any]) -> str:
+def _flags(storage: Any) -> str:
+    if not isinstance(storage, dict):
+        return "?"
     names = [name for name in ("ocdbt", "zarr3") if storage.get(name)] or ["zarr2"]
     compression = storage.get("compression")
-    return "+".join([*names, *([compression] if compression not in (None, "none") else [])])
+    return "+".join([*names, *([str(compression)] if compression not in (None, "none") else [])])
 
 
 def _sources(names: Sequence[str]) -> str:

@@ -242,7 +242,7 @@ class Cache:
             if owner.exists():
                 if not liveness.is_alive(owner):
                     removals.append(Removal(data, _size(data), "a conversion that did not finish"))
-            elif not leased and time.time() - data.stat().st_mtime > _KEPT_SECONDS:
+            elif not leased and liveness.age(data) > _KEPT_SECONDS:
                 removals.append(Removal(data, _size(data), "replaced by a newer conversion"))
         return removals
 

@@ -149,15 +149,19 @@ def test_chunks_cover_the_array_once_and_are_not_too_large(
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"),
+    ("shape", "split_order", "chunk_bytes", "expected"),
     [
-        ((4096, 4096), (512, 4096)),
-        ((151936, 4096), (1978, 4096)),
-        ((100, 100), (100, 100)),
-        ((7919, 8192), (989, 8192)),
+        ((4096, 4096), (0, 1), 1 << 22, (512, 4096)),
+        ((4096, 4096), (1, 0), 1 << 22, (4096, 512)),
+        ((4096, 4096), (0, 1), 4096, (1, 2048)),
+        ((151936, 4096), (0, 1), 1 << 24, (1187, 4096)),
+        ((100, 100), (0, 1), 1 << 24, (100, 100)),
+        ((7919, 8192), (0, 1), 1 << 24, (989, 8192)),
+        ((0, 4096), (0, 1), 1 << 12, (1, 2048)),
+        ((), (), 1, ()),
     ],
 )
-def test_chunks_are_equal_parts_where_there_are_such(shape: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert choose_chunks(shape, 2, (0, 1), 1 << 22 if shape[0] == 4096 else 1 << 24)[1] == shape[1]
-    chunk = choose_chunks(shape, 2, (0, 1), 1 << 24)
-    assert chunk[0] * chunk[1] * 2 <= 1 << 24
+def test_chunks_are_equal_parts_where_there_are_such(
+    shape: tuple[int, ...], split_order: tuple[int, ...], chunk_bytes: int, expected: tuple[int, ...]
+) -> None:
+    assert choose_chunks(shape, 2, split_order, chunk_bytes) == expected
