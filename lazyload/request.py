@@ -192,6 +192,8 @@ def _target(layout: "LayoutOption", family: Family, config: Any) -> Target[Any]:
 
 def _decoder(config: Any, arrays: "Mapping[str, jax.Array]") -> "Decoder":
     """The decoder; Flax is imported only where a module is wanted."""
-    from lazyload.models.build import build
+    from lazyload.models.decoder import Decoder
+    from lazyload.models.fill import fill
 
-    return build(config, arrays["embed.embedding"].dtype, arrays)
+    # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
+    return fill(Decoder(config, dtype=arrays["embed.embedding"].dtype, rngs=None), arrays)

@@ -1,5 +1,6 @@
-"""The decoder: a stack of attention and MLP blocks between an embedding and an output projection."""
+"""The decoder: a stack of layers between an embedding and an output projection."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,51 +9,53 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from lazyload.architecture.decoder import DecoderConfig, Layer
-from lazyload.models import kv_cache
-from lazyload.models.attention import Attention, visible
+from lazyload import architecture
+from lazyload.architecture import DecoderConfig, Layer
+from lazyload.models import attention, kv_cache, latent_attention, moe
+from lazyload.models.context import Context
 from lazyload.models.kv_cache import Cache, LayerCache
-from lazyload.models.latent_attention import MultiHeadLatentAttention
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
-from lazyload.models.moe import MixtureOfExperts
 from lazyload.models.norm import RMSNorm
+from lazyload.models.parameters import Parameters
 from lazyload.models.projection import Embedding, Projection
-from lazyload.models.rope import Rotation, rotation
+
+BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
+    architecture.Attention: attention.Attention,
+    architecture.LatentAttention: latent_attention.LatentAttention,
+    architecture.MLP: MLP,
+    architecture.Experts: moe.MixtureOfExperts,
+}
+"""The module of every block; it is made from the block and its `Parameters`."""
 
 
-class Block(nnx.Module):
-    """Attention, then a dense MLP (`mlp`) or a mixture of experts (`moe`), each added to the residual stream."""
+class DecoderLayer(nnx.Module):
+    """A mixer, then a feed-forward, each added to the residual stream.
 
-    def __init__(self, config: DecoderConfig, layer: Layer, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
-        self.config = config
-        self.layer = layer
-        sizes = config.axes
-        names = ("attn_norm", "mlp_norm") * config.pre_norms + ("post_attn_norm", "post_mlp_norm") * config.post_norms
-        for name in names:
-            norm = RMSNorm(("embed",), sizes, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype, rngs=rngs)
+    They are attributes by the names that their blocks have: `attn` and `mlp`, or `moe`.
+    """
+
+    def __init__(self, layer: Layer, parameters: Parameters):
+        self.mixer, self.feed_forward = layer.mixer.name, layer.feed_forward.name
+        self.residual_scale = layer.residual_scale
+        for name in ("attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm"):
+            norm = RMSNorm(parameters[name], layer.norm) if name in parameters else None
             setattr(self, name, norm)
-        if config.latent:
-            self.attn = MultiHeadLatentAttention(config, config.latent, dtype=dtype, rngs=rngs)
-        else:
-            self.attn = Attention(config, dtype=dtype, rngs=rngs)
-        if not layer.sparse:
-            self.mlp = MLP("mlp", sizes, activation=config.activation, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
-        elif config.experts:
-            self.moe = MixtureOfExperts(config.experts, sizes, activation=config.activation, dtype=dtype, rngs=rngs)
-        else:
-            raise ValueError("a layer is sparse, but the configuration has no experts")
+        for block in layer.blocks:
+            setattr(self, block.name, BLOCKS[type(block)](block, parameters[block.name]))
 
-    def __call__(
-        self, x: jax.Array, rotation: Rotation | None, seen: jax.Array, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
-        """The residual stream after the block; arguments are those of `Attention`."""
-        pre, post, scale = self.config.pre_norms, self.config.post_norms, self.config.residual_scale
-        branch, cache = self.attn(self.attn_norm(x) if pre else x, rotation, seen, cache)
-        x = x + (self.post_attn_norm(branch) if post else branch) * scale
-        feed_forward = self.moe if self.layer.sparse else self.mlp
-        branch = feed_forward(self.mlp_norm(x) if pre else x)
-        return x + (self.post_mlp_norm(branch) if post else branch) * scale, cache
+    def __call__(self, x: jax.Array, context: Context, cache: LayerCache | None) -> tuple[jax.Array, LayerCache | None]:
+        """The residual stream after the layer, and the layer's cache with these tokens.
+
+        Args:
+            x: `[batch, length, embed]`.
+            context: What the mixers of the call share.
+            cache: The layer's cache, or None.
+        """
+        branch, cache = getattr(self, self.mixer)(_normed(self.attn_norm, x), context, cache)
+        x = x + _normed(self.post_attn_norm, branch) * self.residual_scale
+        branch = getattr(self, self.feed_forward)(_normed(self.mlp_norm, x))
+        return x + _normed(self.post_mlp_norm, branch) * self.residual_scale, cache
 
 
 class Decoder(nnx.Module):
@@ -65,21 +68,23 @@ class Decoder(nnx.Module):
     Attributes:
         config: What it is.
         embed: The embedding.
-        layers: The blocks.
+        layers: The layers.
         final_norm: The norm before the output projection.
         lm_head: The output projection; absent where the embedding is used for it, too.
     """
 
     def __init__(self, config: DecoderConfig, *, dtype: DTypeLike = jnp.bfloat16, rngs: nnx.Rngs | None):
         self.config = config
-        sizes = config.axes
-        self.embed = Embedding(sizes, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List([Block(config, layer, dtype=dtype, rngs=rngs) for layer in config.layers])
-        self.final_norm = RMSNorm(
-            ("embed",), sizes, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype, rngs=rngs
-        )
+
+        def declared(part: DecoderConfig | Layer) -> Parameters:
+            return Parameters(part.parameters, {**config.axes, **part.axes}, dtype=dtype, rngs=rngs)
+
+        parameters = declared(config)
+        self.embed = Embedding(parameters["embed"])
+        self.layers = nnx.List([DecoderLayer(layer, declared(layer)) for layer in config.layers])
+        self.final_norm = RMSNorm(parameters["final_norm"], config.norm)
         if not config.tied:
-            self.lm_head = Projection(("embed",), ("vocab",), sizes, dtype=dtype, rngs=rngs)
+            self.lm_head = Projection(parameters["lm_head"])
 
     @property
     def num_embed(self) -> int:
@@ -132,23 +137,16 @@ class Decoder(nnx.Module):
     def _forward(
         self, tokens: jax.Array, positions: jax.Array | None, cache: Cache | None, attention_mask: jax.Array | None
     ) -> tuple[jax.Array, Cache | None]:
-        length = tokens.shape[1]
         start: jax.Array | int = 0 if cache is None else cache["layer_0"]["end_index"][0]
-        keys = length if cache is None else cache["layer_0"]["k"].shape[1]
         if positions is None:
-            positions = jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), tokens.shape)
-        rotations = {layer.rope: rotation(layer.rope, positions) for layer in self.config.layers if layer.rope}
-        seen = {
-            window: visible(start, length, keys, window, attention_mask)
-            for window in {layer.window for layer in self.config.layers}
-        }
+            positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        context = Context(positions, start, attention_mask)
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         filled: Cache = {}
-        for number, (layer, block) in enumerate(zip(self.config.layers, self.layers, strict=True)):
+        for number, layer in enumerate(self.layers):
             name = f"layer_{number}"
-            rotated = rotations[layer.rope] if layer.rope else None
-            x, layer_cache = block(x, rotated, seen[layer.window], cache[name] if cache is not None else None)
+            x, layer_cache = layer(x, context, None if cache is None else cache[name])
             if layer_cache is not None:
                 filled[name] = layer_cache
         return self._logits(self.final_norm(x)), None if cache is None else filled
@@ -170,3 +168,7 @@ class Decoder(nnx.Module):
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """The mesh axes of one entry of a `PartitionSpec`."""
     return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)

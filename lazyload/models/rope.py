@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyload.architecture.decoder import Rope
+from lazyload.architecture import Rope
 
 
 class Rotation(NamedTuple):
@@ -76,8 +76,7 @@ def frequencies(rope: Rope, length: jax.Array | int) -> jax.Array:
 
 
 def _original(rope: Rope) -> int:
-    if rope.original_max_position is None:
-        raise ValueError(f"rope of kind {rope.kind!r} needs original_max_position")
+    assert rope.original_max_position is not None  # `Rope` sees to it
     return rope.original_max_position
 
 

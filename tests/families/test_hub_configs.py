@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lazyload import families
-from lazyload.architecture.decoder import DecoderConfig
+from lazyload.architecture import DecoderConfig
 from lazyload.layouts.conversion import target_axes
 
 Values = dict[str, Any]

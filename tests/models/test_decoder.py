@@ -1,11 +1,10 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.decoders import CONFIGS, ROPE, TOKENS, config, decode, run, weights
-
-from lazyload.architecture.decoder import Layer
-from lazyload.models.build import build
+from support.decoders import ATTENTION, CONFIGS, TOKENS, build, config, decode, layer, run, weights
 
 
 def decoder(config):
@@ -43,7 +42,7 @@ def test_no_token_sees_a_later_one():
 
 
 def test_a_window_hides_what_lies_further_back():
-    model = decoder(config(layers=(Layer(rope=ROPE, window=3),)))
+    model = decoder(config(layer(replace(ATTENTION, window=3))))
     changed = TOKENS.copy()
     changed[:, 2] += 1
     before, after = run(model, TOKENS)[0], run(model, changed)[0]
@@ -51,9 +50,10 @@ def test_a_window_hides_what_lies_further_back():
     assert np.all(np.abs(before[:, 4] - after[:, 4]).max(axis=-1) > 1e-4)
 
 
-def test_left_padding_behind_a_mask_changes_nothing():
+@pytest.mark.parametrize("name", CONFIGS)
+def test_left_padding_behind_a_mask_changes_nothing(name):
     """How Tunix's sampler feeds prompts of different lengths: padded on the left, positions without the padding."""
-    model = decoder(CONFIGS["gemma2"])
+    model = decoder(CONFIGS[name])
     plain, _ = run(model, TOKENS)
     padded = np.pad(TOKENS, ((0, 0), (3, 0)))
     real = np.pad(np.ones_like(TOKENS), ((0, 0), (3, 0))).astype(bool)
@@ -73,8 +73,9 @@ def test_a_query_that_sees_nothing_is_finite():
 def test_sinks_take_attention_away():
     model = decoder(CONFIGS["gpt_oss"])
     before, _ = run(model, TOKENS)
-    for layer in model.layers:
-        layer.attn.sinks[...] = jnp.full_like(layer.attn.sinks[...], -1e9)
+    for number in range(2):
+        sinks = model.layers[number].attn.sinks
+        sinks[...] = jnp.full_like(sinks[...], -1e9)
     assert not np.allclose(before, run(model, TOKENS)[0], atol=1e-3)
 
 
@@ -86,7 +87,8 @@ def test_soft_caps_bound_the_logits():
 @pytest.mark.parametrize("field", ["embed_scale", "residual_scale", "logits_scale"])
 def test_multipliers_are_applied(field):
     plain, _ = run(decoder(config()), TOKENS)
-    scaled, _ = run(decoder(config(**{field: 0.5})), TOKENS)
+    layers = (layer(residual_scale=0.5),) * 2 if field == "residual_scale" else ()
+    scaled, _ = run(decoder(config(*layers, **({} if layers else {field: 0.5}))), TOKENS)
     if field == "logits_scale":
         np.testing.assert_allclose(scaled, plain * 0.5, atol=1e-6)
     assert not np.allclose(scaled, plain, atol=1e-3)
