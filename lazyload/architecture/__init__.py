@@ -9,9 +9,21 @@ format speaks of. A wrong value is refused where it is written, with a `ConfigEr
 from lazyload.architecture.attention import Attention
 from lazyload.architecture.decoder import DecoderConfig, Layer
 from lazyload.architecture.experts import Experts
+from lazyload.architecture.gated_delta_net import GatedDeltaNet
 from lazyload.architecture.latent_attention import LatentAttention
 from lazyload.architecture.mlp import MLP, Activation
 from lazyload.architecture.norm import Norm
 from lazyload.architecture.rope import Rope
 
-__all__ = ["MLP", "Activation", "Attention", "DecoderConfig", "Experts", "LatentAttention", "Layer", "Norm", "Rope"]
+__all__ = [
+    "MLP",
+    "Activation",
+    "Attention",
+    "DecoderConfig",
+    "Experts",
+    "GatedDeltaNet",
+    "LatentAttention",
+    "Layer",
+    "Norm",
+    "Rope",
+]

@@ -6,10 +6,8 @@ from typing import ClassVar, Literal
 
 from lazyload.architecture.block import CacheArray
 from lazyload.architecture.checks import require, require_one_of, require_positive
-from lazyload.architecture.norm import Norm
+from lazyload.architecture.norm import RMS_NORM, Norm
 from lazyload.architecture.rope import Rope
-
-_NORM = Norm()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class Attention:
     query_scale: float | None = None
     softcap: float | None = None
     qk_norm: Literal["head", "full"] | None = None
-    norm: Norm = _NORM
+    norm: Norm = RMS_NORM
     qkv_bias: bool = False
     o_bias: bool = False
     sinks: bool = False
@@ -67,7 +65,6 @@ class Attention:
             require_positive(self, "window")
         if self.softcap is not None:
             require(self.softcap > 0, self, f"softcap = {self.softcap!r} must be positive, or None")
-        require(not (self.gated and self.qkv_bias), self, "a gated query projection has no bias")
 
     @property
     def scale(self) -> float:
@@ -89,15 +86,16 @@ class Attention:
     @property
     def parameters(self) -> Mapping[str, str]:
         """The projections, their biases, the norms of queries and keys, the sinks."""
+        query = "head query_gate head_dim" if self.gated else "head head_dim"
         table = {
-            "q_proj.kernel": f"attn.q : embed head {'query_gate ' if self.gated else ''}head_dim",
+            "q_proj.kernel": f"attn.q : embed {query}",
             "k_proj.kernel": "attn.k : embed kv_head head_dim",
             "v_proj.kernel": "attn.v : embed kv_head head_dim",
             "o_proj.kernel": "attn.o : head head_dim embed",
         }
         if self.qkv_bias:
             table |= {
-                "q_proj.bias": "attn.q.bias : head head_dim",
+                "q_proj.bias": f"attn.q.bias : {query}",
                 "k_proj.bias": "attn.k.bias : kv_head head_dim",
                 "v_proj.bias": "attn.v.bias : kv_head head_dim",
             }

@@ -24,3 +24,7 @@ class Norm:
 
     def __post_init__(self) -> None:
         require(self.eps > 0, self, f"eps = {self.eps!r} must be positive")
+
+
+RMS_NORM = Norm()
+"""The plain one."""

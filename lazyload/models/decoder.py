@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
-from lazyload.models import attention, kv_cache, latent_attention, moe
+from lazyload.models import attention, gated_delta_net, kv_cache, latent_attention, moe
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import Cache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
@@ -23,6 +23,7 @@ from lazyload.models.projection import Embedding, Projection
 BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Attention: attention.Attention,
     architecture.LatentAttention: latent_attention.LatentAttention,
+    architecture.GatedDeltaNet: gated_delta_net.GatedDeltaNet,
     architecture.MLP: MLP,
     architecture.Experts: moe.MixtureOfExperts,
 }

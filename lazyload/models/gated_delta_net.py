@@ -17,6 +17,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+from lazyload import architecture
+from lazyload.models.context import Context
+from lazyload.models.kv_cache import LayerCache
+from lazyload.models.norm import RMSNorm
+from lazyload.models.parameters import Parameters
+from lazyload.models.projection import Projection
 
 # As in transformers and in flash-linear-attention.
 _CHUNK = 64
@@ -61,6 +69,60 @@ class _Chunk(NamedTuple):
     scores: jax.Array
     corrections: jax.Array
     lookups: jax.Array
+
+
+class GatedDeltaNet(nnx.Module):
+    """The mixer: projections, a convolution of queries, keys and values, the rule, and a gated norm of its outputs."""
+
+    def __init__(self, block: architecture.GatedDeltaNet, parameters: Parameters):
+        self.block = block
+        self.in_proj_qkvz = Projection(parameters["in_proj_qkvz"])
+        self.in_proj_ba = Projection(parameters["in_proj_ba"])
+        self.conv1d = DepthwiseConv(parameters["conv1d"])
+        self.A_log = parameters.declare("A_log", nnx.initializers.zeros_init())
+        self.dt_bias = parameters.declare("dt_bias", nnx.initializers.ones_init())
+        self.norm = RMSNorm(parameters["norm"], block.norm)
+        self.out_proj = Projection(parameters["out_proj"], inputs=3)
+
+    def __call__(self, x: jax.Array, context: Context, cache: LayerCache | None) -> tuple[jax.Array, LayerCache | None]:
+        """Mixes the tokens of `x`, `[batch, length, embed]`; arguments and results are those of `Attention`.
+
+        Of the attention mask only padding counts: a token that may not attend to itself leaves all states alone.
+        """
+        block, real = self.block, context.real()
+        conv, state = (None, None) if cache is None else (cache["conv"], cache["state"])
+        qkv, gate = jnp.split(self.in_proj_qkvz(x), [block.axes["qkv"]], axis=-1)
+        qkv, conv = self.conv1d(qkv, conv, real)
+        query, key, value = jnp.split(jax.nn.silu(qkv), [block.key_dim, 2 * block.key_dim], axis=-1)
+        beta, alpha = jnp.split(self.in_proj_ba(x).astype(jnp.float32), 2, axis=-1)
+        log_decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(alpha + self.dt_bias[...])
+        values = (*x.shape[:2], block.num_value_heads)
+        rule = gated_delta_rule if x.shape[1] > 1 else recurrent_gated_delta_rule
+        mixed, state = rule(
+            query,
+            key,
+            value.reshape(*values, block.value_dim),
+            log_decay.reshape(values),
+            jax.nn.sigmoid(beta).reshape(values),
+            state,
+            real,
+        )
+        mixed = mixed.reshape(*x.shape[:2], block.num_key_heads, block.group, block.value_dim)
+        y = self.out_proj(self.norm(mixed) * jax.nn.silu(gate.reshape(mixed.shape)))
+        if cache is None:
+            return y, None
+        return y, {"conv": conv, "state": state, "end_index": cache["end_index"] + x.shape[1]}
+
+
+class DepthwiseConv(nnx.Module):
+    """A causal convolution of each channel alone; `kernel` is `[width, *channels]`."""
+
+    def __init__(self, parameters: Parameters):
+        self.kernel = parameters.declare("kernel", nnx.initializers.normal(0.02))
+
+    def __call__(self, x: jax.Array, state: jax.Array | None, real: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """`causal_conv` over the channels of `x`, `[batch, length, *channels]`, each in its own place."""
+        return causal_conv(x, self.kernel[...], state, real)
 
 
 def gated_delta_rule(
@@ -122,27 +184,28 @@ def causal_conv(
     """Convolves each channel with a kernel of its own over the token and those before it; in float32.
 
     Args:
-        x: `[batch, length, channel]`, of any length, zero included.
-        kernel: `[width, channel]`; its last row meets the token itself.
-        state: `[batch, width - 1, channel]`, the last inputs before these; None for zeros.
+        x: `[batch, length, *channels]`, of any length, zero included.
+        kernel: `[width, *channels]`; its last row meets the token itself.
+        state: `[batch, width - 1, *channels]`, the last inputs before these; None for zeros.
         real: bool `[batch, length]`, False for padding, before a row's tokens or after them but not among them; its
             outputs are finite nonsense. None for no padding.
 
     Returns:
-        `[batch, length, channel]`, of `x`'s dtype, and the last `width - 1` inputs, padding left out, of the state's
+        `[batch, length, *channels]`, of `x`'s dtype, and the last `width - 1` inputs, padding left out, of the state's
         dtype or, without one, `x`'s. A row of padding alone keeps its state.
     """
-    batch, length, channels = x.shape
+    batch, length, *channels = x.shape
     width = kernel.shape[0]
     if state is None:
-        state = jnp.zeros((batch, width - 1, channels), x.dtype)
+        state = jnp.zeros((batch, width - 1, *channels), x.dtype)
     if real is None:
         inputs = jnp.concatenate([state.astype(x.dtype), x], axis=1)
         last = inputs[:, length:]
     else:
         # The state is put right before the first token, over the padding that would part them.
         first = jnp.sum(jnp.cumsum(real, axis=1) == 0, axis=1)
-        inputs = jnp.pad(jnp.where(real[..., None], x, 0), ((0, 0), (width - 1, 0), (0, 0)))
+        inputs = jnp.where(real.reshape(batch, length, *[1] * len(channels)), x, 0)
+        inputs = jnp.pad(inputs, [(0, 0), (width - 1, 0)] + [(0, 0)] * len(channels))
         inputs = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(inputs, state.astype(x.dtype), first, 0)
         last = jax.vmap(jax.lax.dynamic_slice_in_dim, (0, 0, None))(inputs, first + jnp.sum(real, axis=1), width - 1)
     wide, taps = inputs.astype(jnp.float32), kernel.astype(jnp.float32)

@@ -13,6 +13,7 @@ from lazyload.architecture import (
     Attention,
     DecoderConfig,
     Experts,
+    GatedDeltaNet,
     LatentAttention,
     Layer,
     Norm,
@@ -82,7 +83,8 @@ CONFIGS = {
     "olmo": config(*[layer(replace(ATTENTION, qk_norm="full"), pre_norms=False, post_norms=True)] * 2),
     "gpt_oss": _gpt_oss(),
     "deepseek": _deepseek(),
-    "gated": config(
+    "qwen3_next": config(
+        layer(GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=6, conv_width=4)),
         layer(replace(ATTENTION, gated=True, qk_norm="head")),
         layer(feed_forward=replace(EXPERTS, shared_mlp_dim=8, shared_gate=True)),
     ),
