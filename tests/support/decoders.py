@@ -91,6 +91,24 @@ CONFIGS = {
 }
 
 
+FULL_BLOCKS = (
+    replace(ATTENTION, qk_norm="head", qkv_bias=True, o_bias=True, sinks=True),
+    replace(_deepseek().layers[0].mixer, a_bias=True, o_bias=True),
+    GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=6, conv_width=4),
+    replace(DENSE, bias=True),
+    replace(
+        EXPERTS,
+        shared_mlp_dim=8,
+        shared_bias=True,
+        shared_gate=True,
+        selection_bias=True,
+        router_bias=True,
+        bias=True,
+    ),
+)
+"""Every block with everything that it can have."""
+
+
 def abstract(config: DecoderConfig) -> Decoder:
     return nnx.eval_shape(lambda: Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
 
