@@ -97,8 +97,7 @@ class GatedDeltaNet(nnx.Module):
         beta, alpha = jnp.split(self.in_proj_ba(x).astype(jnp.float32), 2, axis=-1)
         log_decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(alpha + self.dt_bias[...])
         values = (*x.shape[:2], block.num_value_heads)
-        rule = gated_delta_rule if x.shape[1] > 1 else recurrent_gated_delta_rule
-        mixed, state = rule(
+        mixed, state = gated_delta_rule(
             query,
             key,
             value.reshape(*values, block.value_dim),
@@ -108,7 +107,8 @@ class GatedDeltaNet(nnx.Module):
             real,
         )
         mixed = mixed.reshape(*x.shape[:2], block.num_key_heads, block.group, block.value_dim)
-        y = self.out_proj(self.norm(mixed) * jax.nn.silu(gate.reshape(mixed.shape)))
+        gated = self.norm(mixed).astype(jnp.float32) * jax.nn.silu(gate.reshape(mixed.shape).astype(jnp.float32))
+        y = self.out_proj(gated.astype(x.dtype))
         if cache is None:
             return y, None
         return y, {"conv": conv, "state": state, "end_index": cache["end_index"] + x.shape[1]}
@@ -154,28 +154,10 @@ def gated_delta_rule(
     """
     tokens, start = _prepare(query, key, value, log_decay, beta, state, real)
     length = value.shape[1]
-    size = min(_CHUNK, _next_power_of_two(length))
-    chunks = _without_state(jax.tree.map(partial(_split, size=size), tokens))
+    size = max(1, min(_CHUNK, length))
+    chunks = _solve_chunks(jax.tree.map(partial(_split, size=size), tokens))
     end, outputs = jax.lax.scan(_run_chunk, start, chunks)
     return _joined(outputs)[:, :length].reshape(value.shape).astype(value.dtype), _ungrouped(end)
-
-
-def recurrent_gated_delta_rule(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    log_decay: jax.Array,
-    beta: jax.Array,
-    state: jax.Array | None = None,
-    real: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Runs the rule token by token.
-
-    Arguments and results are those of `gated_delta_rule`.
-    """
-    tokens, start = _prepare(query, key, value, log_decay, beta, state, real)
-    end, outputs = jax.lax.scan(_run_token, start, jax.tree.map(partial(jnp.moveaxis, source=1, destination=0), tokens))
-    return jnp.moveaxis(outputs, 0, 1).reshape(value.shape).astype(value.dtype), _ungrouped(end)
 
 
 def causal_conv(
@@ -204,8 +186,7 @@ def causal_conv(
     else:
         # The state is put right before the first token, over the padding that would part them.
         first = jnp.sum(jnp.cumsum(real, axis=1) == 0, axis=1)
-        inputs = jnp.where(real.reshape(batch, length, *[1] * len(channels)), x, 0)
-        inputs = jnp.pad(inputs, [(0, 0), (width - 1, 0)] + [(0, 0)] * len(channels))
+        inputs = jnp.pad(x, [(0, 0), (width - 1, 0)] + [(0, 0)] * len(channels))
         inputs = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(inputs, state.astype(x.dtype), first, 0)
         last = jax.vmap(jax.lax.dynamic_slice_in_dim, (0, 0, None))(inputs, first + jnp.sum(real, axis=1), width - 1)
     wide, taps = inputs.astype(jnp.float32), kernel.astype(jnp.float32)
@@ -252,10 +233,6 @@ def _ungrouped(state: jax.Array) -> jax.Array:
     return state.reshape(batch, key_heads * group, key_dim, value_dim)
 
 
-def _next_power_of_two(number: int) -> int:
-    return 1 << max(number - 1, 0).bit_length()
-
-
 def _split(x: jax.Array, size: int) -> jax.Array:
     """`[batch, length, ...]` as `[chunk, batch, size, ...]`; the last chunk is filled up with zeros."""
     batch, length, *rest = x.shape
@@ -270,8 +247,8 @@ def _joined(chunks: jax.Array) -> jax.Array:
     return jnp.moveaxis(chunks, 0, 1).reshape(batch, count * size, *rest)
 
 
-def _without_state(chunks: _Tokens) -> _Chunk:
-    """What can be worked out for all chunks at once; every array has a leading dimension `chunk`, in and out."""
+def _solve_chunks(chunks: _Tokens) -> _Chunk:
+    """What needs no state, for all chunks at once; all arrays, in and out, have a leading dimension `chunk`."""
     query, key, value = chunks.query, chunks.key, chunks.value
     beta = jnp.moveaxis(chunks.beta, 2, -1)
     log_decay = jnp.moveaxis(jnp.cumsum(chunks.log_decay, axis=2), 2, -1)
@@ -301,28 +278,22 @@ def _run_chunk(state: jax.Array, chunk: _Chunk) -> tuple[jax.Array, jax.Array]:
     return state, jnp.moveaxis(outputs, 3, 1)
 
 
-def _run_token(state: jax.Array, token: _Tokens) -> tuple[jax.Array, jax.Array]:
-    """The state after a token, and its output, `[batch, key_head, group, value_dim]`."""
-    state = jnp.exp(token.log_decay)[..., None, None] * state
-    error = token.value - jnp.einsum("bhk,bhgkv->bhgv", token.key, state)
-    state += jnp.einsum("bhk,bhgv->bhgkv", token.key, token.beta[..., None] * error)
-    return state, jnp.einsum("bhk,bhgkv->bhgv", token.query, state)
-
-
 @jax.custom_jvp
 def _inverse_of_unit_lower(matrix: jax.Array) -> jax.Array:
     """The inverse of the matrix whose diagonal is ones and which below it is `matrix`, `[..., size, size]`.
 
-    Inverses of diagonal blocks are joined to inverses of blocks of twice the size, which is as exact as substitution
-    but takes few, parallel products. The size must be a power of two.
+    Inverses of diagonal blocks are joined to inverses of blocks twice as large: as exact as substitution, but few
+    products instead of many steps, and these are sharded like any other.
     """
     size = matrix.shape[-1]
-    if size <= 16:
-        return _small_inverse_of_unit_lower(matrix)
-    half = size // 2
-    first, second = _inverse_of_unit_lower(jnp.stack([matrix[..., :half, :half], matrix[..., half:, half:]]))
-    corner = -_product(second, matrix[..., half:, :half], first)
-    return jnp.block([[first, jnp.zeros_like(first)], [corner, second]])
+    row, column = np.indices((size, size))
+    inverse = jnp.broadcast_to(jnp.eye(size, dtype=matrix.dtype), matrix.shape)
+    block = 1
+    while block < size:
+        corners = jnp.where((row // block == column // block + 1) & (row // block % 2 == 1), matrix, 0)
+        inverse -= corners if block == 1 else _product(inverse, corners, inverse)
+        block *= 2
+    return inverse
 
 
 @_inverse_of_unit_lower.defjvp
@@ -331,19 +302,6 @@ def _inverse_of_unit_lower_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Ar
     return inverse, -_product(inverse, jnp.tril(*tangents, k=-1), inverse)
 
 
-def _small_inverse_of_unit_lower(matrix: jax.Array) -> jax.Array:
-    """The same with whole matrices, masked: the blocks would be too small for products of their own."""
-    size = matrix.shape[-1]
-    row, column = np.indices((size, size))
-    inverse = jnp.broadcast_to(jnp.eye(size), matrix.shape)
-    block = 1
-    while block < size:
-        corners = (row // block == column // block + 1) & (row // block % 2 == 1)
-        inverse -= _product(inverse, jnp.where(corners, matrix, 0), inverse)
-        block *= 2
-    return inverse
-
-
 def _product(*matrices: jax.Array) -> jax.Array:
-    """The matrices' product in full precision, since its errors would multiply from block to block."""
+    """The matrices' product in full precision: its errors would be multiplied from block to block."""
     return reduce(partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST), matrices)

@@ -30,7 +30,7 @@ def write_spec(name: str, config: Path) -> None:
         tensors = {}
         for file in sorted(Path(folder).glob("*.safetensors")):
             with safe_open(file, "np") as stored:
-                slices = {key: stored.get_slice(key) for key in stored.keys()}
+                slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118
                 tensors |= {key: [part.get_dtype(), part.get_shape()] for key, part in slices.items()}
     spec = {"config": json.loads(config.read_text()), "shards": 1, "tensors": dict(sorted(tensors.items()))}
     (checkpoints.GOLDEN / "specs" / f"{name}.json").write_text(json.dumps(spec, indent=1))
