@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
 from lazyload.models import attention, gated_delta_net, kv_cache, latent_attention, moe
-from lazyload.models.context import Context
+from lazyload.models.context import Context, checked_mask
 from lazyload.models.kv_cache import Cache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
@@ -114,14 +114,24 @@ class Decoder(nnx.Module):
             tokens: int32 `[batch, length]`.
             positions: int32 `[batch, length]`, for the rotary embedding; None counts up from the cache's end.
             cache: What earlier calls left, or `init_cache(...)`; None for a whole sequence at once.
-            attention_mask: bool `[batch, length, keys]`, True where a token may attend, keys being the cache's slots
-                or, without a cache, the tokens. None is causal, over the slots filled so far. Sliding windows narrow
-                either, counted in slots.
+            attention_mask: bool, True where a key may be attended to, keys being the cache's slots or, without a
+                cache, the tokens. `[batch, keys]`, as tokenizers make it, says which keys are no padding; `[batch,
+                length, keys]` or `[batch, 1, length, keys]` says it for each token. None is causal. Sliding windows
+                narrow either, counted in slots.
 
         Returns:
             Logits, float32 `[batch, length, vocab]` (the projection itself is computed in the activations' dtype),
-            and the cache with these tokens, None where none was given.
+            and the cache with these tokens, None where none was given. Inside `jax.jit`, where it cannot be known
+            beforehand that tokens do not fit into the cache, they are no numbers then (NaN).
+
+        Raises:
+            InputError: The tokens do not fit into the cache, or the mask has another shape.
         """
+        batch, length = tokens.shape
+        size = length if cache is None else kv_cache.slots(self.config, cache)
+        if cache is not None and size is not None:
+            kv_cache.require_room(cache, size, length)
+        attention_mask = checked_mask(attention_mask, batch, length, length if size is None else size)
         with mesh_of(self.embed.embedding[...]):
             if not has_explicit_axes():
                 return self._forward(tokens, positions, cache, attention_mask)
@@ -150,7 +160,13 @@ class Decoder(nnx.Module):
             x, layer_cache = layer(x, context, None if cache is None else cache[name])
             if layer_cache is not None:
                 filled[name] = layer_cache
-        return self._logits(self.final_norm(x)), None if cache is None else filled
+        logits = self._logits(self.final_norm(x))
+        if cache is None:
+            return logits, None
+        size = kv_cache.slots(self.config, cache)
+        if size is not None:
+            logits = jnp.where(start + tokens.shape[1] > size, jnp.nan, logits)
+        return logits, filled
 
     def _logits(self, x: jax.Array) -> jax.Array:
         logits = self.embed.attend(x) if self.config.tied else self.lm_head(x)

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from lazyload.architecture import DecoderConfig
+from lazyload.errors import InputError
 
 LayerCache = dict[str, jax.Array]
 Cache = dict[str, LayerCache]
 
 
 def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: DTypeLike) -> Cache:
-    """An empty cache for sequences of up to `cache_size` tokens; more must not be written to it."""
+    """An empty cache for sequences of up to `cache_size` tokens."""
     cache = {}
     for number, layer in enumerate(config.layers):
         sizes = {**layer.axes, "slot": cache_size}
@@ -26,6 +27,30 @@ def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: D
         }
         cache[f"layer_{number}"] = {**arrays, "end_index": jnp.zeros((batch_size,), jnp.int32)}
     return cache
+
+
+def slots(config: DecoderConfig, cache: Cache) -> int | None:
+    """How many tokens a cache can hold; None where no mixer keeps anything for each of them."""
+    for number, layer in enumerate(config.layers):
+        for name, array in layer.mixer.cache.items():
+            if array.axes[0] == "slot":
+                return cache[f"layer_{number}"][name].shape[1]
+    return None
+
+
+def require_room(cache: Cache, size: int, length: int) -> None:
+    """Makes sure that further tokens fit, as far as that is known: inside `jax.jit` the tokens that are there are not.
+
+    Raises:
+        InputError: They do not fit.
+    """
+    end = cache["layer_0"]["end_index"]
+    there = 0 if isinstance(end, jax.core.Tracer) else int(end[0])
+    if there + length > size:
+        raise InputError(
+            f"the key-value cache has {size} slots and holds {there} tokens: {length} more do not fit; make a larger "
+            "one, init_cache(batch_size, cache_size, dtype)"
+        )
 
 
 def append(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCache:

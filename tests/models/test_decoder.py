@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from support.decoders import ATTENTION, CONFIGS, TOKENS, build, config, decode, layer, run, weights
 
+from lazyload.errors import InputError
+
 
 def decoder(config):
     return build(config, jnp.float32, {path: jnp.asarray(array) for path, array in weights(config).items()})
@@ -111,3 +113,59 @@ def test_bfloat16_stays_bfloat16_inside():
     assert half.dtype == jnp.float32
     np.testing.assert_array_equal(half, half.astype(jnp.bfloat16))
     assert np.corrcoef(half.ravel(), whole.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_tokenizer_s_mask_is_combined_with_causality(name, cached):
+    model = decoder(CONFIGS[name])
+    plain, _ = run(model, TOKENS)
+    padded = np.pad(TOKENS, ((0, 0), (3, 0)))
+    mask = np.pad(np.ones_like(TOKENS), ((0, 0), (3, 0)))
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int32)
+    cache = model.init_cache(4, 20, jnp.float32) if cached else None
+    logits, cache = run(model, padded, positions, cache, jnp.asarray(mask))
+    np.testing.assert_allclose(logits[:, 3:], plain, atol=2e-5)
+    if cached:
+        # The mask of the prompt serves for what follows it, too.
+        longer, _ = run(model, np.pad(TOKENS, ((0, 0), (0, 1)), constant_values=5))
+        one, _ = run(model, np.full((4, 1), 5, np.int32), positions[:, -1:] + 1, cache, jnp.asarray(mask))
+        np.testing.assert_allclose(one[:, 0], longer[:, -1], atol=2e-5)
+
+
+def test_masks_for_each_token_are_taken_as_they_are():
+    model = decoder(CONFIGS["plain"])
+    both_ways = np.ones((4, 12, 12), bool)
+    expected, _ = run(model, TOKENS, attention_mask=both_ways)
+    assert not np.allclose(expected, run(model, TOKENS)[0], atol=1e-3)
+    np.testing.assert_array_equal(run(model, TOKENS, attention_mask=both_ways[:, None])[0], expected)
+    np.testing.assert_array_equal(run(model, TOKENS, attention_mask=both_ways[:1])[0], expected)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [np.ones((12, 12), bool), np.ones((4, 13), bool), np.ones((4, 12, 4), bool), np.ones((4, 2, 12, 12), bool)],
+    ids=lambda mask: str(mask.shape),
+)
+def test_masks_of_other_shapes_are_refused(mask):
+    with pytest.raises(InputError, match=r"attention_mask has shape .*\[4, 12, 12\]"):
+        decoder(CONFIGS["plain"])(TOKENS, attention_mask=mask)
+
+
+def test_additive_masks_are_refused():
+    with pytest.raises(InputError, match="attention_mask is float32"):
+        decoder(CONFIGS["plain"])(TOKENS, attention_mask=np.zeros((4, 12), np.float32))
+
+
+@pytest.mark.parametrize("name", ["plain", "qwen3_next"])
+def test_more_tokens_than_the_cache_holds(name):
+    model = decoder(CONFIGS[name])
+    with pytest.raises(InputError, match="8 slots and holds 0 tokens: 12 more"):
+        run(model, TOKENS, cache=model.init_cache(4, 8, jnp.float32))
+    _, cache = run(model, TOKENS[:, :7], cache=model.init_cache(4, 8, jnp.float32))
+    last, full = model(TOKENS[:, 7:8], cache=cache)
+    assert np.all(np.isfinite(last))
+    with pytest.raises(InputError, match="8 slots and holds 8 tokens: 1 more"):
+        model(TOKENS[:, 8:9], cache=full)
+    # Compiled, it shows in the result.
+    assert np.all(np.isnan(run(model, TOKENS[:, 8:9], cache=full)[0]))
