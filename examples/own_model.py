@@ -20,7 +20,6 @@ from safetensors.numpy import load_file, save_file
 
 import lazyload
 from lazyload.architecture import MLP, Attention, DecoderConfig, Layer, Norm, Rope
-from lazyload.models.fill import fill
 
 
 class Bigrams(nnx.Module):
@@ -38,7 +37,7 @@ class Bigrams(nnx.Module):
 def build(config: DecoderConfig, arrays: Mapping[str, jax.Array]) -> Bigrams:
     """Makes the module from what config.json means and the arrays on their devices; nothing is allocated twice."""
     module = nnx.eval_shape(lambda: Bigrams(config.vocab_size, config.embed_dim, nnx.Rngs(0)))
-    return fill(module, arrays)
+    return lazyload.fill(module, arrays)
 
 
 BIGRAMS = lazyload.Target(

@@ -3,34 +3,67 @@
 >>> model = lazyload.from_pretrained("Qwen/Qwen3-8B", mesh=mesh)  # doctest: +SKIP
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lazyload import errors
-from lazyload.cache.cache import Cache
+from lazyload.architecture.decoder import DecoderConfig
+from lazyload.cache.cache import Cache, Removal
+from lazyload.cache.entry import Entry
+from lazyload.cache.manifest import Manifest
 from lazyload.families import register
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.layout import Layout, Table
-from lazyload.loader import CachedCheckpoint, Plan, convert, from_pretrained, plan
+from lazyload.loader import CachedCheckpoint, Parameter, Plan, convert, from_pretrained, plan
 from lazyload.report import LoadReport, last_report
 from lazyload.storage import Storage
+from lazyload.verification import Verification, verify
+
+_LAZY = {"Decoder": "lazyload.models.decoder", "fill": "lazyload.models.fill"}
+"""Where the names are that need Flax, which takes a while to import: only once they are asked for."""
+
+if TYPE_CHECKING:
+    from lazyload.models.decoder import Decoder
+    from lazyload.models.fill import fill
+else:
+    # Out of a type checker's sight: a module with a `__getattr__` has every name to it.
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_LAZY[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LAZY})
+
 
 __all__ = [
     "Cache",
     "CachedCheckpoint",
+    "Decoder",
+    "DecoderConfig",
+    "Entry",
     "Family",
     "Layout",
     "LoadReport",
+    "Manifest",
     "MaxText",
+    "Parameter",
     "Plan",
+    "Removal",
     "Storage",
     "Table",
     "Target",
+    "Verification",
     "convert",
     "errors",
+    "fill",
     "from_pretrained",
     "last_report",
     "plan",
     "register",
+    "verify",
 ]
 
 __version__ = "0.1.0"

@@ -3,10 +3,14 @@
 JAX is imported by none of it, and TensorStore only by what moves weights, so that `lazyload cache ls` answers at once.
 """
 
+import functools
+import inspect
+import io
 import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from typing import Annotated, Any
@@ -14,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from lazyload.errors import LazyLoadError
+from lazyload.storage import Storage
 
 app = typer.Typer(
     help="Pretrained Hugging Face models in JAX: converted once, cached.",
@@ -27,7 +32,6 @@ cache_app = typer.Typer(
 )
 app.add_typer(cache_app, name="cache")
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder or a URL.")]
 Targets = Annotated[list[str], typer.Argument(metavar="TARGETS...", help="Names of models, or the starts of keys.")]
 CacheDir = Annotated[
     str | None, typer.Option(help="The cache's root.", show_default="$LAZYLOAD_CACHE or ~/.cache/lazyload")
@@ -35,22 +39,64 @@ CacheDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option(help="Say only what would be removed.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")]
-Dtype = Annotated[str, typer.Option(help="bfloat16, float16 or float32.")]
-LayoutName = Annotated[str, typer.Option("--layout", help="nnx, maxtext (layers stacked) or maxtext-unscanned.")]
-VocabSize = Annotated[int | None, typer.Option(help="MaxText's vocab_size, where it is larger than the model's.")]
-Ocdbt = Annotated[bool | None, typer.Option("--ocdbt/--no-ocdbt", help="Store arrays in one OCDBT database.")]
-Zarr3 = Annotated[bool | None, typer.Option("--zarr3/--no-zarr3", help="Store arrays in zarr's third format.")]
-Compression = Annotated[str | None, typer.Option(help="none or zstd.")]
-ChunkBytes = Annotated[int | None, typer.Option(help="The size of chunks at most.")]
 Token = Annotated[
     str | None, typer.Option(help="A hub token; public models need none.", envvar="HF_TOKEN", show_envvar=True)
 ]
-Offline = Annotated[bool, typer.Option("--local-files-only", help="Do not ask the hub.")]
+
+
+@dataclass(frozen=True, repr=False)
+class ModelOptions:
+    """What `convert` and `plan` have in common, as typed; the fields' metadata are typer's."""
+
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder or a URL.")]
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")] = None
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16"
+    layout: Annotated[str, typer.Option(help="nnx, maxtext (layers stacked) or maxtext-unscanned.")] = "nnx"
+    vocab_size: Annotated[
+        int | None, typer.Option(help="MaxText's vocab_size, where it is larger than the model's.")
+    ] = None
+    ocdbt: Annotated[bool | None, typer.Option("--ocdbt/--no-ocdbt", help="Store arrays in one OCDBT database.")] = None
+    zarr3: Annotated[bool | None, typer.Option("--zarr3/--no-zarr3", help="Store arrays in zarr's third format.")] = (
+        None
+    )
+    compression: Annotated[str | None, typer.Option(help="none or zstd.")] = None
+    chunk_bytes: Annotated[int | None, typer.Option(help="The size of chunks at most.")] = None
+    cache_dir: CacheDir = None
+    token: Token = None
+    local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Do not ask the hub.")] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of `lazyload.convert` and `lazyload.plan`."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "layout": _layout(self.layout, self.vocab_size),
+            "storage": Storage(self.ocdbt, self.zarr3, self.compression, self.chunk_bytes),
+            "cache_dir": self.cache_dir,
+            "token": self.token,
+            "local_files_only": self.local_files_only,
+        }
+
+
+def _with_model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter is `ModelOptions`, with a parameter for each field instead, as typer wants it."""
+    fields = inspect.signature(ModelOptions).parameters
+    _, *others = inspect.signature(command).parameters.values()
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> None:
+        command(ModelOptions(**{name: values.pop(name) for name in fields}), **values)
+
+    vars(expanded)["__signature__"] = inspect.Signature([*fields.values(), *others])
+    return expanded
 
 
 def main() -> None:
     """Runs the command; errors a user can meet are printed without a traceback."""
+    # Names of models and files can hold what a terminal cannot show.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except LazyLoadError as error:
@@ -68,68 +114,26 @@ def _version(
 
 
 @app.command()
+@_with_model_options
 def convert(
-    model: Model,
-    revision: Revision = None,
-    dtype: Dtype = "bfloat16",
-    layout: LayoutName = "nnx",
-    vocab_size: VocabSize = None,
-    ocdbt: Ocdbt = None,
-    zarr3: Zarr3 = None,
-    compression: Compression = None,
-    chunk_bytes: ChunkBytes = None,
-    cache_dir: CacheDir = None,
-    token: Token = None,
-    local_files_only: Offline = False,
+    options: ModelOptions,
     force: Annotated[bool, typer.Option(help="Convert again although the checkpoint is there.")] = False,
 ) -> None:
     """Convert a checkpoint into the cache, if it is not there, and print where it is."""
     import lazyload
 
-    converted = lazyload.convert(
-        model,
-        revision=revision,
-        dtype=dtype,
-        layout=_layout(layout, vocab_size),
-        storage=lazyload.Storage(ocdbt, zarr3, compression, chunk_bytes),
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-        force_convert=force,
-    )
+    converted = lazyload.convert(**options.arguments(), force_convert=force)
     print(lazyload.last_report(), file=sys.stderr)
     print(converted.path)
 
 
 @app.command()
-def plan(
-    model: Model,
-    revision: Revision = None,
-    dtype: Dtype = "bfloat16",
-    layout: LayoutName = "nnx",
-    vocab_size: VocabSize = None,
-    ocdbt: Ocdbt = None,
-    zarr3: Zarr3 = None,
-    compression: Compression = None,
-    chunk_bytes: ChunkBytes = None,
-    cache_dir: CacheDir = None,
-    token: Token = None,
-    local_files_only: Offline = False,
-    as_json: Json = False,
-) -> None:
+@_with_model_options
+def plan(options: ModelOptions, as_json: Json = False) -> None:
     """Say what a conversion would do, reading nothing but headers."""
     import lazyload
 
-    made = lazyload.plan(
-        model,
-        revision=revision,
-        dtype=dtype,
-        layout=_layout(layout, vocab_size),
-        storage=lazyload.Storage(ocdbt, zarr3, compression, chunk_bytes),
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-    )
+    made = lazyload.plan(**options.arguments())
     if as_json:
         parameters = {
             path: {"shape": p.shape, "dtype": p.dtype, "axes": p.axes, "nbytes": p.nbytes, "sources": p.sources}
@@ -173,7 +177,7 @@ def ls(
                 entry.model,
                 str(entry.manifest.fields.get("layout", "")),
                 str(entry.manifest.fields.get("dtype", "")),
-                _flags(entry.manifest.fields.get("storage", {})),
+                _flags(entry.manifest.fields.get("storage")),
                 _size(entry.nbytes),
                 datetime.fromtimestamp(entry.last_used).strftime("%Y-%m-%d %H:%M"),
             )
@@ -217,9 +221,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare every array with its checksum; the exit code is 1 if one differs."""
-    from lazyload.cache.cache import Cache
+    import lazyload
 
-    verifications = Cache(cache_dir).verify(*(targets or ()))
+    verifications = lazyload.verify(*(targets or ()), cache_dir=cache_dir)
     if as_json:
         print(
             json.dumps(
@@ -278,10 +282,12 @@ def _entry_fields(entry: Any) -> dict[str, Any]:
     }
 
 
-def _flags(storage: dict[str, Any]) -> str:
+def _flags(storage: Any) -> str:
+    if not isinstance(storage, dict):
+        return "?"
     names = [name for name in ("ocdbt", "zarr3") if storage.get(name)] or ["zarr2"]
     compression = storage.get("compression")
-    return "+".join([*names, *([compression] if compression not in (None, "none") else [])])
+    return "+".join([*names, *([str(compression)] if compression not in (None, "none") else [])])
 
 
 def _sources(names: Sequence[str]) -> str:

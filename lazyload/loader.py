@@ -5,31 +5,35 @@ On a miss it converts under the key's lock. Either way it ends with an entry, fr
 shards.
 """
 
-import contextlib
 import logging
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from lazyload import progress as progress_of
 from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
-from lazyload.checkpoint.records import ArrayRecord
 from lazyload.families.family import Family
+from lazyload.formats.maxtext import MaxText
+from lazyload.formats.target import Target
 from lazyload.layouts.conversion import Conversion, target_axes
-from lazyload.progress import ProgressOption
-from lazyload.report import LoadReport, Stopwatch, remember
-from lazyload.request import LayoutOption, Request, open_request
+from lazyload.layouts.layout import Layout
+from lazyload.options import DTypeOption, LayoutOption, LoadOptions
+from lazyload.progress import ProgressOption, show_progress
+from lazyload.report import LoadReport, Stopwatch, set_last_report
+from lazyload.request import Request, open_request
+from lazyload.sources import ModelReference
 from lazyload.storage import Storage
 
 if TYPE_CHECKING:
     import jax
-    import jax.typing
 
+    from lazyload.models.decoder import Decoder
     from lazyload.sharding import Rules
+
+Built = TypeVar("Built")
 
 logger = logging.getLogger("lazyload")
 
@@ -97,13 +101,25 @@ class Plan:
     reasons: tuple[str, ...]
 
 
+@overload
+def from_pretrained(
+    model: str | os.PathLike[str], *, layout: Literal["nnx"] = "nnx", **options: Unpack[LoadOptions]
+) -> "Decoder": ...
+@overload
+def from_pretrained(
+    model: str | os.PathLike[str], *, layout: Layout | MaxText, **options: Unpack[LoadOptions]
+) -> dict[str, Any]: ...
+@overload
+def from_pretrained(
+    model: str | os.PathLike[str], *, layout: Target[Built], **options: Unpack[LoadOptions]
+) -> Built: ...
 def from_pretrained(
     model: str | os.PathLike[str],
     *,
     revision: str | None = None,
     mesh: "jax.sharding.Mesh | None" = None,
     rules: "Rules | None" = None,
-    dtype: "jax.typing.DTypeLike" = "bfloat16",
+    dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
     storage: Storage | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -134,7 +150,7 @@ def from_pretrained(
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
         progress: None shows a bar where a person is looking and logs a line where not; True and False decide that;
-            a function is called with `(stage, bytes done, bytes in all)`.
+            a function is called with `(task, bytes done, bytes in all)`.
         family: The architecture, where it is none of those that are known.
 
     Returns:
@@ -152,26 +168,15 @@ def from_pretrained(
 
     stopwatch = Stopwatch()
     mesh = mesh_or_default(mesh)
-    with stopwatch.stage("open"):
-        request = open_request(
-            model,
-            revision=revision,
-            dtype=dtype,
-            layout=layout,
-            storage=storage,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            family=family,
-        )
-    with contextlib.closing(request.source):
-        places = shardings(mesh, rules, target_axes(request.target.layout, request.config))
+    reference = ModelReference(model, revision, token, local_files_only)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family)
+    with stopwatch.entering("open", opened) as request:
+        wanted = shardings(mesh, rules, target_axes(request.target.layout, request.architecture))
         entry, reasons = _entry(request, force_convert, progress, stopwatch)
         with stopwatch.stage("restore"), entry.in_use():
-            records = {path: ArrayRecord.from_dict(record) for path, record in entry.manifest.arrays.items()}
-            arrays = read(entry.path, records, places, request.storage)
+            arrays = read(entry.path, entry.manifest.arrays, wanted, request.storage)
         with stopwatch.stage("build"):
-            built = request.target.build(request.config, arrays)
+            built = request.target.build(request.architecture, arrays)
         _report(request, entry, reasons, stopwatch, restored=True)
     return built
 
@@ -180,7 +185,7 @@ def convert(
     model: str | os.PathLike[str],
     *,
     revision: str | None = None,
-    dtype: "jax.typing.DTypeLike" = "bfloat16",
+    dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
     storage: Storage | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -212,19 +217,9 @@ def convert(
         >>> lazyload.convert("Qwen/Qwen3-8B").path  # doctest: +SKIP
     """
     stopwatch = Stopwatch()
-    with stopwatch.stage("open"):
-        request = open_request(
-            model,
-            revision=revision,
-            dtype=dtype,
-            layout=layout,
-            storage=storage,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            family=family,
-        )
-    with contextlib.closing(request.source):
+    reference = ModelReference(model, revision, token, local_files_only)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family)
+    with stopwatch.entering("open", opened) as request:
         entry, reasons = _entry(request, force_convert, progress, stopwatch)
         _report(request, entry, reasons, stopwatch)
     return CachedCheckpoint(entry.path, entry.key, reasons is not None, entry.manifest)
@@ -234,7 +229,7 @@ def plan(
     model: str | os.PathLike[str],
     *,
     revision: str | None = None,
-    dtype: "jax.typing.DTypeLike" = "bfloat16",
+    dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
     storage: Storage | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -261,18 +256,8 @@ def plan(
     Example:
         >>> print(lazyload.plan("Qwen/Qwen3-8B").nbytes)  # doctest: +SKIP
     """
-    request = open_request(
-        model,
-        revision=revision,
-        dtype=dtype,
-        layout=layout,
-        storage=storage,
-        cache_dir=cache_dir,
-        token=token,
-        local_files_only=local_files_only,
-        family=family,
-    )
-    with contextlib.closing(request.source):
+    reference = ModelReference(model, revision, token, local_files_only)
+    with open_request(reference, dtype, layout, storage, cache_dir, family) as request:
         conversion = request.conversion()
     parameters = {
         path: Parameter(lazy.shape, lazy.dtype.name, conversion.axes[path], lazy.nbytes, lazy.sources)
@@ -329,7 +314,7 @@ def _report(
         bytes_written=0 if reasons is None else nbytes,
         bytes_restored=nbytes if restored else 0,
     )
-    remember(report)
+    set_last_report(report)
     logger.info("%s", report)
 
 
@@ -340,9 +325,9 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption)
 
     nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
     started = time.perf_counter()
-    with request.cache.stage(request.key, request.source.name, nbytes) as staging:
-        with progress_of.stage(progress, f"converting {request.source.name}", nbytes) as advance:
-            records = write(
+    with request.cache.staging(request.key, request.source.name, nbytes) as staging:
+        with show_progress(progress, f"converting {request.source.name}", nbytes) as advance:
+            arrays = write(
                 staging.path,
                 conversion.tensors,
                 request.storage,
@@ -353,10 +338,10 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption)
             )
         request.source.check_unchanged()
         return staging.publish(
-            arrays={path: record.as_dict() for path, record in records.items()},
+            arrays=arrays,
             nbytes=nbytes,
             item=request.target.item,
-            source=request.source.description,
+            source=request.source.origin,
             config=request.source.config,
             seconds=time.perf_counter() - started,
         )

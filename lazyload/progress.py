@@ -11,16 +11,16 @@ from typing import Any
 logger = logging.getLogger("lazyload")
 
 ProgressOption = bool | Callable[[str, int, int], Any] | None
-"""None: a bar on a terminal; True, False: a bar, nothing; a function: called with stage, bytes done, bytes in all."""
+"""None: a bar on a terminal; True, False: a bar, nothing; a function: called with task, bytes done, bytes in all."""
 
 
 @contextlib.contextmanager
-def stage(option: ProgressOption, name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows the progress of one stage.
+def show_progress(option: ProgressOption, task: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows the progress of one task.
 
     Args:
         option: How.
-        name: What is being done.
+        task: What is being done, such as "converting Qwen/Qwen3-8B".
         total: Bytes in all.
 
     Yields:
@@ -28,17 +28,17 @@ def stage(option: ProgressOption, name: str, total: int) -> Iterator[Callable[[i
     """
     started = time.perf_counter()
     if callable(option):
-        yield _counting(option, name, total)
+        yield _counting(option, task, total)
     elif option or (option is None and sys.stderr.isatty()):
-        with _bar(name, total) as advance:
+        with _bar(task, total) as advance:
             yield advance
     else:
         yield lambda nbytes: None
     seconds = time.perf_counter() - started
-    logger.info("%s: %.2f GB in %.1f s", name, total / 1e9, seconds)
+    logger.info("%s: %.2f GB in %.1f s", task, total / 1e9, seconds)
 
 
-def _counting(report: Callable[[str, int, int], Any], name: str, total: int) -> Callable[[int], None]:
+def _counting(report: Callable[[str, int, int], Any], task: str, total: int) -> Callable[[int], None]:
     lock = threading.Lock()
     done = 0
 
@@ -46,17 +46,17 @@ def _counting(report: Callable[[str, int, int], Any], name: str, total: int) -> 
         nonlocal done
         with lock:
             done += nbytes
-            report(name, done, total)
+            report(task, done, total)
 
     return advance
 
 
 @contextlib.contextmanager
-def _bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+def _bar(task: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda nbytes: bar.advance(task, nbytes)
+        number = bar.add_task(task, total=total)
+        yield lambda nbytes: bar.advance(number, nbytes)

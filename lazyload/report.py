@@ -4,8 +4,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+Entered = TypeVar("Entered")
 
 _LAST = threading.local()
 
@@ -71,12 +75,12 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     @contextlib.contextmanager
-    def entering(self, name: str, context: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+    def entering(self, name: str, context: AbstractContextManager[Entered]) -> Iterator[Entered]:
         """Adds the time that it takes to enter a context to a stage, and none of the body's."""
         with contextlib.ExitStack() as stack:
             with self.stage(name):
-                stack.enter_context(context)
-            yield
+                entered = stack.enter_context(context)
+            yield entered
 
 
 def last_report() -> LoadReport:
@@ -91,6 +95,6 @@ def last_report() -> LoadReport:
     return report
 
 
-def remember(report: LoadReport) -> None:
+def set_last_report(report: LoadReport) -> None:
     """Makes the record this thread's last one."""
     _LAST.report = report

@@ -4,7 +4,6 @@ import collections
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +13,11 @@ from lazyload.errors import ShardingError
 
 logger = logging.getLogger("lazyload")
 
-Rules = Mapping[str, Any] | Sequence[tuple[str, Any]]
+MeshAxes = str | Sequence[str] | None
+"""One mesh axis, several, or none."""
+
+Rules = Mapping[str, MeshAxes] | Sequence[tuple[str, MeshAxes]]
+"""From logical axis to mesh axes."""
 
 _TENSOR = ("tp", "tensor", "model")
 _DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {"embed": ("fsdp",), "vocab": _TENSOR, "expert": ("ep", "expert")}

@@ -68,6 +68,18 @@ class Storage:
         """The flags by name, for the cache's key."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    @classmethod
+    def from_fields(cls, values: Any) -> "Storage":
+        """The flags that `fields` gave, read back.
+
+        Raises:
+            StorageError: A flag is missing, malformed, or none that this version knows.
+        """
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or values.keys() != known or None in values.values():
+            raise StorageError(f"not the storage flags {', '.join(sorted(known))}: {values!r}")
+        return cls(**values)
+
 
 def is_pathways(environment: Mapping[str, str]) -> bool:
     """Whether JAX runs under Pathways."""

@@ -76,9 +76,10 @@ def test_without_a_mesh_all_devices_are_one_axis() -> None:
     found = mesh_or_default(None)
     assert found.axis_names == ("fsdp",)
     assert found.size == len(jax.devices())
-    two = mesh(tp=2)
+    two = mesh(fsdp=2)
     with jax.set_mesh(two):
         assert mesh_or_default(None) == two
+        assert mesh_or_default(found) == found
 
 
 @pytest.mark.parametrize(

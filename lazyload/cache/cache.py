@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazyload.cache import liveness
-from lazyload.cache.entry import Entry, Staging, owner_of, read_entry, stage
+from lazyload.cache.entry import Entry, Staging, new_staging, owner_of, read_entry
 from lazyload.cache.key import Key
 from lazyload.cache.lock import hold
 from lazyload.cache.manifest import FILE_NAME, UnreadableManifestError
 from lazyload.errors import CacheError
-from lazyload.storage import Storage
 
 logger = logging.getLogger("lazyload")
 
@@ -47,19 +46,6 @@ class Removal:
     path: Path
     nbytes: int
     reason: str
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The comparison of one entry with its checksums.
-
-    Attributes:
-        entry: The entry.
-        problems: What is wrong, a sentence each; none if all is well.
-    """
-
-    entry: Entry
-    problems: tuple[str, ...]
 
 
 class Cache:
@@ -123,12 +109,12 @@ class Cache:
     def recall(self, model: str, revision: str | None) -> list[Entry]:
         """The entries of a hub model and revision (branch, tag or commit), the newest first."""
         wanted = revision or "main"
-        found = [
-            entry
-            for entry in self.entries(model)
-            if entry.manifest.source.get("id") == model
-            and wanted in (entry.manifest.source.get("commit"), entry.manifest.source.get("revision") or "main")
-        ]
+        found = []
+        for entry in self.entries(model):
+            branch = entry.manifest.source.get("revision") or "main"
+            match entry.manifest.fields.get("source"):
+                case {"id": str(name), "commit": str(commit)} if name == model and wanted in (commit, branch):
+                    found.append(entry)
         return sorted(found, key=lambda entry: entry.manifest.created, reverse=True)
 
     @contextlib.contextmanager
@@ -150,7 +136,7 @@ class Cache:
             yield
 
     @contextlib.contextmanager
-    def stage(self, key: Key, model: str, nbytes: int) -> Iterator[Staging]:
+    def staging(self, key: Key, model: str, nbytes: int) -> Iterator[Staging]:
         """A fresh data folder for an entry of so many bytes; removed again unless the body publishes it.
 
         Raises:
@@ -160,7 +146,7 @@ class Cache:
         for leftover in self._leftovers(folder):
             _remove(leftover)
         self._require_space(nbytes)
-        with self._writing(), stage(folder, key, model) as staging:
+        with self._writing(), new_staging(folder, key, model) as staging:
             yield staging
 
     def remove(self, *targets: str, dry_run: bool = False) -> list[Removal]:
@@ -228,24 +214,6 @@ class Cache:
             total -= sizes[entry.folder]
         return self._carry_out(removals, dry_run)
 
-    def verify(self, *targets: str) -> list[Verification]:
-        """Compares every array of entries with its checksum.
-
-        Args:
-            targets: Names of models, or the starts of keys; none for all entries.
-
-        Raises:
-            CacheError: A target is not in the cache.
-        """
-        # TensorStore takes a while to import, and nothing else here needs it.
-        from lazyload.checkpoint.verify import verify
-
-        verifications = []
-        for entry in self.select(*targets) if targets else self.entries():
-            storage = Storage(**entry.manifest.fields["storage"])
-            verifications.append(Verification(entry, tuple(verify(entry.path, entry.manifest.arrays, storage))))
-        return verifications
-
     def _folders(self, models: str = "models--*") -> list[Path]:
         """The folders of entries, complete or not; nothing outside the cache's own names."""
         candidates = self.root.glob(f"{models}/*") if self.root.is_dir() else []
@@ -274,7 +242,7 @@ class Cache:
             if owner.exists():
                 if not liveness.is_alive(owner):
                     removals.append(Removal(data, _size(data), "a conversion that did not finish"))
-            elif not leased and time.time() - data.stat().st_mtime > _KEPT_SECONDS:
+            elif not leased and liveness.age(data) > _KEPT_SECONDS:
                 removals.append(Removal(data, _size(data), "replaced by a newer conversion"))
         return removals
 

@@ -1,10 +1,10 @@
 """An entry of the cache, and the staging folder from which one is published."""
 
 import contextlib
-import json
 import os
 import platform
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -55,9 +55,9 @@ class Entry:
 
     @property
     def last_used(self) -> float:
-        """When it was last restored, in seconds since 1970; when it was made if never."""
+        """When it was last restored, in seconds since 1970 and never in the future; when it was made if never."""
         with contextlib.suppress(OSError):
-            return (self.folder / "last-used").stat().st_mtime
+            return min(max(0.0, (self.folder / "last-used").stat().st_mtime), time.time())
         return datetime.fromisoformat(self.manifest.created).timestamp()
 
     @contextlib.contextmanager
@@ -89,8 +89,12 @@ def read_entry(folder: Path) -> Entry:
     if Key(manifest.fields).digest != folder.name or manifest.key != folder.name:
         raise UnreadableManifestError(f"{folder / FILE_NAME}: the key does not belong to this folder")
     entry = Entry(folder, manifest)
-    if not entry.path.is_dir() or not any(entry.path.iterdir()):
-        raise UnreadableManifestError(f"{folder / FILE_NAME}: its data {manifest.data} is missing")
+    try:
+        is_empty = not any(entry.path.iterdir())
+    except (OSError, ValueError) as error:
+        raise UnreadableManifestError(f"{folder / FILE_NAME}: its data cannot be looked at: {error}") from None
+    if is_empty:
+        raise UnreadableManifestError(f"{folder / FILE_NAME}: its data {manifest.data} is empty")
     return entry
 
 
@@ -121,6 +125,7 @@ class Staging:
         seconds: float,
     ) -> Entry:
         """Makes the staged data, or its folder `item`, the entry's checkpoint, in one atomic step."""
+        writer = liveness.this_process()
         manifest = Manifest(
             key=self.key.digest,
             fields=self.key.fields,
@@ -134,7 +139,7 @@ class Staging:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
             versions=_versions(),
-            writer={name: value for name, value in liveness.mine().items() if name != "since"},
+            writer={"host": writer.host, "pid": writer.pid},
         )
         target = self.folder / FILE_NAME
         temporary = self.folder / f"{FILE_NAME}.{uuid.uuid4().hex}"
@@ -151,12 +156,12 @@ class Staging:
 
 
 @contextlib.contextmanager
-def stage(folder: Path, key: Key, model: str) -> Iterator[Staging]:
+def new_staging(folder: Path, key: Key, model: str) -> Iterator[Staging]:
     """A fresh data folder in an entry's folder; removed again unless the body publishes it."""
     staging = Staging(folder, folder / f"data-{uuid.uuid4().hex}", key, model)
     owner = owner_of(staging.path)
     folder.mkdir(parents=True, exist_ok=True)
-    owner.write_text(json.dumps(liveness.mine()))
+    liveness.write(owner)
     try:
         staging.path.mkdir()
         yield staging

@@ -5,7 +5,6 @@ wins. So a file system without working locks costs time only.
 """
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ def hold(path: Path, timeout: float | None = None) -> Iterator[None]:
         return
     try:
         with contextlib.suppress(OSError):
-            holder.write_text(json.dumps(liveness.mine()))
+            liveness.write(holder)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -72,8 +71,8 @@ def _acquire(lock: FileLock, holder: Path, timeout: float | None) -> None:
 
 
 def _described(holder: Path) -> str:
-    owner = liveness.read(holder)
-    if owner is None:
+    process = liveness.read(holder)
+    if process is None:
         return "another process"
-    since = time.strftime("%H:%M:%S", time.localtime(float(owner.get("since", 0))))
-    return f"process {owner.get('pid')} on {owner.get('host')} (since {since})"
+    since = time.strftime("%H:%M:%S", time.localtime(process.since))
+    return f"process {process.pid} on {process.host} (since {since})"

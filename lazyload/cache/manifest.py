@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,31 +82,87 @@ def read_manifest(path: Path) -> Manifest:
     """Reads a manifest.
 
     Raises:
-        UnreadableManifestError: It is not there, damaged, of another format, or not named as its key demands.
+        UnreadableManifestError: It is not there, damaged, or of another format.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), parse_float=_finite, parse_constant=_finite)
     except (OSError, ValueError, RecursionError) as error:
         raise UnreadableManifestError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise UnreadableManifestError(f"{path}: not a JSON object")
     if content.get("format") != FORMAT:
-        raise UnreadableManifestError(f"{path}: format {content.get('format')!r}, this version reads {FORMAT}")
-    kinds = {field.name: _kinds(field.type) for field in fields(Manifest)}
-    wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
-    if wrong or not math.isfinite(content["seconds"]):
-        raise UnreadableManifestError(f"{path}: missing or malformed: {', '.join(wrong or ['seconds'])}")
-    manifest = Manifest(**{name: content[name] for name in kinds})
-    if Path(manifest.data).name != manifest.data or not manifest.data.startswith("data-"):
-        raise UnreadableManifestError(f"{path}: {manifest.data!r} is not the name of a data folder")
-    if Path(manifest.item).name != manifest.item or manifest.item == "..":
-        raise UnreadableManifestError(f"{path}: {manifest.item!r} is not the name of a folder")
-    if not all(isinstance(record, dict) for record in manifest.arrays.values()):
-        raise UnreadableManifestError(f"{path}: malformed arrays")
-    return manifest
+        raise UnreadableManifestError(f"{path}: format {content.get('format')!r:.50}, this version reads {FORMAT}")
+    malformed = [name for name, is_right in _CHECKS.items() if not is_right(content.get(name))]
+    if malformed:
+        shown = ", ".join(f"{name} ({content.get(name)!r:.50})" for name in malformed)
+        raise UnreadableManifestError(f"{path}: missing or malformed: {shown}")
+    return Manifest(**{name: content[name] for name in _CHECKS})
 
 
-def _kinds(annotation: Any) -> tuple[type, ...]:
-    if annotation is float:
-        return (int, float)
-    return (annotation,) if annotation in (str, int) else (dict,)
+def _finite(number: str) -> float:
+    """A number of JSON that is no whole one; Python's reader takes `NaN`, `Infinity` and `1e400`, too."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no number")
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_object_of_objects(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
+
+
+def _is_data_name(value: Any) -> bool:
+    return _is_folder_name(value) and value.startswith("data-")
+
+
+def _is_item_name(value: Any) -> bool:
+    return value == "" or _is_folder_name(value)
+
+
+def _is_folder_name(value: Any) -> bool:
+    """Whether it names a folder inside another one."""
+    return isinstance(value, str) and Path(value).name == value != ".."
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether it is a number of bytes or seconds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_whole_amount(value: Any) -> bool:
+    return isinstance(value, int) and _is_amount(value)
+
+
+def _is_time(value: Any) -> bool:
+    """Whether it is a point in time that Unix can tell, in ISO 8601 with its distance from UTC."""
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return False
+    return moment.tzinfo is not None and 1970 < moment.year < 9999
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "key": _is_text,
+    "fields": _is_object,
+    "model": _is_text,
+    "data": _is_data_name,
+    "item": _is_item_name,
+    "nbytes": _is_whole_amount,
+    "arrays": _is_object_of_objects,
+    "source": _is_object,
+    "config": _is_object,
+    "created": _is_time,
+    "seconds": _is_amount,
+    "versions": _is_object,
+    "writer": _is_object,
+}
+"""What every field must be."""

@@ -1,8 +1,8 @@
 """The files that make a folder of arrays a checkpoint to Orbax.
 
 `_METADATA` names every leaf of the tree, how its key is made up, and how arrays are stored; `_CHECKPOINT_METADATA`
-names the handler and carries the custom metadata. The formats are those of orbax-checkpoint 0.11 and 0.12
-(`orbax/checkpoint/_src/metadata/tree.py`, `checkpoint.py`).
+names the handler and carries the custom metadata. Orbax documents neither: both are as orbax-checkpoint 0.11.30 to
+0.12.8 write them (`orbax/checkpoint/_src/metadata/tree.py`, `checkpoint.py`).
 """
 
 import json
@@ -15,7 +15,10 @@ from lazyload.checkpoint.records import ArrayRecord
 from lazyload.storage import Storage
 
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+"""The private name of `orbax.checkpoint.PyTreeCheckpointHandler`, by which Orbax finds it again."""
+
 _DICT_KEY = 2
+"""The kind of a key that a dictionary has, as opposed to a sequence or a named tuple."""
 
 
 def write_orbax_files(

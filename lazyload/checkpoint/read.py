@@ -8,20 +8,19 @@ are read without TensorStore.
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import tensorstore as ts
 from jax.sharding import Sharding
 
 from lazyload.checkpoint.chunks import boxes
-from lazyload.checkpoint.records import ArrayRecord
+from lazyload.checkpoint.records import ArrayRecord, Records
 from lazyload.checkpoint.store import array_spec, context
 from lazyload.errors import CacheError
 from lazyload.layouts.scratch import Scratch
@@ -42,15 +41,13 @@ Limits = tuple[tuple[int, int], ...]
 """Start and stop for each dimension."""
 
 
-def read(
-    folder: Path, arrays: Mapping[str, ArrayRecord], shardings: Mapping[str, Sharding], storage: Storage
-) -> dict[str, jax.Array]:
+def read(folder: Path, arrays: Records, shardings: Mapping[str, Sharding], storage: Storage) -> dict[str, jax.Array]:
     """Restores a checkpoint.
 
     Args:
         folder: The checkpoint.
-        arrays: Its arrays, by dotted path.
-        shardings: Where each goes.
+        arrays: What the manifest says of its arrays.
+        shardings: Which of them are wanted, and where each goes; by dotted path.
         storage: How they are stored.
 
     Returns:
@@ -61,39 +58,50 @@ def read(
     """
     if is_pathways(os.environ):
         return through_orbax(folder, arrays, shardings)
+    records = _records(folder, arrays, shardings)
     shared, scratch = context(), Scratch()
     budget = _Budget(_BYTES_IN_FLIGHT)
 
     def load(path: str) -> jax.Array:
-        record = arrays[path]
+        record = records[path]
         with budget.taken(record.nbytes), _explained(folder, path):
             return _load(_opened(folder, path, record, storage, shared), record, shardings[path], scratch)
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool:
-        return dict(zip(arrays, pool.map(load, arrays), strict=True))
+        return dict(zip(records, pool.map(load, records), strict=True))
 
 
-def through_orbax(
-    folder: Path, arrays: Mapping[str, ArrayRecord], shardings: Mapping[str, Sharding]
-) -> dict[str, jax.Array]:
+def through_orbax(folder: Path, arrays: Records, shardings: Mapping[str, Sharding]) -> dict[str, jax.Array]:
     """Restores with Orbax itself: under Pathways, its handlers reach devices that this process cannot."""
+    # Orbax and Flax take a while to import, and nothing else here needs them.
     import orbax.checkpoint as ocp
+    from flax.traverse_util import flatten_dict, unflatten_dict
 
-    arguments: dict[str, Any] = {}
-    for path, record in arrays.items():
-        place = ocp.ArrayRestoreArgs(sharding=shardings[path], global_shape=record.shape, dtype=_dtype(record.dtype))
-        _insert(arguments, path, place)
-    item = jax.tree.map(lambda _: 0, arguments)
+    arguments = {
+        path: ocp.ArrayRestoreArgs(sharding=shardings[path], global_shape=record.shape, dtype=record.numpy_dtype)
+        for path, record in _records(folder, arrays, shardings).items()
+    }
+    restore = ocp.args.PyTreeRestore(
+        item=unflatten_dict(dict.fromkeys(arguments, 0), sep="."),
+        restore_args=unflatten_dict(arguments, sep="."),
+        partial_restore=True,
+    )
     with _explained(folder, "the checkpoint"):
-        tree = ocp.PyTreeCheckpointer().restore(
-            folder, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-        )
-    return {path: _extract(tree, path) for path in arrays}
+        restored = flatten_dict(ocp.PyTreeCheckpointer().restore(folder, args=restore), sep=".")
+    return {path: restored[path] for path in arguments}
+
+
+def _records(folder: Path, arrays: Records, paths: Iterable[str]) -> dict[str, ArrayRecord]:
+    records = {}
+    for path in paths:
+        with _explained(folder, path):
+            records[path] = ArrayRecord.from_dict(arrays.get(path, {}))
+    return records
 
 
 def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratch: Scratch) -> jax.Array:
     """One array, on its devices."""
-    dtype = _dtype(record.dtype)
+    dtype = record.numpy_dtype
     shards: dict[Limits, np.ndarray] = {}
     holders: list[tuple[jax.Device, Limits]] = []
     for device, index in sharding.addressable_devices_indices_map(record.shape).items():
@@ -169,10 +177,6 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.itemsize <= 8 else array
 
 
-def _dtype(name: str) -> np.dtype:
-    return np.dtype(getattr(ml_dtypes, name, name))
-
-
 class _Budget:
     """Bytes that may be in use at the same time; a single larger piece is let through alone."""
 
@@ -205,16 +209,3 @@ def _explained(folder: Path, path: str) -> Iterator[None]:
             f"{path} cannot be read from {folder}: {str(error).splitlines()[0][:300]}; look at it with "
             "`lazyload cache verify`, and call again with force_convert=True"
         ) from error
-
-
-def _insert(tree: dict[str, Any], path: str, value: Any) -> None:
-    *folders, name = path.split(".")
-    for folder in folders:
-        tree = tree.setdefault(folder, {})
-    tree[name] = value
-
-
-def _extract(tree: Any, path: str) -> Any:
-    for name in path.split("."):
-        tree = tree[name]
-    return tree

@@ -50,7 +50,7 @@ def write(
     scalars: Mapping[str, int] | None = None,
     item: str = "",
     advance: Callable[[int], None] = lambda nbytes: None,
-) -> dict[str, ArrayRecord]:
+) -> dict[str, dict[str, Any]]:
     """Writes a checkpoint.
 
     Args:
@@ -63,7 +63,7 @@ def write(
         advance: Called with the number of bytes of every chunk that is handed on to be written, from any thread.
 
     Returns:
-        What there is to know of each array.
+        What there is to know of each array, for the manifest (`ArrayRecord.as_dict`).
 
     Raises:
         CacheError: The disk is full, or cannot be written to.
@@ -110,7 +110,7 @@ def write(
         if str(folder) not in str(error):
             raise
         raise _write_error(folder, str(error)) from error
-    return records
+    return {path: record.as_dict() for path, record in records.items()}
 
 
 def _create(

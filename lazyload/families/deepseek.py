@@ -128,13 +128,14 @@ def _latent_attention(fields: Fields, *, interleaved: bool) -> LatentAttention:
 
 def _query_scale(fields: Fields, head_dim: int) -> float:
     """YaRN's magnitude enters the attention logits twice, once for the query and once for the key."""
-    scale = head_dim**-0.5
+    scale: float = head_dim**-0.5
     parameters = rope.parameters_of(fields)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     scale_all = parameters.get("mscale_all_dim")
     if kind == "default" or not scale_all:
         return scale
-    return scale * rope.yarn_magnitude(parameters.get("factor") or 1.0, scale_all) ** 2
+    magnitude: float = rope.yarn_magnitude(parameters.get("factor") or 1.0, scale_all)
+    return scale * magnitude * magnitude
 
 
 def _num_experts(fields: Fields) -> int:

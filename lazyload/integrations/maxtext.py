@@ -17,13 +17,13 @@ from lazyload.errors import ConfigError
 from lazyload.formats import maxtext as tables
 from lazyload.formats.maxtext import MaxText
 from lazyload.loader import convert
+from lazyload.options import DTypeOption
 from lazyload.request import Request, open_request
+from lazyload.sources import ModelReference
 from lazyload.storage import Storage
 
 if TYPE_CHECKING:
     import os
-
-    import jax.typing
 
     from lazyload.progress import ProgressOption
 
@@ -72,7 +72,7 @@ def with_checkpoint(
     *,
     model: "str | os.PathLike[str] | None" = None,
     revision: str | None = None,
-    dtype: "jax.typing.DTypeLike" = "bfloat16",
+    dtype: DTypeOption = "bfloat16",
     cache_dir: "str | os.PathLike[str] | None" = None,
     local_files_only: bool = False,
     progress: "ProgressOption" = None,
@@ -110,22 +110,29 @@ def with_checkpoint(
         return config
     if not _get(config, "convert_checkpoint_if_possible"):
         return config
-    chosen, revision = model or _model(config), revision or _get(config, "revision")
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "storage": _storage(config),
-        "cache_dir": cache_dir,
-        "token": _get(config, "hf_access_token") or None,
-        "local_files_only": local_files_only,
-        "family": None,
-    }
-    request = open_request(chosen, revision=revision, layout="nnx", **options)
-    with contextlib.closing(request.source) as source:
+    reference = ModelReference(
+        model or _model(config),
+        revision or _get(config, "revision"),
+        token=_get(config, "hf_access_token") or None,
+        local_files_only=local_files_only,
+    )
+    storage = _storage(config)
+    with open_request(reference, dtype, "nnx", storage, cache_dir, family=None) as request:
         _check_fields(config, request)
-        commit = source.identity.get("commit")
-    layout = MaxText(_scan_layers(config), _get(config, "vocab_size"))
-    converted = convert(chosen, revision=commit or revision, layout=layout, progress=progress, **options)
-    return _replaced(config, load_parameters_path=str(converted.path))
+        commit = request.source.identity.get("commit")
+    converted = convert(
+        reference.model,
+        revision=commit or reference.revision,
+        dtype=dtype,
+        layout=MaxText(_scan_layers(config), _get(config, "vocab_size")),
+        storage=storage,
+        cache_dir=cache_dir,
+        token=reference.token,
+        local_files_only=local_files_only,
+        progress=progress,
+    )
+    filled: MaxTextConfig = _replaced(config, load_parameters_path=str(converted.path))
+    return filled
 
 
 def _get(config: Any, name: str, default: Any = None) -> Any:
@@ -136,9 +143,18 @@ def _replaced(config: Any, **fields: Any) -> Any:
     """The config with other values, of the same type."""
     if isinstance(config, Mapping):
         return {**config, **fields}
-    if inner := getattr(config, "_pydantic_config", None):
-        return type(config)(inner.model_copy(update=fields))
-    return config.model_copy(update=fields)
+    inner = _pydantic_of(config)
+    changed = inner.model_copy(update=fields)
+    return changed if inner is config else type(config)(changed)
+
+
+def _pydantic_of(config: Any) -> Any:
+    """The pydantic model that holds a config's fields.
+
+    MaxText 0.2.5 keeps it in a private attribute of `HyperParameters`, which can be made of one; its other configs are
+    pydantic models themselves.
+    """
+    return getattr(config, "_pydantic_config", config)
 
 
 def _scan_layers(config: Any) -> bool:
@@ -171,10 +187,12 @@ def _check_entry(config: Any, path: Path) -> None:
     # MaxText itself takes `scan_layers` from the checkpoint where nobody has set it.
     if _is_set(config, "scan_layers") or stored["layout"] not in (MaxText(True).name, MaxText(False).name):
         asked["layout"] = MaxText(_scan_layers(config)).name
-    if embedding := manifest.arrays.get("params.params.token_embedder.embedding"):
-        stored["vocab_size"], asked["vocab_size"] = embedding["shape"][0], _get(config, "vocab_size")
+    match manifest.arrays.get("params.params.token_embedder.embedding"):
+        case {"shape": [int(rows), *_]}:
+            stored["vocab_size"], asked["vocab_size"] = rows, _get(config, "vocab_size")
+    storage = Storage.from_fields(manifest.fields.get("storage"))
     for flag in ("ocdbt", "zarr3"):
-        stored[flag] = manifest.fields["storage"][flag]
+        stored[flag] = getattr(storage, flag)
         asked[flag] = _get(config, f"checkpoint_storage_use_{flag}")
     different = [name for name, value in asked.items() if value is not None and value != stored[name]]
     if different:
@@ -196,7 +214,7 @@ def _is_set(config: Any, name: str) -> bool:
     """Whether somebody chose the value; MaxText's configs remember what came from its own files instead."""
     if isinstance(config, Mapping):
         return name in config
-    return name in getattr(getattr(config, "_pydantic_config", config), "model_fields_set", (name,))
+    return name in getattr(_pydantic_of(config), "model_fields_set", (name,))
 
 
 def _listed(values: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -214,7 +232,7 @@ def _check_fields(config: Any, request: Request) -> None:
         name, value = next(((n, v) for n in names if (v := _get(config, n)) is not None), ("", None))
         if value is not None and value != expected:
             problems.append(f"{name} is {value}, config.json means {expected}")
-    vocab_size, rows = _get(config, "vocab_size"), request.config.vocab_size
+    vocab_size, rows = _get(config, "vocab_size"), request.architecture.vocab_size
     if vocab_size is not None and vocab_size < rows:
         problems.append(f"vocab_size is {vocab_size}, config.json has {rows}; it can be larger, but not smaller")
     if _scan_layers(config) and _get(config, "param_scan_axis", 1) != 1:
@@ -229,24 +247,24 @@ def _check_fields(config: Any, request: Request) -> None:
 
 def _expected(request: Request) -> dict[tuple[str, ...], Any]:
     """By the names that MaxText has for a field, the first that a config has counting, what `config.json` says."""
-    config = request.config
-    layers = config.num_layers // tables.layers_in_one(request.family.name)
-    attention, latent = config.first(Attention), config.first(LatentAttention)
-    dense, experts = config.first(MLP), config.first(Experts)
+    model = request.architecture
+    layers = model.num_layers // tables.layers_in_one(request.family.name)
+    attention, latent = model.first(Attention), model.first(LatentAttention)
+    dense, experts = model.first(MLP), model.first(Experts)
     expected: dict[tuple[str, ...], Any] = {
-        ("emb_dim", "base_emb_dim"): config.embed_dim,
-        ("num_query_heads", "base_num_query_heads"): config.num_heads,
+        ("emb_dim", "base_emb_dim"): model.embed_dim,
+        ("num_query_heads", "base_num_query_heads"): model.num_heads,
         ("num_decoder_layers", "base_num_decoder_layers"): layers,
         ("num_experts",): experts.num_experts if experts else 1,
-        ("logits_via_embedding",): config.tied,
-        ("attention_bias",): bool(config.groups("attn.q.bias") or config.groups("attn.kv_a.bias")),
+        ("logits_via_embedding",): model.tied,
+        ("attention_bias",): bool(model.groups("attn.q.bias") or model.groups("attn.kv_a.bias")),
     }
     if dense:
         expected["mlp_dim", "base_mlp_dim"] = dense.mlp_dim
     if experts:
         expected["num_experts_per_tok",] = experts.num_selected
         expected["moe_mlp_dim", "base_moe_mlp_dim"] = experts.mlp_dim
-        expected["first_num_dense_layers",] = len(config.layers_with(MLP))
+        expected["first_num_dense_layers",] = len(model.layers_with(MLP))
         expected["shared_experts",] = experts.shared_mlp_dim // experts.mlp_dim
     if latent:
         expected["q_lora_rank",] = latent.q_rank or 0

@@ -39,9 +39,12 @@ class DecoderLayer(nnx.Module):
     def __init__(self, layer: Layer, parameters: Parameters):
         self.mixer, self.feed_forward = layer.mixer.name, layer.feed_forward.name
         self.residual_scale = layer.residual_scale
-        for name in ("attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm"):
-            norm = RMSNorm(parameters[name], layer.norm) if name in parameters else None
-            setattr(self, name, norm)
+
+        def norm(name: str) -> RMSNorm | None:
+            return RMSNorm(parameters[name], layer.norm) if name in parameters else None
+
+        self.attn_norm, self.post_attn_norm = norm("attn_norm"), norm("post_attn_norm")
+        self.mlp_norm, self.post_mlp_norm = norm("mlp_norm"), norm("post_mlp_norm")
         for block in layer.blocks:
             setattr(self, block.name, BLOCKS[type(block)](block, parameters[block.name]))
 
@@ -135,7 +138,7 @@ class Decoder(nnx.Module):
         with mesh_of(self.embed.embedding[...]):
             if not has_explicit_axes():
                 return self._forward(tokens, positions, cache, attention_mask)
-            return run_with_automatic_axes(
+            result: tuple[jax.Array, Cache | None] = run_with_automatic_axes(
                 Decoder._forward,
                 self,
                 tokens,
@@ -144,6 +147,7 @@ class Decoder(nnx.Module):
                 attention_mask,
                 out_specs=(self._logits_spec(tokens), jax.tree.map(explicit_spec, cache)),
             )
+            return result
 
     def _forward(
         self, tokens: jax.Array, positions: jax.Array | None, cache: Cache | None, attention_mask: jax.Array | None

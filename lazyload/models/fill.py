@@ -1,7 +1,7 @@
 """Any Flax NNX module around arrays that are already on their devices."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -41,10 +41,10 @@ def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
     return model
 
 
-def _place(parameter: nnx.Param, array: jax.Array) -> None:
+def _place(parameter: nnx.Param[jax.Array], array: jax.Array) -> None:
     """Gives a parameter its array, and the array's `PartitionSpec` beside the metadata that it has."""
     spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
-    annotated = nnx.with_partitioning(lambda: array, tuple(spec))
+    annotated: Callable[[], Any] = nnx.with_partitioning(lambda: array, tuple(spec))
     placed = nnx.Param(annotated(), eager_sharding=False)
     metadata = {**parameter.get_metadata(), **placed.get_metadata()}
     parameter.update_from_state(placed)

@@ -101,7 +101,8 @@ class MixtureOfExperts(nnx.Module):
             specs = _Weights(inner, inner, outer, outer, outer, PartitionSpec(e))
 
         def on_device(x: jax.Array, weights: jax.Array, chosen: jax.Array, parts: _Weights) -> jax.Array:
-            return jax.lax.psum(self._run_local(x, weights, chosen, parts, expert, width), expert + width)
+            part = self._run_local(x, weights, chosen, parts, expert, width)
+            return jnp.asarray(jax.lax.psum(part, expert + width))
 
         # With varying axes checked, JAX 0.8 to 0.12 lose part of the tokens' gradient through `ragged_dot`.
         mapped = jax.shard_map(on_device, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False)

@@ -9,10 +9,11 @@ A table says what there is: path, role and axes. A module says how it is compute
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from jax.nn.initializers import Initializer
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
@@ -72,7 +73,11 @@ class Parameters:
         full = self._prefix + path
         return full in self._rows or any(row.startswith(f"{full}.") for row in self._rows)
 
-    def declare(self, name: str, initializer: nnx.initializers.Initializer) -> nnx.Param:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one parameter."""
+        return tuple(_extent(parts, self.sizes) for parts in self._rows[self._prefix + name].dimensions)
+
+    def declare(self, name: str, initializer: Initializer) -> nnx.Param[jax.Array]:
         """One parameter, with the logical names of its axes as its metadata `logical_axes`.
 
         They are not Flax's partitioning metadata: Flax takes those for axes of whatever mesh is set, and fails.
@@ -82,17 +87,15 @@ class Parameters:
             initializer: Called with a key, the shape and the dtype.
         """
         row = self._rows[self._prefix + name]
-        shape = tuple(_extent(parts, self.sizes) for parts in row.dimensions)
-        dtype = row.dtype or self._dtype
-        if self._rngs is None:
-            value = jax.ShapeDtypeStruct(shape, dtype)
-        else:
+        shape, dtype = self.shape(name), row.dtype or self._dtype
+        value: Any = jax.ShapeDtypeStruct(shape, dtype)
+        if self._rngs is not None:
             value = initializer(self._rngs.params(), shape, dtype)
         axes = tuple(parts[0][0] for parts in row.dimensions)
         return nnx.Param(value, logical_axes=axes, eager_sharding=False)
 
 
-def partition(param: nnx.Param) -> tuple[str | tuple[str, ...] | None, ...]:
+def partition(param: nnx.Param[jax.Array]) -> tuple[str | tuple[str, ...] | None, ...]:
     """One entry a dimension: the mesh axes that the partitioning metadata name, None where they name none."""
     (spec,) = jax.tree.leaves(nnx.get_partition_spec(param), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
     return (*spec, *(None,) * (len(param.shape) - len(spec)))

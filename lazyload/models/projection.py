@@ -19,9 +19,11 @@ class Projection(nnx.Module):
 
     def __init__(self, parameters: Parameters, *, inputs: int = 1):
         """`inputs` is the number of the kernel's leading dimensions that are summed over."""
+        axes = tuple(range(len(parameters.shape("kernel"))))
+        normal = nnx.initializers.lecun_normal(in_axis=axes[:inputs], out_axis=axes[inputs:])
         zeros = nnx.initializers.zeros_init()
         self.inputs = inputs
-        self.kernel = parameters.declare("kernel", _lecun_normal(inputs))
+        self.kernel = parameters.declare("kernel", normal)
         self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,12 +48,3 @@ class Embedding(nnx.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """Each row's inner product with `x`: `[batch, length, embed]` to `[batch, length, vocab]`."""
         return jnp.einsum("btd,vd->btv", x, self.embedding[...])
-
-
-def _lecun_normal(inputs: int) -> nnx.initializers.Initializer:
-    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        axes = tuple(range(len(shape)))
-        initializer = nnx.initializers.lecun_normal(in_axis=axes[:inputs], out_axis=axes[inputs:])
-        return initializer(key, shape, dtype)
-
-    return initialize

@@ -25,7 +25,7 @@ class Files(Protocol):
         """What messages, and the cache's folders, call the model."""
 
     @property
-    def description(self) -> Mapping[str, Any]:
+    def origin(self) -> Mapping[str, Any]:
         """Where the files came from, for the manifest."""
 
     def identity(self) -> Mapping[str, Any]:
@@ -52,7 +52,7 @@ class Files(Protocol):
         """
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Brings files near that are read as a whole soon."""
+        """Downloads files that are read as a whole soon, where reading them in part is slow."""
 
     def close(self) -> None:
         """Lets go of what is open."""

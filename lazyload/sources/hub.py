@@ -13,54 +13,49 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub import (
-    _CACHED_NO_EXIST,
-    constants,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    try_to_load_from_cache,
-)
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers, get_session
 
 from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
 from lazyload.sources.files import CONFIG, INDEX, SINGLE
+from lazyload.sources.hub_internals import HTTP_ERRORS, commit_of_file, is_known_missing
 from lazyload.sources.local import LocalFiles
+from lazyload.sources.reference import ModelReference
 
 _FIRST_BYTES = 1 << 17
 """Read of a file to learn its size; most headers are shorter."""
 
 _DOWNLOADS = 4
 _OK, _PARTIAL = 200, 206
+_HUB_ERRORS: tuple[type[Exception], ...] = (*HTTP_ERRORS, ValueError, hub_errors.EntryNotFoundError)
+"""The bases of what `huggingface_hub` raises."""
 
 
 class HubFiles:
     """The files of a model at one commit."""
 
-    def __init__(self, model: str, revision: str | None, token: str | bool | None, local_files_only: bool):
+    def __init__(self, reference: ModelReference):
         """Resolves the revision, with one request at most.
 
         Raises:
             SourceNotFoundError: The hub has no such model or revision, or is out of reach and has not been before.
             AccessDeniedError: It may not be read.
         """
-        self.name = model
-        self._revision = revision
-        self._token = token
-        self._offline = local_files_only or constants.HF_HUB_OFFLINE
+        self.name = reference.name
+        self._reference = reference
+        self._offline = reference.local_files_only or constants.HF_HUB_OFFLINE
         with self._explained():
-            config = Path(self._download(CONFIG, revision))
-        self._commit = config.parent.name
-        self._near = LocalFiles(config.parent, model)
+            config = self._download(CONFIG, reference.revision)
+        self._commit = commit_of_file(config)
+        self._local = LocalFiles(config.parent, self.name)
         self._starts: dict[str, tuple[bytes, int]] = {}
         self._lock = threading.Lock()
 
     @property
-    def description(self) -> Mapping[str, Any]:
+    def origin(self) -> Mapping[str, Any]:
         """Model, revision and commit."""
-        return {"id": self.name, "revision": self._revision, "commit": self._commit}
+        return {"id": self.name, "revision": self._reference.revision, "commit": self._commit}
 
     def identity(self) -> Mapping[str, Any]:
         """Model and commit, which say all."""
@@ -69,34 +64,33 @@ class HubFiles:
     def names(self) -> list[str]:
         """The names of all files; of those in the hub's cache, where the hub must not be asked."""
         if self._offline:
-            return self._near.names()
+            return self._local.names()
         with self._explained():
-            api = huggingface_hub.HfApi(token=self._token)
-            return list(api.list_repo_files(self.name, revision=self._commit))
+            return list(HfApi(token=self._reference.token).list_repo_files(self.name, revision=self._commit))
 
     def find(self, name: str) -> bytes | None:
         """The whole content of a file; None where there is no such file."""
-        if try_to_load_from_cache(self.name, name, revision=self._commit) is _CACHED_NO_EXIST:
+        if is_known_missing(self.name, name, self._commit):
             return None
         try:
-            return Path(self._download(name, self._commit)).read_bytes()
+            return self._download(name, self._commit).read_bytes()
         except hub_errors.EntryNotFoundError as error:
             unknown = isinstance(error, hub_errors.LocalEntryNotFoundError) and not self._offline
-            # Out of reach, but a checkpoint of one file that is near needs no index.
-            if not unknown or (name == INDEX and self._is_near(SINGLE)):
+            # Out of reach, but a checkpoint of one file that has been downloaded needs no index.
+            if not unknown or (name == INDEX and self._is_local(SINGLE)):
                 return None
-            raise _unreachable(error, self.name, self._revision, self._offline) from error
-        except (OSError, hub_errors.HTTPError) as error:
-            raise _explanation(error, self.name, self._revision, self._offline) from error
+            raise _unreachable(error, self._reference, self._offline) from error
+        except HTTP_ERRORS as error:
+            raise _explanation(error, self._reference, self._offline) from error
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
-        return self._near.size(name) if self._is_near(name) else self._start(name)[1]
+        return self._local.size(name) if self._is_local(name) else self._start(name)[1]
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fills `out` from a position on; from the hub's cache if the file is there, else by asking for that range."""
-        if self._is_near(name):
-            self._near.read_into(name, start, out)
+        if self._is_local(name):
+            self._local.read_into(name, start, out)
             return
         known, size = self._start(name)
         content = known[start : start + len(out)]
@@ -110,19 +104,20 @@ class HubFiles:
 
     def fetch(self, names: Iterable[str]) -> None:
         """Downloads files into the hub's cache."""
-        far = [name for name in names if not self._is_near(name)]
+        remote = [name for name in names if not self._is_local(name)]
         with self._explained(), ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="lazyload") as pool:
-            list(pool.map(lambda name: self._download(name, self._commit), far))
+            list(pool.map(lambda name: self._download(name, self._commit), remote))
 
     def close(self) -> None:
         """Closes what has been opened."""
-        self._near.close()
+        self._local.close()
 
-    def _is_near(self, name: str) -> bool:
-        return (self._near.folder / name).exists()
+    def _is_local(self, name: str) -> bool:
+        return (self._local.folder / name).exists()
 
-    def _download(self, name: str, revision: str | None) -> str:
-        return hf_hub_download(self.name, name, revision=revision, token=self._token, local_files_only=self._offline)
+    def _download(self, name: str, revision: str | None) -> Path:
+        token = self._reference.token
+        return Path(hf_hub_download(self.name, name, revision=revision, token=token, local_files_only=self._offline))
 
     def _start(self, name: str) -> tuple[bytes, int]:
         """The first bytes of a file, and its size."""
@@ -142,7 +137,7 @@ class HubFiles:
             )
         url = hf_hub_url(self.name, name, revision=self._commit)
         headers = {
-            **build_hf_headers(token=self._token),
+            **build_hf_headers(token=self._reference.token),
             "Range": f"bytes={start}-{stop - 1}",
             "Accept-Encoding": "identity",
         }
@@ -160,39 +155,41 @@ class HubFiles:
         raise SourceNotFoundError(f"{url} answers with {response.status_code}; try again later")
 
     def _explained(self) -> AbstractContextManager[None]:
-        return _explained(self.name, self._revision, self._offline)
+        return _explained(self._reference, self._offline)
 
 
-def commit_of(model: str, revision: str | None, token: str | bool | None) -> str:
+def current_commit(reference: ModelReference) -> str:
     """The commit that a revision is at now; one request, not repeated where it fails.
 
     Raises:
         SourceNotFoundError: The hub has no such model or revision, or is out of reach.
         AccessDeniedError: It may not be read.
     """
+    model = reference.name
     if constants.HF_HUB_OFFLINE:
         raise SourceNotFoundError(f"{model}: the hub must not be asked (HF_HUB_OFFLINE)")
-    with _explained(model, revision, offline=False):
-        url = hf_hub_url(model, CONFIG, revision=revision)
-        commit = get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT).commit_hash
+    with _explained(reference, offline=False):
+        url = hf_hub_url(model, CONFIG, revision=reference.revision)
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        commit = get_hf_file_metadata(url, token=reference.token, timeout=timeout).commit_hash
     if commit is None:
         raise SourceNotFoundError(f"{constants.ENDPOINT} does not say which commit of {model} it has; is it a hub?")
     return commit
 
 
 @contextmanager
-def _explained(model: str, revision: str | None, offline: bool) -> Iterator[None]:
+def _explained(reference: ModelReference, offline: bool) -> Iterator[None]:
     """Turns what `huggingface_hub` raises into errors that name the model and the remedy."""
     try:
         yield
     except LazyLoadError:
         raise
-    # Its errors, and those of the HTTP library that it uses, have one of these bases in every release.
-    except (OSError, ValueError, hub_errors.HTTPError, hub_errors.EntryNotFoundError) as error:
-        raise _explanation(error, model, revision, offline) from error
+    except _HUB_ERRORS as error:
+        raise _explanation(error, reference, offline) from error
 
 
-def _explanation(error: Exception, model: str, revision: str | None, offline: bool) -> LazyLoadError:
+def _explanation(error: Exception, reference: ModelReference, offline: bool) -> LazyLoadError:
+    model, revision = reference.name, reference.revision
     status = getattr(getattr(error, "response", None), "status_code", None)
     match error:
         case hub_errors.HFValidationError():
@@ -210,7 +207,7 @@ def _explanation(error: Exception, model: str, revision: str | None, offline: bo
                 "the name, or log in (`hf auth login`, token=) if it is private"
             )
         case hub_errors.LocalEntryNotFoundError() | hub_errors.OfflineModeIsEnabled():
-            return _unreachable(error, model, revision, offline)
+            return _unreachable(error, reference, offline)
         case hub_errors.EntryNotFoundError():
             return SourceNotFoundError(f"{model} has no {CONFIG} on the hub, which every model here needs")
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
@@ -219,14 +216,14 @@ def _explanation(error: Exception, model: str, revision: str | None, offline: bo
             )
         case PermissionError():
             return AccessDeniedError(f"{error}; check who may write to the hub's cache, or move it with HF_HUB_CACHE")
-    return _denied(model, status) if status in (401, 403) else _unreachable(error, model, revision, offline)
+    return _denied(model, status) if status in (401, 403) else _unreachable(error, reference, offline)
 
 
-def _unreachable(error: Exception, model: str, revision: str | None, offline: bool) -> SourceNotFoundError:
+def _unreachable(error: Exception, reference: ModelReference, offline: bool) -> SourceNotFoundError:
     why = "must not be asked" if offline else f"({constants.ENDPOINT}) cannot be reached"
-    at = f" at {revision}" if revision else ""
+    at = f" at {reference.revision}" if reference.revision else ""
     return SourceNotFoundError(
-        f"{model}{at} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub {why}: "
+        f"{reference.name}{at} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub {why}: "
         f"{(str(error) or type(error).__name__).splitlines()[0][:200]}"
     )
 

@@ -26,7 +26,7 @@ class LocalFiles:
         self._lock = threading.Lock()
 
     @property
-    def description(self) -> Mapping[str, Any]:
+    def origin(self) -> Mapping[str, Any]:
         """The folder."""
         return {"path": str(self.folder)}
 

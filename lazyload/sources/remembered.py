@@ -19,14 +19,14 @@ class RememberedSource:
         name: The model's name.
         config: Its `config.json`, as the entry's manifest keeps it.
         identity: What the entry's key says of the source.
-        description: What the entry's manifest says of it.
+        origin: What the entry's manifest says of it.
         open: Opens the source itself, or raises what keeps it from being opened.
     """
 
     name: str
     config: Mapping[str, Any]
     identity: Mapping[str, Any]
-    description: Mapping[str, Any]
+    origin: Mapping[str, Any]
     open: Callable[[], Source]
 
     @property
@@ -44,7 +44,7 @@ class RememberedSource:
         return self._source.read(name, index)
 
     def fetch(self) -> None:
-        """Brings the weights near."""
+        """Downloads the weights, where reading them in part is slow."""
         self._source.fetch()
 
     def check_unchanged(self) -> None:

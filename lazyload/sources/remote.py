@@ -9,7 +9,7 @@ import fsspec
 from lazyload.errors import AccessDeniedError, CorruptSourceError, LazyLoadError, SourceNotFoundError
 from lazyload.sources.files import CONFIG, INDEX, weight_files
 
-_CHANGE_MARKS = (
+_VERSION_FIELDS = (
     "generation",
     "etag",
     "ETag",
@@ -46,14 +46,14 @@ class RemoteFiles:
             raise SourceNotFoundError(f"{url} cannot be opened: {error}; fsspec knows {known}") from error
 
     @property
-    def description(self) -> Mapping[str, Any]:
+    def origin(self) -> Mapping[str, Any]:
         """The URL."""
         return {"url": self.name}
 
     def identity(self) -> Mapping[str, Any]:
-        """The URL, and of each file its size and what its file system marks changes with."""
+        """The URL, and of each file its size and what its file system tells versions by."""
         small = [name for name in (CONFIG, INDEX) if self._system.exists(self._path(name))]
-        files = {name: self._marks(name) for name in (*small, *weight_files(self).names)}
+        files = {name: self._version(name) for name in (*small, *weight_files(self).names)}
         return {"kind": "url", "url": self.name, "files": files}
 
     def names(self) -> list[str]:
@@ -101,9 +101,9 @@ class RemoteFiles:
             raise SourceNotFoundError(f"{self.name}/{name} is not a file")
         return info
 
-    def _marks(self, name: str) -> dict[str, Any]:
+    def _version(self, name: str) -> dict[str, Any]:
         info = self._info(name)
-        return {"size": int(info["size"]), **{mark: str(info[mark]) for mark in _CHANGE_MARKS if info.get(mark)}}
+        return {"size": int(info["size"]), **{field: str(info[field]) for field in _VERSION_FIELDS if info.get(field)}}
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Safetensors: headers, checked before anything in them is believed, and boxes of tensors read from files.
 
 A file is the header's length as 8 little-endian bytes, the header as JSON, and the tensors row-major, one after the
-other without gaps (https://github.com/huggingface/safetensors#format).
+other without gaps (https://github.com/huggingface/safetensors#format). The reference library reads whole files or maps
+local ones, and says of no tensor where in the file it begins, so it serves neither ranges nor files elsewhere.
 """
 
 import itertools

@@ -25,7 +25,7 @@ class Source:
         name: The model's name.
         config: Its parsed `config.json`.
         identity: What changes whenever the content does, for the key.
-        description: Where it came from, for the manifest.
+        origin: Where it came from, for the manifest.
     """
 
     def __init__(self, files: Files, config: Mapping[str, Any]):
@@ -38,7 +38,7 @@ class Source:
         self.name = files.name
         self.config = config
         self.identity = files.identity()
-        self.description = files.description
+        self.origin = files.origin
         self._files = files
         self._nbytes_read = 0
         self._scratch, self._unpacked = Scratch(), Scratch()
@@ -73,7 +73,7 @@ class Source:
         return packed.read(self._read_stored, index, self._unpacked.array)
 
     def fetch(self) -> None:
-        """Brings the weights near, where reading them in part from afar would be slow."""
+        """Downloads the weights, where reading them in part is slow."""
         self._files.fetch(self._weight_files.names)
 
     def check_unchanged(self) -> None:

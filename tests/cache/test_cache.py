@@ -10,19 +10,23 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
+from lazyload.cli import app
 from lazyload.errors import CacheError
+from lazyload.verification import verify
 
 STORAGE = {"ocdbt": True, "zarr3": True, "compression": "none", "chunk_bytes": 4096}
 FIELDS = {"source": {"kind": "hub", "id": "org/model", "commit": "c0ffee"}, "dtype": "bfloat16", "storage": STORAGE}
 KEY = Key(FIELDS)
+OTHER = Key({**FIELDS, "source": {"kind": "hub", "id": "org/other", "commit": "c0ffee"}})
 
 
 def publish(cache: Cache, key: Key = KEY, model: str = "org/model", content: bytes = b"x" * 1000) -> Entry:
-    with cache.stage(key, model, len(content)) as staging:
+    with cache.staging(key, model, len(content)) as staging:
         (staging.path / "array").write_bytes(content)
         return staging.publish(
             arrays={"a": {"shape": [2]}},
@@ -57,7 +61,7 @@ def test_a_published_entry_is_found_again(tmp_path: Path) -> None:
 
 def test_what_is_not_published_is_gone(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    with pytest.raises(ZeroDivisionError), cache.stage(KEY, "org/model", 10) as staging:
+    with pytest.raises(ZeroDivisionError), cache.staging(KEY, "org/model", 10) as staging:
         (staging.path / "array").write_bytes(b"half" * (1 // 0))
     assert files(tmp_path) == {}
     assert list(tmp_path.iterdir()) == []
@@ -65,7 +69,7 @@ def test_what_is_not_published_is_gone(tmp_path: Path) -> None:
 
 def test_two_writers_leave_one_complete_entry(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    with cache.stage(KEY, "org/model", 10) as mine:
+    with cache.staging(KEY, "org/model", 10) as mine:
         (mine.path / "array").write_bytes(b"mine")
         theirs = publish(cache, content=b"theirs")
         published = mine.publish(arrays={}, nbytes=4, source={}, config={}, seconds=1)
@@ -75,30 +79,119 @@ def test_two_writers_leave_one_complete_entry(tmp_path: Path) -> None:
     assert theirs.path.exists(), "a load that began before may still read it"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+JSON = st.recursive(
+    st.sampled_from(
+        [None, True, 0, -1, 10**400, 1e300, float("nan"), float("inf"), "", "yesterday", "data-", ".", "\0"]
+    )
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def paths(value: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where the values of nested dictionaries are."""
+    inner = value.items() if isinstance(value, dict) else ()
+    return [*((*path, name) for name, _ in inner), *(p for name, v in inner for p in paths(v, (*path, name)))]
+
+
+@st.composite
+def damaged_manifests(draw: st.DrawFn, text: str) -> bytes:
+    """The manifest with a value that is another one, gone, or under another name; or with bytes that are."""
+    content = json.loads(text)
+    *parents, name = draw(st.sampled_from(paths(content)))
+    place = content
+    for parent in parents:
+        place = place[parent]
+    match draw(st.sampled_from(["another", "gone", "renamed", "bytes", "cut"])):
+        case "another":
+            place[name] = draw(JSON)
+        case "gone":
+            del place[name]
+        case "renamed":
+            place[draw(st.text(max_size=8))] = place.pop(name)
+        case "bytes":
+            damaged = bytearray(text.encode())
+            damaged[draw(st.integers(0, len(damaged) - 1))] = draw(st.integers(0, 255))
+            return bytes(damaged)
+        case "cut":
+            return text.encode()[: draw(st.integers(0, len(text)))]
+    return json.dumps(content).encode()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_manifest_is_a_miss_and_never_a_crash(tmp_path: Path, data: st.DataObject) -> None:
+def test_a_damaged_manifest_harms_no_other_entry(tmp_path: Path, data: st.DataObject) -> None:
     cache = Cache(tmp_path)
     entry = cache.find(KEY) or publish(cache)
+    sound = cache.find(OTHER) or publish(cache, OTHER, "org/other")
     path = entry.folder / "manifest.json"
-    good = path.read_bytes()
-    damaged = bytearray(good)
-    for _ in range(data.draw(st.integers(1, 3))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
+    good = path.read_text()
+    path.write_bytes(data.draw(damaged_manifests(good)))
     try:
         found = cache.find(KEY)
         assert found is None or found.folder == entry.folder
-        cache.entries()
-        cache.prune(dry_run=True)
-        cache.explain(Key({}), "org/model")
+        assert cache.find(OTHER) == sound
+        assert [found for found in cache.entries() if found.folder != entry.folder] == [sound]
+        assert sound.folder in {removal.path for removal in cache.prune(max_bytes=0, dry_run=True)}
+        assert cache.prune(older_than=3600, dry_run=True) == []
+        assert cache.select("org/other") == cache.select(OTHER.digest[:8]) == [sound]
+        assert cache.recall("org/other", None) == [sound]
+        assert cache.recall("org/model", "main") in ([], [found])
+        assert cache.explain(Key({}), "org/model")
+        assert sound in [verification.entry for verification in verify(cache_dir=tmp_path)]
+        list_entries(tmp_path)
     finally:
-        path.write_bytes(good)
+        path.write_text(good)
+
+
+def list_entries(root: Path) -> None:
+    """What `lazyload cache ls` prints, in this process."""
+    for options in ([], ["--json"], ["--quiet"]):
+        result = CliRunner().invoke(app, ["cache", "ls", "--cache-dir", str(root), *options])
+        assert result.exit_code == 0, result.exception
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"data": "../elsewhere"}, {"data": "data-gone"}, {"fields": {"dtype": "float32"}}, {"arrays": []}],
+    [
+        {"format": 2},
+        {"format": None},
+        {"data": "../elsewhere"},
+        {"data": "data-gone"},
+        {"data": "elsewhere"},
+        {"data": "data-" + "x" * 300},
+        {"data": "data-\0"},
+        {"data": "data-\ud800"},
+        {"item": ".."},
+        {"item": "items"},
+        {"item": "a/b"},
+        {"fields": {"dtype": "float32"}},
+        {"fields": {**FIELDS, "dtype": float("nan")}},
+        {"key": "0" * 32},
+        {"arrays": []},
+        {"arrays": {"a": 7}},
+        {"created": "yesterday"},
+        {"created": "2026-11-23"},
+        {"created": "0001-01-01T00:00:00+00:00"},
+        {"created": 1.5},
+        {"seconds": 10**400},
+        {"seconds": float("nan")},
+        {"seconds": float("inf")},
+        {"seconds": -1},
+        {"seconds": True},
+        {"seconds": "1"},
+        {"nbytes": 10**400},
+        {"nbytes": 1.5},
+        {"nbytes": -1},
+        {"nbytes": None},
+        {"model": 7},
+        {"source": None},
+        {"config": []},
+        {"versions": []},
+        {"writer": "me"},
+    ],
+    ids=lambda change: f"{change!s:.40}",
 )
 def test_a_manifest_that_does_not_hold_is_a_miss_with_a_reason(
     tmp_path: Path, change: dict[str, object], caplog: pytest.LogCaptureFixture
@@ -107,8 +200,20 @@ def test_a_manifest_that_does_not_hold_is_a_miss_with_a_reason(
     path = publish(cache).folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     assert cache.find(KEY) is None
+    assert cache.entries() == []
     assert str(path) in caplog.text
     assert publish(cache) == cache.find(KEY)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"7", b"{", b"\xff", b"[" * 100_000, b'{"seconds": 1e400}'])
+def test_a_manifest_that_is_no_json_object_is_a_miss_with_a_reason(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = Cache(tmp_path)
+    path = publish(cache).folder / "manifest.json"
+    path.write_bytes(content)
+    assert cache.find(KEY) is None
+    assert str(path) in caplog.text
 
 
 def test_a_miss_explains_itself_against_the_closest_entry(tmp_path: Path) -> None:
@@ -194,11 +299,11 @@ def test_pruning_removes_what_a_killed_conversion_left_and_not_what_one_at_work_
     killed.mkdir()
     (killed / "array").write_bytes(b"half" * 100)
     owner = killed.with_name("data-killed.owner")
-    owner.write_text(json.dumps({"host": os.uname().nodename, "pid": os.getpid()}))
+    owner.write_text(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "since": 0}))
     assert cache.prune() == []
-    owner.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    owner.write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": 0}))
     assert cache.prune() == []
-    owner.write_text(json.dumps({"host": os.uname().nodename, "pid": dead_pid()}))
+    owner.write_text(json.dumps({"host": os.uname().nodename, "pid": dead_pid(), "since": 0}))
     (removal,) = cache.prune()
     assert removal.path == killed
     assert removal.nbytes == 400
@@ -255,7 +360,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_any_work(tmp_path: Path) ->
     cache = Cache(tmp_path)
     with (
         pytest.raises(CacheError, match=r"takes 1000000000\.00 GB, and .* are free"),
-        cache.stage(KEY, "org/model", 10**18),
+        cache.staging(KEY, "org/model", 10**18),
     ):
         pass
     assert files(tmp_path) == {}

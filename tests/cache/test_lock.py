@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import lazyload
+from lazyload.cache import liveness, lock
 from lazyload.cache.cache import Cache
 from lazyload.cache.key import Key
 from lazyload.errors import LockTimeoutError
@@ -68,3 +70,50 @@ def test_the_lock_is_free_when_its_holder_is_killed(holder: subprocess.Popen[str
 def test_another_key_does_not_wait(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     with Cache(tmp_path).lock(Key({"a": 2}), timeout=0):
         pass
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"pid": 1}', '{"host": "h", "pid": 1, "since": 1e300}', None])
+def test_a_damaged_holder_file_keeps_nobody_from_waiting(
+    holder: subprocess.Popen[str], tmp_path: Path, content: str | None
+) -> None:
+    (file,) = tmp_path.glob(".locks/*.holder")
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(LockTimeoutError, match="by another process"), Cache(tmp_path).lock(KEY, timeout=0.2):
+        pass
+
+
+def test_waiting_takes_as_long_as_the_limit_and_repeats_itself(
+    holder: subprocess.Popen[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_SAY_AGAIN_SECONDS", 0.1)
+    started = time.monotonic()
+    with pytest.raises(LockTimeoutError), Cache(tmp_path).lock(KEY, timeout=0.5):
+        pass
+    assert 0.5 <= time.monotonic() - started < 20
+    assert caplog.text.count("waiting for a conversion") > 2
+
+
+def test_who_holds_it_is_told_only_while_it_is_held(tmp_path: Path) -> None:
+    with Cache(tmp_path).lock(KEY):
+        (file,) = tmp_path.glob(".locks/*.holder")
+        assert liveness.read(file).pid == os.getpid()
+    assert not file.exists()
+    with Cache(tmp_path).lock(KEY, timeout=0):
+        pass
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError("no locks")])
+def test_a_file_system_without_locks_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(lock.FileLock, "acquire", acquire)
+    ran = False
+    with Cache(tmp_path).lock(KEY):
+        ran = True
+    assert ran
+    assert "converting without a lock" in caplog.text

@@ -17,7 +17,7 @@ from support.in_memory import SIZES, Arrays
 from lazyload.checkpoint.chunks import boxes, choose_chunks
 from lazyload.checkpoint.read import read, through_orbax
 from lazyload.checkpoint.records import ArrayRecord
-from lazyload.checkpoint.verify import verify
+from lazyload.checkpoint.verify import find_damage
 from lazyload.checkpoint.write import write
 from lazyload.errors import CacheError
 from lazyload.layouts.conversion import resolve
@@ -110,14 +110,14 @@ def test_a_damaged_chunk_is_an_error_that_names_the_array(storage: Storage, dama
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_verifying_finds_a_flipped_bit(storage: Storage, tmp_path: Path) -> None:
     arrays = {"big": np.random.default_rng(0).standard_normal((64, 640)).astype(np.float32)}
-    manifest = {path: record.as_dict() for path, record in write(tmp_path, lazy(arrays), storage).items()}
-    assert verify(tmp_path, manifest, storage) == []
+    manifest = write(tmp_path, lazy(arrays), storage)
+    assert find_damage(tmp_path, manifest, storage) == []
     data = [path for path in tmp_path.rglob("*") if path.is_file() and re.fullmatch(r"[0-9a-f]{32}|[0-9.]+", path.name)]
     for path in data:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    (problem,) = verify(tmp_path, manifest, storage)
+    (problem,) = find_damage(tmp_path, manifest, storage)
     assert problem.startswith("big: ")
 
 
@@ -149,15 +149,19 @@ def test_chunks_cover_the_array_once_and_are_not_too_large(
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"),
+    ("shape", "split_order", "chunk_bytes", "expected"),
     [
-        ((4096, 4096), (512, 4096)),
-        ((151936, 4096), (1978, 4096)),
-        ((100, 100), (100, 100)),
-        ((7919, 8192), (989, 8192)),
+        ((4096, 4096), (0, 1), 1 << 22, (512, 4096)),
+        ((4096, 4096), (1, 0), 1 << 22, (4096, 512)),
+        ((4096, 4096), (0, 1), 4096, (1, 2048)),
+        ((151936, 4096), (0, 1), 1 << 24, (1187, 4096)),
+        ((100, 100), (0, 1), 1 << 24, (100, 100)),
+        ((7919, 8192), (0, 1), 1 << 24, (989, 8192)),
+        ((0, 4096), (0, 1), 1 << 12, (1, 2048)),
+        ((), (), 1, ()),
     ],
 )
-def test_chunks_are_equal_parts_where_there_are_such(shape: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert choose_chunks(shape, 2, (0, 1), 1 << 22 if shape[0] == 4096 else 1 << 24)[1] == shape[1]
-    chunk = choose_chunks(shape, 2, (0, 1), 1 << 24)
-    assert chunk[0] * chunk[1] * 2 <= 1 << 24
+def test_chunks_are_equal_parts_where_there_are_such(
+    shape: tuple[int, ...], split_order: tuple[int, ...], chunk_bytes: int, expected: tuple[int, ...]
+) -> None:
+    assert choose_chunks(shape, 2, split_order, chunk_bytes) == expected

@@ -18,7 +18,7 @@ MODELS = [json.loads(path.read_text()) for path in sorted((Path(__file__).parent
 
 
 def look_up(value: Any, path: str) -> Any:
-    """An attribute's value: `layers.0.mixer.rope.kind`; `layers.*.mixer.window` is a list; what is inside None is None."""
+    """An attribute's value: `norm.eps`; `layers.*.mixer.window` is a list; what is inside None is None."""
     name, _, rest = path.partition(".")
     if not name or value is None:
         return value

@@ -21,7 +21,7 @@ from lazyload.formats.maxtext import MaxText
 from lazyload.layouts.conversion import Conversion, resolve, target_axes
 from lazyload.layouts.layout import Layout
 from lazyload.layouts.lazy import LazyTensor
-from lazyload.sources import open_source
+from lazyload.sources import ModelReference, open_source
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted((GOLDEN / "maxtext").glob("*.json"))
@@ -50,7 +50,7 @@ def whole(lazy: LazyTensor) -> np.ndarray:
 
 
 def convert(model: Path, layout: MaxText, dtype: np.dtype) -> Conversion:
-    source = open_source(model)
+    source = open_source(ModelReference(model))
     family = families.find(source.config)
     config = family.config(source.config)
     return resolve(source, family.huggingface(config), layout.layout(family.name, config), config, dtype)

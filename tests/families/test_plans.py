@@ -13,7 +13,7 @@ from support import checkpoints
 
 import lazyload
 from lazyload.errors import TensorMismatchError
-from lazyload.sources import open_source
+from lazyload.sources import ModelReference, open_source
 
 PLAIN = [name for name in checkpoints.NAMES if not name.endswith(("_fp8", "_mxfp4"))]
 
@@ -44,7 +44,7 @@ def test_every_tensor_is_used_or_knowingly_skipped(name: str, tmp_path: Path) ->
     folder = checkpoints.make(name, tmp_path)
     found = lazyload.plan(folder, cache_dir=tmp_path / "cache")
     used = {source for parameter in found.parameters.values() for source in parameter.sources}
-    with contextlib.closing(open_source(folder)) as source:
+    with contextlib.closing(open_source(ModelReference(folder))) as source:
         assert used | set(found.skipped) == set(source.tensors)
     assert not used & set(found.skipped)
     assert all("vision" in tensor or "multi_modal" in tensor for tensor in found.skipped)

@@ -5,7 +5,8 @@
 `JOBS.json` holds a list of `{"settings": {MaxText setting: value}, "tokens": file, "logits": file}`; a job with a
 `model` and a `cache_dir`, too, has its checkpoint filled in by `lazyload.integrations.maxtext`. A job with a file
 `refusals` is one whose settings contradict its checkpoint: what MaxText says of that, and what the integration says,
-is written there. A program of its own, because MaxText configures JAX for its whole process, and may live in another
+is written there. A job with a file `internals` writes there what the integration relies on of MaxText's configs. A
+program of its own, because MaxText configures JAX for its whole process, and may live in another
 environment than the tests.
 """
 
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import maxtext
 import numpy as np
+import pydantic
 from maxtext.configs import pyconfig
 from maxtext.utils import model_creation_utils
 
@@ -73,10 +75,24 @@ def refusals(job: dict[str, Any]) -> list[str]:
     return found
 
 
+def internals(job: dict[str, Any]) -> dict[str, Any]:
+    """What `integrations/maxtext.py` relies on of MaxText's configs beyond what they document."""
+    config = config_of(job, 24)
+    inner = config._pydantic_config
+    copied = type(config)(inner.model_copy(update={"load_parameters_path": "/elsewhere"}))
+    return {
+        "is_pydantic": isinstance(inner, pydantic.BaseModel),
+        "copied": copied.load_parameters_path,
+        "set": {name: name in inner.model_fields_set for name in ("scan_layers", "enable_dropout")},
+    }
+
+
 if __name__ == "__main__":
     jax.config.update("jax_default_matmul_precision", "highest")
     for job in json.loads(pathlib.Path(sys.argv[1]).read_text()):
         if "refusals" in job:
             pathlib.Path(job["refusals"]).write_text(json.dumps(refusals(job)))
+        elif "internals" in job:
+            pathlib.Path(job["internals"]).write_text(json.dumps(internals(job)))
         else:
             np.savez(job["logits"], logits=logits(job, np.load(job["tokens"])["tokens"]))

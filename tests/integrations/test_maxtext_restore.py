@@ -128,10 +128,11 @@ def job_of(case: Case, model: Path, folder: Path) -> dict[str, Any]:
 
 
 class Found(NamedTuple):
-    """What MaxText's process found: the logits of all cases, and what was said of a contradicting config."""
+    """What MaxText's process found: all cases' logits, what was said of a contradicting config, a config's inside."""
 
     logits: dict[Case, np.ndarray]
     refusals: Sequence[str]
+    internals: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +143,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     jobs = [job_of(case, models[case.model], folder) for case in CASES]
     scanned = jobs[0]["settings"]
     refused = {"settings": {**scanned, "scan_layers": False}, "refusals": str(folder / "refusals.json")}
-    (folder / "jobs.json").write_text(json.dumps([*jobs, refused]))
+    inside = {"settings": scanned, "internals": str(folder / "internals.json")}
+    (folder / "jobs.json").write_text(json.dumps([*jobs, refused, inside]))
     run(folder, HERE / "maxtext_logits.py", folder / "jobs.json")
     logits = {case: np.load(job["logits"])["logits"] for case, job in zip(CASES, jobs, strict=True)}
-    return Found(logits, json.loads((folder / "refusals.json").read_text()))
+    return Found(logits, *(json.loads((folder / f"{name}.json").read_text()) for name in ("refusals", "internals")))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -164,6 +166,15 @@ def test_maxtext_and_the_integration_refuse_layers_scanned_otherwise(found: Foun
     assert ours.startswith("ConfigError: ")
     assert "asks for layout maxtext-unscanned" in ours
     assert "with layout maxtext;" in ours
+
+
+def test_a_config_s_fields_are_in_a_private_pydantic_model(found: Found) -> None:
+    # What base.yml says of enable_dropout does not count as set, since somebody's own setting does not say it.
+    assert found.internals == {
+        "is_pydantic": True,
+        "copied": "/elsewhere",
+        "set": {"scan_layers": True, "enable_dropout": False},
+    }
 
 
 def test_an_rl_run_starts_from_a_filled_in_config(tmp_path: Path) -> None:

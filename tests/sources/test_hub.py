@@ -15,6 +15,7 @@ from support.hub import TOKEN, Hub, running
 import lazyload
 from lazyload import errors
 from lazyload.request import open_request
+from lazyload.sources import ModelReference
 
 MODEL = "org/qwen"
 
@@ -139,13 +140,12 @@ def test_what_is_remembered_of_a_branch_is_not_read_from_where_it_moved(
     shutil.rmtree(tmp_path / "hub")
     hub.requests.clear()
     hub.down = True
-    options = {"revision": None, "dtype": "float32", "layout": "nnx", "storage": None, "cache_dir": cache}
-    request = open_request(MODEL, token=None, local_files_only=False, family=None, **options)
-    hub.down = False
-    hub.add(MODEL, copied(folder, tmp_path))
-    os.utime(tmp_path / "copy" / "config.json", ns=(1, 1))
-    with pytest.raises(errors.SourceNotFoundError, match="has no revision"):
-        request.conversion()
+    with open_request(ModelReference(MODEL), "float32", "nnx", None, cache, family=None) as request:
+        hub.down = False
+        hub.add(MODEL, copied(folder, tmp_path))
+        os.utime(tmp_path / "copy" / "config.json", ns=(1, 1))
+        with pytest.raises(errors.SourceNotFoundError, match="has no revision"):
+            request.conversion()
 
 
 def test_offline_and_not_cached(hub: Hub, cache: Path) -> None:
