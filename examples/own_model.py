@@ -19,7 +19,7 @@ from quickstart import write_small_llama
 from safetensors.numpy import load_file, save_file
 
 import lazyload
-from lazyload.architecture.decoder import DecoderConfig, Layer, Rope
+from lazyload.architecture import MLP, Attention, DecoderConfig, Layer, Norm, Rope
 
 
 class Bigrams(nnx.Module):
@@ -56,19 +56,13 @@ BIGRAMS = lazyload.Target(
 
 def own_config(values: Mapping[str, int]) -> DecoderConfig:
     """Reads the config.json of the family below."""
-    width, heads = values["width"], values["heads"]
-    layer = Layer(rope=Rope(theta=10_000.0, dim=width // heads))
-    return DecoderConfig(
-        vocab_size=values["vocabulary"],
-        embed_dim=width,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=width // heads,
-        mlp_dim=values["inner"],
-        layers=(layer,) * values["depth"],
-        norm_eps=1e-5,
-        query_scale=(width // heads) ** -0.5,
-    )
+    width, heads, norm = values["width"], values["heads"], Norm(eps=1e-5)
+    head_dim = width // heads
+    rope = Rope(theta=10_000.0, dim=head_dim)
+    attention = Attention(num_heads=heads, num_kv_heads=heads, head_dim=head_dim, rope=rope)
+    layer = Layer(mixer=attention, feed_forward=MLP(mlp_dim=values["inner"]), norm=norm)
+    layers = (layer,) * values["depth"]
+    return DecoderConfig(vocab_size=values["vocabulary"], embed_dim=width, layers=layers, norm=norm)
 
 
 def own_names(config: DecoderConfig) -> lazyload.Layout:

@@ -62,6 +62,10 @@ class ShardingError(LazyLoadError, ValueError):
     """The mesh or the sharding rules cannot be used."""
 
 
+class InputError(LazyLoadError, ValueError):
+    """What a model is called with does not fit it, or its key-value cache."""
+
+
 class CacheError(LazyLoadError, OSError):
     """The cache cannot be used: not writable, disk full, not ours."""
 

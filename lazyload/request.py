@@ -179,6 +179,8 @@ def _target(layout: LayoutOption, family: Family, architecture: Any) -> Target[A
 
 def _decoder(architecture: Any, arrays: "Mapping[str, jax.Array]") -> "Decoder":
     """The decoder; Flax is imported only where a module is wanted."""
-    from lazyload.models.build import build
+    from lazyload.models.decoder import Decoder
+    from lazyload.models.fill import fill
 
-    return build(architecture, arrays["embed.embedding"].dtype, arrays)
+    # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
+    return fill(Decoder(architecture, dtype=arrays["embed.embedding"].dtype, rngs=None), arrays)

@@ -20,17 +20,11 @@ Rules = Mapping[str, MeshAxes] | Sequence[tuple[str, MeshAxes]]
 """From logical axis to mesh axes."""
 
 _TENSOR = ("tp", "tensor", "model")
-_DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {
-    "embed": ("fsdp",),
-    "vocab": _TENSOR,
-    "head": _TENSOR,
-    "kv_head": _TENSOR,
-    "mlp": _TENSOR,
-    "expert_mlp": _TENSOR,
-    "shared_mlp": _TENSOR,
-    "expert": ("ep", "expert"),
-}
-"""The usual names of mesh axes for every logical axis; those that a mesh has are used."""
+_DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {"embed": ("fsdp",), "vocab": _TENSOR, "expert": ("ep", "expert")}
+"""The usual names of mesh axes for logical axes; those that a mesh has are used."""
+
+_SPLIT_BY_TENSOR = ("head", "mlp")
+"""What the names of logical axes end in that tensor parallelism splits: `kv_head`, `expert_mlp`, ..."""
 
 
 def mesh_or_default(mesh: Mesh | None) -> Mesh:
@@ -66,9 +60,7 @@ def shardings(
         ShardingError: A rule names an axis that the mesh, or the model, does not have.
     """
     named = _checked(mesh, rules, arrays)
-    defaults = {
-        axis: tuple(name for name in names if name in mesh.axis_names) for axis, names in _DEFAULT_RULES.items()
-    }
+    defaults = _defaults(mesh, arrays)
     uneven: dict[tuple[str, int], list[str]] = collections.defaultdict(list)
     places = {}
     for path, (shape, axes) in arrays.items():
@@ -92,6 +84,13 @@ def shardings(
             "axis %s of size %d is not divided by the mesh %s: replicated in %s", axis, size, dict(mesh.shape), where
         )
     return places
+
+
+def _defaults(mesh: Mesh, arrays: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]) -> dict[str, tuple[str, ...]]:
+    """For each logical axis, those of its usual mesh axes that the mesh has."""
+    split = {axis: _TENSOR for _, axes in arrays.values() for axis in axes if axis.endswith(_SPLIT_BY_TENSOR)}
+    rules = {**split, **_DEFAULT_RULES}
+    return {axis: tuple(name for name in names if name in mesh.axis_names) for axis, names in rules.items()}
 
 
 def _checked(

@@ -5,6 +5,8 @@ import tempfile
 
 from support import hub
 
+pytest_plugins = ["support.skips"]
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices share few cores here, and XLA ends a process in which some wait for the others for too long.
 _FLAGS = {

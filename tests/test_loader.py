@@ -57,7 +57,7 @@ def test_values_are_the_source_s(qwen: Path, warm: Path) -> None:
     parameters = leaves(lazyload.from_pretrained(qwen, cache_dir=warm))
     files = {name: array for file in qwen.glob("*.safetensors") for name, array in load_file(file).items()}
     kernel = files["model.layers.2.self_attn.q_proj.weight"].reshape(4, 16, 64).transpose(2, 0, 1)
-    np.testing.assert_array_equal(parameters["layers.2.attn.q.kernel"], kernel)
+    np.testing.assert_array_equal(parameters["layers.2.attn.q_proj.kernel"], kernel)
     np.testing.assert_array_equal(parameters["layers.1.mlp.up.kernel"], files["model.layers.1.mlp.up_proj.weight"].T)
     assert len(parameters) == len(files)
     assert {array.dtype for array in parameters.values()} == {jnp.dtype(jnp.bfloat16)}
@@ -66,10 +66,10 @@ def test_values_are_the_source_s(qwen: Path, warm: Path) -> None:
 def test_parameters_are_sharded_by_the_rules(qwen: Path, warm: Path) -> None:
     mesh = jax.make_mesh((4, 2), ("fsdp", "tp"))
     default = leaves(lazyload.from_pretrained(qwen, cache_dir=warm, mesh=mesh))
-    assert default["layers.0.mlp.gate.kernel"].sharding.spec == PartitionSpec("fsdp", "tp")
+    assert default["layers.0.mlp.gate_proj.kernel"].sharding.spec == PartitionSpec("fsdp", "tp")
     rules = {"embed": None, "mlp": ("fsdp", "tp")}
     ruled = leaves(lazyload.from_pretrained(qwen, cache_dir=warm, mesh=mesh, rules=rules))
-    assert ruled["layers.0.mlp.gate.kernel"].sharding.spec == PartitionSpec(None, ("fsdp", "tp"))
+    assert ruled["layers.0.mlp.gate_proj.kernel"].sharding.spec == PartitionSpec(None, ("fsdp", "tp"))
     assert lazyload.last_report().hit
 
 
@@ -156,7 +156,7 @@ def test_a_plan_reads_no_weights_and_writes_nothing(qwen: Path, tmp_path: Path) 
     plan = lazyload.plan(qwen, cache_dir=tmp_path / "cache")
     assert not plan.hit
     assert not (tmp_path / "cache").exists()
-    parameter = plan.parameters["layers.0.attn.k.kernel"]
+    parameter = plan.parameters["layers.0.attn.k_proj.kernel"]
     assert parameter.shape == (64, 2, 16)
     assert parameter.axes == ("embed", "kv_head", "head_dim")
     assert parameter.sources == ("model.layers.0.self_attn.k_proj.weight",)
@@ -172,7 +172,7 @@ def test_a_broken_entry_is_a_miss_and_is_converted_again(qwen: Path, tmp_path: P
 def test_damaged_data_is_an_error_that_says_what_to_do(qwen: Path, tmp_path: Path) -> None:
     storage = lazyload.Storage(ocdbt=False, zarr3=False)
     path = lazyload.convert(qwen, cache_dir=tmp_path, storage=storage).path
-    chunk = next(file for file in sorted((path / "layers.0.mlp.gate.kernel").rglob("*")) if file.name[0].isdigit())
+    chunk = next(file for file in sorted((path / "layers.0.mlp.gate_proj.kernel").rglob("*")) if file.name[0].isdigit())
     chunk.write_bytes(chunk.read_bytes()[:-10])
     with pytest.raises(errors.CacheError, match=r"layers\.0\.mlp\.gate\.kernel"):
         lazyload.from_pretrained(qwen, cache_dir=tmp_path, storage=storage)
@@ -229,7 +229,7 @@ def test_an_explicit_flag_that_pathways_cannot_read_is_an_error(
         lazyload.convert(qwen, cache_dir=tmp_path / "cache", storage=lazyload.Storage(ocdbt=True))
     assert not (tmp_path / "cache").exists()
     converted = lazyload.convert(qwen, cache_dir=tmp_path / "cache")
-    assert (converted.path / "layers.0.mlp.gate.kernel" / ".zarray").exists()
+    assert (converted.path / "layers.0.mlp.gate_proj.kernel" / ".zarray").exists()
 
 
 def edited(folder: Path, **fields: object) -> None:

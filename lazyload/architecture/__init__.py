@@ -1,1 +1,29 @@
-"""The architecture of decoders: what one is, as frozen values that know neither JAX nor files."""
+"""What a decoder is, as frozen values without JAX.
+
+A layer has two blocks: a *mixer*, through which tokens see each other (`Attention`, `LatentAttention`, ...), and a
+*feed-forward* (`MLP`, `Experts`). A block is one value in one file: its sizes, the axes that they give, and the table
+of its parameters, from which follow the Flax module that has them, the layout `"nnx"` and the roles that every other
+format speaks of. A wrong value is refused where it is written, with a `ConfigError`.
+"""
+
+from lazyload.architecture.attention import Attention
+from lazyload.architecture.decoder import DecoderConfig, Layer
+from lazyload.architecture.experts import Experts
+from lazyload.architecture.gated_delta_net import GatedDeltaNet
+from lazyload.architecture.latent_attention import LatentAttention
+from lazyload.architecture.mlp import MLP, Activation
+from lazyload.architecture.norm import Norm
+from lazyload.architecture.rope import Rope
+
+__all__ = [
+    "MLP",
+    "Activation",
+    "Attention",
+    "DecoderConfig",
+    "Experts",
+    "GatedDeltaNet",
+    "LatentAttention",
+    "Layer",
+    "Norm",
+    "Rope",
+]

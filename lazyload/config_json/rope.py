@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from lazyload.architecture.decoder import Rope
+from lazyload.architecture import Rope
 from lazyload.config_json.fields import Fields, is_number
 from lazyload.errors import ConfigError
 

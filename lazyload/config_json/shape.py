@@ -1,13 +1,11 @@
-"""The fields that mean the same in every family's `config.json`."""
+"""The fields that mean the same in every family's `config.json`, as the blocks that they describe."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from lazyload.architecture.decoder import Layer, Rope
+from lazyload.architecture import MLP, Activation, Attention, DecoderConfig, Layer, Norm
 from lazyload.config_json.fields import Fields
 from lazyload.errors import ConfigError
-
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -20,11 +18,15 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def shape(fields: Fields) -> dict[str, Any]:
-    """The arguments of `DecoderConfig` that give the sizes of plain attention and of the MLP.
+def attention(fields: Fields, **options: Any) -> Attention:
+    """Plain attention, without a rotary embedding and a window.
 
     Without `num_key_value_heads` there are as many as query heads; without `head_dim`, a head's width is the model's
     by the number of heads.
+
+    Args:
+        fields: The model's `config.json`.
+        options: Further arguments of `Attention`.
 
     Raises:
         ConfigError: A field is missing, or the numbers do not fit each other.
@@ -41,16 +43,58 @@ def shape(fields: Fields) -> dict[str, Any]:
             f"num_attention_heads = {num_heads}"
         )
     head_dim = fields.size("head_dim", embed_dim // num_heads)
-    return {
-        "vocab_size": fields.size("vocab_size"),
-        "embed_dim": embed_dim,
-        "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads,
-        "head_dim": head_dim,
-        "mlp_dim": fields.size("intermediate_size"),
-        "norm_eps": fields.get("rms_norm_eps", 1e-6),
-        "query_scale": head_dim**-0.5,
-    }
+    return Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, **options)
+
+
+def mlp(fields: Fields, name: str = "hidden_act", default: str = "silu", *, bias: bool = False) -> MLP:
+    """The gated MLP.
+
+    Args:
+        fields: The model's `config.json`.
+        name: The field that names the activation.
+        default: The activation where the file does not say.
+        bias: Whether its projections have biases.
+
+    Raises:
+        ConfigError: A field is missing, or the activation is not implemented.
+    """
+    return MLP(mlp_dim=fields.size("intermediate_size"), activation=activation(fields, name, default), bias=bias)
+
+
+def norm(fields: Fields, *, offset: float = 0.0) -> Norm:
+    """The RMS norm that all layers share.
+
+    Raises:
+        ConfigError: `rms_norm_eps` is no number above zero.
+    """
+    eps = fields.get("rms_norm_eps", 1e-6)
+    if eps <= 0:
+        raise ConfigError(f"{fields.where}: rms_norm_eps = {eps!r} must be positive")
+    return Norm(eps=eps, offset=offset)
+
+
+def decoder(fields: Fields, layers: Sequence[Layer], *, tied: bool = False, **options: Any) -> DecoderConfig:
+    """The whole model, the last thing that is read: what nobody has asked for is refused.
+
+    Args:
+        fields: The model's `config.json`.
+        layers: One value a layer; their norm is the last one's, too.
+        tied: What `tie_word_embeddings` is where the file does not say.
+        options: Further arguments of `DecoderConfig`.
+
+    Raises:
+        ConfigError: A field is missing, or there are fields that are not known.
+    """
+    config = DecoderConfig(
+        vocab_size=fields.size("vocab_size"),
+        embed_dim=fields.size("hidden_size"),
+        layers=tuple(layers),
+        norm=layers[0].norm,
+        tied=fields.get("tie_word_embeddings", tied),
+        **options,
+    )
+    fields.finish()
+    return config
 
 
 def num_experts(fields: Fields, name: str, *aliases: str) -> int:
@@ -64,7 +108,7 @@ def num_experts(fields: Fields, name: str, *aliases: str) -> int:
 
 
 def activation(fields: Fields, name: str = "hidden_act", default: str = "silu") -> Activation:
-    """The activation of the MLP's gate.
+    """The activation of a gate.
 
     Raises:
         ConfigError: It is not implemented.
@@ -75,7 +119,30 @@ def activation(fields: Fields, name: str = "hidden_act", default: str = "silu") 
     return _ACTIVATIONS[value]
 
 
-def layer_types(fields: Fields, default: Sequence[bool]) -> list[bool]:
+def layer_types(fields: Fields, default: Sequence[str], *known: str) -> list[str]:
+    """The kind of each layer.
+
+    Args:
+        fields: The model's `config.json`.
+        default: The same where the file has no `layer_types`.
+        known: The kinds that the family has; none for `full_attention` and `sliding_attention`.
+
+    Raises:
+        ConfigError: `layer_types` has another length or holds another kind.
+    """
+    known = known or ("full_attention", "sliding_attention")
+    types = fields.optional("layer_types", list)
+    if types is None:
+        return list(default)
+    if len(types) != len(default):
+        raise ConfigError(f"{fields.where}: layer_types has {len(types)} values for {len(default)} layers")
+    unknown = sorted({str(kind) for kind in types if kind not in known})
+    if unknown:
+        raise ConfigError(f"{fields.where}: layer_types holds {', '.join(unknown)}, which is not implemented")
+    return [str(kind) for kind in types]
+
+
+def sliding(fields: Fields, default: Sequence[bool]) -> list[bool]:
     """For each layer, whether its attention is a sliding window.
 
     Args:
@@ -83,17 +150,10 @@ def layer_types(fields: Fields, default: Sequence[bool]) -> list[bool]:
         default: The same where the file has no `layer_types`.
 
     Raises:
-        ConfigError: `layer_types` has another length or holds another type.
+        ConfigError: `layer_types` has another length or holds another kind.
     """
-    types = fields.optional("layer_types", list)
-    if types is None:
-        return list(default)
-    if len(types) != len(default):
-        raise ConfigError(f"{fields.where}: layer_types has {len(types)} values for {len(default)} layers")
-    unknown = sorted({str(kind) for kind in types if kind not in ("full_attention", "sliding_attention")})
-    if unknown:
-        raise ConfigError(f"{fields.where}: layer_types holds {', '.join(unknown)}, which is not implemented")
-    return [kind == "sliding_attention" for kind in types]
+    kinds = ["sliding_attention" if slides else "full_attention" for slides in default]
+    return [kind == "sliding_attention" for kind in layer_types(fields, kinds)]
 
 
 def window(fields: Fields, *, default: int | None = None) -> int | None:
@@ -108,8 +168,8 @@ def window(fields: Fields, *, default: int | None = None) -> int | None:
     return value
 
 
-def windowed(fields: Fields, rope: Rope, count: int) -> tuple[Layer, ...]:
-    """The layers of a model that has a sliding window from some layer on (Qwen).
+def windows(fields: Fields) -> list[int | None]:
+    """For each layer of a model that has a sliding window from some layer on (Qwen), its width; None for none.
 
     Raises:
         ConfigError: The fields contradict each other.
@@ -118,5 +178,5 @@ def windowed(fields: Fields, rope: Rope, count: int) -> tuple[Layer, ...]:
     if not fields.get("use_sliding_window", False):
         width = None
     first = fields.get("max_window_layers", 28)
-    sliding = layer_types(fields, [width is not None and number >= first for number in range(count)])
-    return tuple(Layer(rope=rope, window=width if slides else None) for slides in sliding)
+    slides = sliding(fields, [width is not None and n >= first for n in range(fields.size("num_hidden_layers"))])
+    return [width if slid else None for slid in slides]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lazyload.errors import ConfigError, UnknownArchitectureError
-from lazyload.families import deepseek, gemma, gpt_oss, granite, llama, mixtral, olmo, phi, qwen, smollm
+from lazyload.families import deepseek, gemma, gpt_oss, granite, llama, mixtral, olmo, phi, qwen, qwen3_next, smollm
 from lazyload.families.family import Family
 
 __all__ = ["Family", "find", "known", "register"]
@@ -52,6 +52,7 @@ for _family in (
     qwen.QWEN2,
     qwen.QWEN3,
     qwen.QWEN3_MOE,
+    qwen3_next.QWEN3_NEXT,
     mixtral.MIXTRAL,
     gemma.GEMMA,
     gemma.GEMMA2,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lazyload.architecture.decoder import DecoderConfig
+from lazyload.architecture import DecoderConfig
 from lazyload.layouts.layout import Layout
 
 

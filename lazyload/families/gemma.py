@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture.decoder import DecoderConfig, Layer
+from lazyload.architecture import DecoderConfig, Layer, Norm
 from lazyload.config_json import rope
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import activation, layer_types, shape, window
+from lazyload.config_json.shape import attention, decoder, mlp, norm, sliding, window
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
+
+_LAYER = huggingface.ATTENTION | huggingface.MLP | huggingface.SANDWICH_NORMS
 
 _GEMMA3_DEFAULTS: dict[str, Any] = {
     "vocab_size": 262_208,
@@ -27,42 +30,42 @@ _GEMMA3_PART_DEFAULTS = {**_GEMMA3_DEFAULTS, "hidden_size": 2304, "intermediate_
 def gemma_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Gemma."""
     fields = Fields(values, num_key_value_heads=16, head_dim=256, max_position_embeddings=8192)
-    sizes = shape(fields)
+    mixer = attention(fields, **_biases(fields))
     # The first releases say "gelu" and mean its approximation; `hidden_activation` came later and counts for nothing.
-    act = activation(fields, default="gelu_pytorch_tanh")
+    feed_forward = mlp(fields, default="gelu_pytorch_tanh")
     fields.ignore("hidden_activation")
-    layer = Layer(rope=rope.read(fields, sizes["head_dim"]))
-    config = DecoderConfig(
-        **sizes,
-        **_common(fields, sizes["embed_dim"]),
-        layers=(layer,) * fields.size("num_hidden_layers"),
-        activation="gelu_tanh" if act == "gelu" else act,
-    )
-    fields.finish()
-    return config
+    if feed_forward.activation == "gelu":
+        feed_forward = replace(feed_forward, activation="gelu_tanh")
+    mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim))
+    layer = Layer(mixer=mixer, feed_forward=feed_forward, norm=_norm(fields))
+    return _decoder(fields, [layer] * fields.size("num_hidden_layers"))
 
 
 def gemma2_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Gemma 2."""
     fields = Fields(values, num_key_value_heads=4, head_dim=256, max_position_embeddings=8192)
-    sizes = shape(fields)
-    rotary = rope.read(fields, sizes["head_dim"])
+    mixer = attention(
+        fields,
+        **_biases(fields),
+        query_scale=fields.get("query_pre_attn_scalar", 256.0) ** -0.5,
+        softcap=fields.optional("attn_logit_softcapping", float, 50.0),
+    )
+    mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim))
     width = window(fields, default=4096)
-    count = fields.size("num_hidden_layers")
-    sliding = layer_types(fields, [number % 2 == 0 for number in range(count)])
+    slides = sliding(fields, [number % 2 == 0 for number in range(fields.size("num_hidden_layers"))])
     # Copies of other fields in the files of the first release.
     fields.ignore("hidden_act", "sliding_window_size")
-    config = DecoderConfig(
-        **sizes | {"query_scale": fields.get("query_pre_attn_scalar", 256.0) ** -0.5},
-        **_common(fields, sizes["embed_dim"]),
-        layers=tuple(Layer(rope=rotary, window=width if slides else None) for slides in sliding),
-        activation=activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
-        post_norms=True,
-        attn_softcap=fields.optional("attn_logit_softcapping", float, 50.0),
-        final_softcap=fields.optional("final_logit_softcapping", float, 30.0),
-    )
-    fields.finish()
-    return config
+    feed_forward = mlp(fields, "hidden_activation", "gelu_pytorch_tanh")
+    layers = [
+        Layer(
+            mixer=replace(mixer, window=width if slid else None),
+            feed_forward=feed_forward,
+            norm=_norm(fields),
+            post_norms=True,
+        )
+        for slid in slides
+    ]
+    return _decoder(fields, layers, final_softcap=fields.optional("final_logit_softcapping", float, 30.0))
 
 
 def gemma3_config(values: Mapping[str, Any]) -> DecoderConfig:
@@ -72,37 +75,41 @@ def gemma3_config(values: Mapping[str, Any]) -> DecoderConfig:
     # transformers has the fields, and makes no use of the first, nor of the second beside a vision tower.
     fields.ignore("attn_logit_softcapping")
     softcap = fields.optional("final_logit_softcapping", float)
-    sizes = shape(fields)
+    mixer = attention(
+        fields,
+        **_biases(fields),
+        query_scale=fields.get("query_pre_attn_scalar", 256.0) ** -0.5,
+        qk_norm="head",
+        norm=_norm(fields),
+    )
     ropes = rope.read_by_layer_type(
         fields,
-        sizes["head_dim"],
+        mixer.head_dim,
         theta=fields.get("rope_theta", 1e6),
         local_theta=fields.get("rope_local_base_freq", 1e4),
     )
-    width = window(fields, default=4096)
-    count = fields.size("num_hidden_layers")
+    local = replace(mixer, rope=ropes["sliding_attention"], window=window(fields, default=4096))
+    full = replace(mixer, rope=ropes["full_attention"])
     pattern = fields.size("sliding_window_pattern", fields.size("_sliding_window_pattern", 6))
-    sliding = layer_types(fields, [(number + 1) % pattern != 0 for number in range(count)])
-    config = DecoderConfig(
-        **sizes | {"query_scale": fields.get("query_pre_attn_scalar", 256.0) ** -0.5},
-        **_common(fields, sizes["embed_dim"]),
-        layers=tuple(
-            Layer(rope=ropes["sliding_attention"], window=width) if slides else Layer(rope=ropes["full_attention"])
-            for slides in sliding
-        ),
-        activation=activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
-        post_norms=True,
-        qk_norm="head",
-        final_softcap=None if multimodal else softcap,
-    )
-    fields.finish()
-    return config
+    slides = sliding(fields, [(n + 1) % pattern != 0 for n in range(fields.size("num_hidden_layers"))])
+    feed_forward = mlp(fields, "hidden_activation", "gelu_pytorch_tanh")
+    layers = [
+        Layer(mixer=local if slid else full, feed_forward=feed_forward, norm=_norm(fields), post_norms=True)
+        for slid in slides
+    ]
+    return _decoder(fields, layers, final_softcap=None if multimodal else softcap)
+
+
+def gemma2_huggingface(config: DecoderConfig) -> Layout:
+    """Llama's names, with norms before and after the blocks."""
+    return huggingface.decoder(config, _LAYER)
 
 
 def gemma3_huggingface(config: DecoderConfig) -> Layout:
     """The text model lies behind a prefix where there is a vision tower; which one depends on who saved it."""
     return huggingface.decoder(
         config,
+        _LAYER,
         skipped=["*vision_tower.*", "*multi_modal_projector.*"],
         aliases=[
             ("model.", "language_model.model."),
@@ -124,19 +131,23 @@ def _text_part(values: Mapping[str, Any]) -> Fields:
     return Fields({**text, **outer}, where="config.json: text_config", **_GEMMA3_PART_DEFAULTS)
 
 
-def _common(fields: Fields, embed_dim: int) -> dict[str, Any]:
+def _biases(fields: Fields) -> dict[str, bool]:
+    """The biases of attention, as arguments of `Attention`."""
+    bias = fields.get("attention_bias", False)
+    return {"qkv_bias": bias, "o_bias": bias}
+
+
+def _norm(fields: Fields) -> Norm:
+    return norm(fields, offset=1.0)
+
+
+def _decoder(fields: Fields, layers: list[Layer], *, final_softcap: float | None = None) -> DecoderConfig:
     """What all Gemmas share."""
     fields.refuse("use_bidirectional_attention")
-    bias = fields.get("attention_bias", False)
-    return {
-        "tied": fields.get("tie_word_embeddings", True),
-        "norm_offset": 1.0,
-        "embed_scale": math.sqrt(embed_dim),
-        "qkv_bias": bias,
-        "o_bias": bias,
-    }
+    embed_scale = math.sqrt(fields.size("hidden_size"))
+    return decoder(fields, layers, tied=True, embed_scale=embed_scale, final_softcap=final_softcap)
 
 
 GEMMA = Family("gemma", ("gemma",), gemma_config, huggingface.decoder)
-GEMMA2 = Family("gemma2", ("gemma2",), gemma2_config, huggingface.decoder)
+GEMMA2 = Family("gemma2", ("gemma2",), gemma2_config, gemma2_huggingface)
 GEMMA3 = Family("gemma3", ("gemma3", "gemma3_text"), gemma3_config, gemma3_huggingface)

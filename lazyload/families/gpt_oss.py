@@ -1,16 +1,18 @@
 """gpt-oss: sinks in the attention, and experts with biases and a clamped gate."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture.decoder import DecoderConfig, Experts, Layer
+from lazyload.architecture import DecoderConfig, Experts, Layer
 from lazyload.config_json import rope
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import layer_types, num_experts, shape, window
+from lazyload.config_json.shape import attention, decoder, norm, num_experts, sliding, window
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
 
+# Experts are stacked, inputs first; the columns of gate and up projection take turns.
 _EXPERTS = {
     "mlp.router.weight": "router : expert embed",
     "mlp.router.bias": "router.bias : expert",
@@ -35,45 +37,33 @@ def gpt_oss_config(values: Mapping[str, Any]) -> DecoderConfig:
     if not values.get("rope_scaling") and values.get("rope_parameters") is None:
         values = {**values, "rope_parameters": _ROPE}
     fields = Fields(values, num_key_value_heads=8, head_dim=64, max_position_embeddings=131_072, rms_norm_eps=1e-5)
-    sizes = shape(fields)
-    rotary = rope.read(fields, sizes["head_dim"], theta=150_000.0)
+    bias = fields.get("attention_bias", True)
+    mixer = attention(fields, qkv_bias=bias, o_bias=bias, sinks=True)
+    mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim, theta=150_000.0))
     width = window(fields, default=128)
-    count = fields.size("num_hidden_layers")
-    sliding = layer_types(fields, [number % 2 == 0 for number in range(count)])
+    slides = sliding(fields, [number % 2 == 0 for number in range(fields.size("num_hidden_layers"))])
     fields.refuse("hidden_act", "silu")
     # The same number by another name, in the files of the first release.
     fields.ignore("initial_context_length", "experts_per_token")
-    bias = fields.get("attention_bias", True)
-    config = DecoderConfig(
-        **sizes,
-        layers=tuple(Layer(rope=rotary, window=width if slides else None, sparse=True) for slides in sliding),
-        tied=fields.get("tie_word_embeddings", False),
-        qkv_bias=bias,
-        o_bias=bias,
-        sinks=True,
-        experts=Experts(
-            num_experts=num_experts(fields, "num_local_experts", "num_experts"),
-            num_selected=fields.size("num_experts_per_tok"),
-            mlp_dim=sizes["mlp_dim"],
-            scores="topk_softmax",
-            router_bias=True,
-            bias=True,
-            clamped_swiglu=(fields.get("swiglu_alpha", 1.702), fields.get("swiglu_limit", 7.0)),
-        ),
+    experts = Experts(
+        num_experts=num_experts(fields, "num_local_experts", "num_experts"),
+        num_selected=fields.size("num_experts_per_tok"),
+        mlp_dim=fields.size("intermediate_size"),
+        scores="topk_softmax",
+        router_bias=True,
+        bias=True,
+        clamped_swiglu=(fields.get("swiglu_alpha", 1.702), fields.get("swiglu_limit", 7.0)),
     )
-    fields.finish()
-    return config
+    layers = [
+        Layer(mixer=replace(mixer, window=width if slid else None), feed_forward=experts, norm=norm(fields))
+        for slid in slides
+    ]
+    return decoder(fields, layers)
 
 
 def gpt_oss_huggingface(config: DecoderConfig) -> Layout:
-    """Experts are stacked, inputs first; the columns of gate and up projection take turns."""
-    layer = {
-        **huggingface.attention(config),
-        "self_attn.sinks": "attn.sinks : head",
-        **huggingface.norms(config),
-        **_EXPERTS,
-    }
-    return huggingface.decoder(config, layer)
+    """Plain attention with sinks, and the experts under their own names."""
+    return huggingface.decoder(config, huggingface.ATTENTION | huggingface.NORMS | _EXPERTS)
 
 
 GPT_OSS = Family("gpt_oss", ("gpt_oss",), gpt_oss_config, gpt_oss_huggingface)

@@ -1,12 +1,13 @@
 """Granite: a Llama with multipliers on embeddings, attention, residual stream and logits."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture.decoder import DecoderConfig, Layer
+from lazyload.architecture import DecoderConfig, Layer
 from lazyload.config_json import rope
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import activation, shape
+from lazyload.config_json.shape import attention, decoder, mlp, norm
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
 
@@ -14,23 +15,20 @@ from lazyload.formats import huggingface
 def granite_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Granite; `attention_multiplier` is all that scales the attention logits."""
     fields = Fields(values, max_position_embeddings=2048)
-    sizes = shape(fields) | {"query_scale": fields.get("attention_multiplier", 1.0)}
-    layer = Layer(rope=rope.read(fields, sizes["head_dim"]))
     bias = fields.get("attention_bias", False)
-    config = DecoderConfig(
-        **sizes,
-        layers=(layer,) * fields.size("num_hidden_layers"),
-        activation=activation(fields),
-        tied=fields.get("tie_word_embeddings", False),
-        qkv_bias=bias,
-        o_bias=bias,
-        mlp_bias=fields.get("mlp_bias", False),
-        embed_scale=fields.get("embedding_multiplier", 1.0),
+    mixer = attention(fields, qkv_bias=bias, o_bias=bias, query_scale=fields.get("attention_multiplier", 1.0))
+    layer = Layer(
+        mixer=replace(mixer, rope=rope.read(fields, mixer.head_dim)),
+        feed_forward=mlp(fields, bias=fields.get("mlp_bias", False)),
+        norm=norm(fields),
         residual_scale=fields.get("residual_multiplier", 1.0),
+    )
+    return decoder(
+        fields,
+        (layer,) * fields.size("num_hidden_layers"),
+        embed_scale=fields.get("embedding_multiplier", 1.0),
         logits_scale=1 / fields.get("logits_scaling", 1.0),
     )
-    fields.finish()
-    return config
 
 
 GRANITE = Family("granite", ("granite",), granite_config, huggingface.decoder)

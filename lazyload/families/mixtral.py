@@ -1,16 +1,18 @@
 """Mixtral: a Mistral with experts in all layers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture.decoder import DecoderConfig, Experts, Layer
+from lazyload.architecture import DecoderConfig, Experts, Layer
 from lazyload.config_json import rope
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import activation, num_experts, shape, window
+from lazyload.config_json.shape import activation, attention, decoder, norm, num_experts, window
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
 
+# Experts are called by the numbers of their matrices, as in Mistral's own code.
 _EXPERTS = {
     "block_sparse_moe.gate.weight": "router : expert embed",
     "block_sparse_moe.experts.{expert}.{gate_up:w1,w3}.weight": "experts.in : expert_mlp embed",
@@ -21,26 +23,21 @@ _EXPERTS = {
 def mixtral_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Mixtral."""
     fields = Fields(values, num_key_value_heads=8, max_position_embeddings=131_072, rms_norm_eps=1e-5)
-    sizes = shape(fields)
-    layer = Layer(rope=rope.read(fields, sizes["head_dim"], theta=1e6), window=window(fields), sparse=True)
-    config = DecoderConfig(
-        **sizes,
-        layers=(layer,) * fields.size("num_hidden_layers"),
+    mixer = attention(fields, window=window(fields))
+    mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim, theta=1e6))
+    experts = Experts(
+        num_experts=num_experts(fields, "num_local_experts", "num_experts"),
+        num_selected=fields.size("num_experts_per_tok"),
+        mlp_dim=fields.size("intermediate_size"),
         activation=activation(fields),
-        tied=fields.get("tie_word_embeddings", False),
-        experts=Experts(
-            num_experts=num_experts(fields, "num_local_experts", "num_experts"),
-            num_selected=fields.size("num_experts_per_tok"),
-            mlp_dim=sizes["mlp_dim"],
-        ),
     )
-    fields.finish()
-    return config
+    layer = Layer(mixer=mixer, feed_forward=experts, norm=norm(fields))
+    return decoder(fields, (layer,) * fields.size("num_hidden_layers"))
 
 
 def mixtral_huggingface(config: DecoderConfig) -> Layout:
-    """Experts are called by the numbers of their matrices, as in Mistral's own code."""
-    return huggingface.decoder(config, {**huggingface.attention(config), **huggingface.norms(config), **_EXPERTS})
+    """Plain attention, and the experts under their own names."""
+    return huggingface.decoder(config, huggingface.ATTENTION | huggingface.NORMS | _EXPERTS)
 
 
 MIXTRAL = Family("mixtral", ("mixtral",), mixtral_config, mixtral_huggingface)

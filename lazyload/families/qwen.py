@@ -1,12 +1,13 @@
 """Qwen 2 and 2.5, Qwen 3, and Qwen 3 with experts."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture.decoder import DecoderConfig, Experts, Layer
+from lazyload.architecture import DecoderConfig, Experts, Layer
 from lazyload.config_json import rope
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import activation, num_experts, shape, window, windowed
+from lazyload.config_json.shape import activation, attention, decoder, mlp, norm, num_experts, window, windows
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
@@ -15,83 +16,73 @@ from lazyload.layouts.layout import Layout
 def qwen2_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Qwen 2 or 2.5."""
     fields = Fields(values, num_key_value_heads=32, max_position_embeddings=32_768)
-    sizes = shape(fields)
     fields.refuse("use_mrope")
     # Their own engine cuts sequences beyond the original length into chunks; transformers does not.
     fields.ignore("dual_chunk_attention_config")
-    config = DecoderConfig(
-        **sizes,
-        layers=windowed(fields, rope.read(fields, sizes["head_dim"]), fields.size("num_hidden_layers")),
-        activation=activation(fields),
-        tied=fields.get("tie_word_embeddings", False),
-        qkv_bias=True,
-    )
-    fields.finish()
-    return config
+    return _dense(fields, qkv_bias=True)
 
 
 def qwen3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Qwen 3."""
     fields = Fields(values, num_key_value_heads=32, head_dim=128, max_position_embeddings=32_768)
-    sizes = shape(fields)
     bias = fields.get("attention_bias", False)
-    config = DecoderConfig(
-        **sizes,
-        layers=windowed(fields, rope.read(fields, sizes["head_dim"]), fields.size("num_hidden_layers")),
-        activation=activation(fields),
-        tied=fields.get("tie_word_embeddings", False),
-        qkv_bias=bias,
-        o_bias=bias,
-        qk_norm="head",
-    )
-    fields.finish()
-    return config
+    return _dense(fields, qkv_bias=bias, o_bias=bias, qk_norm="head", norm=norm(fields))
+
+
+def _dense(fields: Fields, **options: Any) -> DecoderConfig:
+    """What Qwen 2 and 3 share; `options` are arguments of `Attention`."""
+    mixer = attention(fields, **options)
+    mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim))
+    layers = [
+        Layer(mixer=replace(mixer, window=width), feed_forward=mlp(fields), norm=norm(fields))
+        for width in windows(fields)
+    ]
+    return decoder(fields, layers)
 
 
 def qwen3_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Qwen 3 with experts."""
     fields = Fields(values, num_key_value_heads=4, max_position_embeddings=32_768)
-    sizes = shape(fields)
     # The norms of queries and keys cannot be switched off.
     fields.refuse("use_qk_norm", True)
     fields.ignore("dual_chunk_attention_config")
     bias = fields.get("attention_bias", False)
-    rotary = rope.read(fields, sizes["head_dim"])
+    mixer = attention(fields, qkv_bias=bias, o_bias=bias, qk_norm="head", norm=norm(fields))
     width = window(fields, default=4096)
     if not fields.get("use_sliding_window", False):
         width = None
+    mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim), window=width)
     # Unlike in Qwen 3, the window is the same in all layers.
     fields.ignore("max_window_layers", "layer_types")
+    dense = mlp(fields)
+    experts = Experts(
+        num_experts=num_experts(fields, "num_experts", "num_local_experts"),
+        num_selected=fields.size("num_experts_per_tok"),
+        mlp_dim=fields.size("moe_intermediate_size"),
+        activation=activation(fields),
+        normalize=fields.get("norm_topk_prob", False),
+    )
+    layers = [
+        Layer(mixer=mixer, feed_forward=experts if sparse else dense, norm=norm(fields))
+        for sparse in sparse_layers(fields)
+    ]
+    return decoder(fields, layers)
+
+
+def sparse_layers(fields: Fields) -> list[bool]:
+    """For each layer, whether it has experts: every `decoder_sparse_step`-th that `mlp_only_layers` does not name.
+
+    Raises:
+        ConfigError: A field is malformed.
+    """
     dense, step = fields.optional("mlp_only_layers", list) or [], fields.size("decoder_sparse_step", 1)
     count = fields.size("num_hidden_layers")
-    sparse = [number not in dense and (number + 1) % step == 0 for number in range(count)]
-    config = DecoderConfig(
-        **sizes,
-        layers=tuple(Layer(rope=rotary, window=width, sparse=has_experts) for has_experts in sparse),
-        activation=activation(fields),
-        tied=fields.get("tie_word_embeddings", False),
-        qkv_bias=bias,
-        o_bias=bias,
-        qk_norm="head",
-        experts=Experts(
-            num_experts=num_experts(fields, "num_experts", "num_local_experts"),
-            num_selected=fields.size("num_experts_per_tok"),
-            mlp_dim=fields.size("moe_intermediate_size"),
-            normalize=fields.get("norm_topk_prob", False),
-        ),
-    )
-    fields.finish()
-    return config
+    return [number not in dense and (number + 1) % step == 0 for number in range(count)]
 
 
 def qwen3_moe_huggingface(config: DecoderConfig) -> Layout:
     """Some layers may have a plain MLP."""
-    layer = {**huggingface.attention(config), **huggingface.norms(config)}
-    if config.dense_layers:
-        layer |= huggingface.MLP
-    if config.sparse_layers:
-        layer |= huggingface.EXPERTS
-    return huggingface.decoder(config, layer)
+    return huggingface.decoder(config, huggingface.LAYER | huggingface.EXPERTS)
 
 
 QWEN2 = Family("qwen2", ("qwen2",), qwen2_config, huggingface.decoder)

@@ -1,37 +1,31 @@
 """SmolLM 3: a Llama in which every fourth layer has no rotary embedding."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture.decoder import DecoderConfig, Layer
+from lazyload.architecture import Attention, DecoderConfig, Layer
 from lazyload.config_json import rope
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import activation, layer_types, shape, window
+from lazyload.config_json.shape import attention, decoder, mlp, norm, sliding, window
 from lazyload.errors import ConfigError
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
 
 
 def smollm3_config(values: Mapping[str, Any]) -> DecoderConfig:
-    """Reads the `config.json` of a SmolLM 3; in `no_rope_layers`, a 1 stands for a layer *with* the embedding."""
+    """Reads the `config.json` of a SmolLM 3."""
     fields = Fields(values, num_key_value_heads=4, max_position_embeddings=32_768)
-    sizes = shape(fields)
     bias = fields.get("attention_bias", False)
-    config = DecoderConfig(
-        **sizes,
-        layers=_layers(fields, sizes["head_dim"]),
-        activation=activation(fields),
-        tied=fields.get("tie_word_embeddings", True),
-        qkv_bias=bias,
-        o_bias=bias,
-        mlp_bias=fields.get("mlp_bias", False),
-    )
-    fields.finish()
-    return config
+    feed_forward = mlp(fields, bias=fields.get("mlp_bias", False))
+    mixers = _mixers(fields, attention(fields, qkv_bias=bias, o_bias=bias))
+    layers = [Layer(mixer=mixer, feed_forward=feed_forward, norm=norm(fields)) for mixer in mixers]
+    return decoder(fields, layers, tied=True)
 
 
-def _layers(fields: Fields, head_dim: int) -> tuple[Layer, ...]:
-    rotary = rope.read(fields, head_dim, theta=2e6)
+def _mixers(fields: Fields, plain: Attention) -> list[Attention]:
+    """The attention of each layer; in `no_rope_layers`, a 1 stands for a layer *with* the embedding."""
+    rotary = rope.read(fields, plain.head_dim, theta=2e6)
     count = fields.size("num_hidden_layers")
     interval = fields.size("no_rope_layer_interval", 4)
     rotated = fields.optional("no_rope_layers", list)
@@ -42,11 +36,11 @@ def _layers(fields: Fields, head_dim: int) -> tuple[Layer, ...]:
     width = window(fields)
     switched_on = fields.get("use_sliding_window", False) and width is not None
     fields.ignore("max_window_layers")
-    sliding = layer_types(fields, [switched_on and not rotated[number] for number in range(count)])
-    return tuple(
-        Layer(rope=rotary if has_rope else None, window=width if slides else None)
-        for has_rope, slides in zip(rotated, sliding, strict=False)
-    )
+    slides = sliding(fields, [switched_on and not rotated[number] for number in range(count)])
+    return [
+        replace(plain, rope=rotary if has_rope else None, window=width if slid else None)
+        for has_rope, slid in zip(rotated, slides, strict=False)
+    ]
 
 
 SMOLLM3 = Family("smollm3", ("smollm3",), smollm3_config, huggingface.decoder)

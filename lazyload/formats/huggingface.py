@@ -1,30 +1,87 @@
-"""The names that almost all decoders on the hub share, as tables: `model.layers.0.self_attn.q_proj.weight` and so on.
+"""The names that almost all decoders on the hub share: `model.layers.0.self_attn.q_proj.weight` and so on.
 
-Linear maps are stored outputs first, with their heads merged.
+Linear maps are stored outputs first, with their heads merged. A table says how a role lies *if* a model has it: rows of
+roles that a model does not have (biases, norms, a tied output projection) hold for nothing, so that one table serves
+all models of a form.
 """
 
 from collections.abc import Mapping, Sequence
 
-from lazyload.architecture.decoder import DecoderConfig
+from lazyload.architecture import DecoderConfig
 from lazyload.layouts.layout import Layout
 
-Entries = Mapping[str, str]
+Rows = Mapping[str, str]
+"""Paths below `model.layers.N.`, or of a whole checkpoint, with their roles and axes."""
+
+ATTENTION = {
+    "self_attn.q_proj.weight": "attn.q : (head head_dim) embed",
+    "self_attn.k_proj.weight": "attn.k : (kv_head head_dim) embed",
+    "self_attn.v_proj.weight": "attn.v : (kv_head head_dim) embed",
+    "self_attn.o_proj.weight": "attn.o : embed (head head_dim)",
+    "self_attn.q_proj.bias": "attn.q.bias : (head head_dim)",
+    "self_attn.k_proj.bias": "attn.k.bias : (kv_head head_dim)",
+    "self_attn.v_proj.bias": "attn.v.bias : (kv_head head_dim)",
+    "self_attn.o_proj.bias": "attn.o.bias : embed",
+    "self_attn.q_norm.weight": "attn.q_norm : head_dim",
+    "self_attn.k_norm.weight": "attn.k_norm : head_dim",
+    "self_attn.sinks": "attn.sinks : head",
+}
+
+LATENT_ATTENTION = {
+    "self_attn.q_proj.weight": "attn.q : (head qk_dim) embed",
+    "self_attn.q_a_proj.weight": "attn.q_a : q_rank embed",
+    "self_attn.q_a_proj.bias": "attn.q_a.bias : q_rank",
+    "self_attn.q_a_layernorm.weight": "attn.q_a_norm : q_rank",
+    "self_attn.q_b_proj.weight": "attn.q_b : (head qk_dim) q_rank",
+    "self_attn.kv_a_proj_with_mqa.weight": "attn.kv_a : kv_rank_rope embed",
+    "self_attn.kv_a_proj_with_mqa.bias": "attn.kv_a.bias : kv_rank_rope",
+    "self_attn.kv_a_layernorm.weight": "attn.kv_a_norm : kv_rank",
+    "self_attn.kv_b_proj.weight": "attn.kv_b : (head nope_v_dim) kv_rank",
+    "self_attn.o_proj.weight": "attn.o : embed (head v_dim)",
+    "self_attn.o_proj.bias": "attn.o.bias : embed",
+}
 
 MLP = {
     "mlp.{gate_up:gate,up}_proj.weight": "mlp.in : mlp embed",
+    "mlp.{gate_up:gate,up}_proj.bias": "mlp.in.bias : mlp",
     "mlp.down_proj.weight": "mlp.out : embed mlp",
+    "mlp.down_proj.bias": "mlp.out.bias : embed",
 }
 
 EXPERTS = {
     "mlp.gate.weight": "router : expert embed",
+    "mlp.gate.e_score_correction_bias": "router.selection_bias : expert",
     "mlp.experts.{expert}.{gate_up:gate,up}_proj.weight": "experts.in : expert_mlp embed",
     "mlp.experts.{expert}.down_proj.weight": "experts.out : embed expert_mlp",
 }
 
+SHARED_EXPERTS = {
+    "mlp.shared_experts.{gate_up:gate,up}_proj.weight": "shared.in : shared_mlp embed",
+    "mlp.shared_experts.{gate_up:gate,up}_proj.bias": "shared.in.bias : shared_mlp",
+    "mlp.shared_experts.down_proj.weight": "shared.out : embed shared_mlp",
+    "mlp.shared_experts.down_proj.bias": "shared.out.bias : embed",
+}
+
+NORMS = {
+    "input_layernorm.weight": "attn_norm : embed",
+    "post_attention_layernorm.weight": "mlp_norm : embed",
+}
+
+SANDWICH_NORMS = {
+    "input_layernorm.weight": "attn_norm : embed",
+    "post_attention_layernorm.weight": "post_attn_norm : embed",
+    "pre_feedforward_layernorm.weight": "mlp_norm : embed",
+    "post_feedforward_layernorm.weight": "post_mlp_norm : embed",
+}
+"""With norms after the blocks, the name of the one before the MLP changes its meaning."""
+
+LAYER = ATTENTION | MLP | NORMS
+"""A layer of a Llama, and of most others."""
+
 
 def decoder(
     config: DecoderConfig,
-    layer: Entries | None = None,
+    layer: Rows = LAYER,
     *,
     skipped: Sequence[str] = (),
     aliases: Sequence[tuple[str, str]] = (),
@@ -33,62 +90,23 @@ def decoder(
 
     Args:
         config: The model.
-        layer: The tensors of one layer, below `model.layers.N.`; None for plain attention, MLP and norms.
+        layer: The tensors of one layer, below `model.layers.N.`.
         skipped: Patterns of further tensors that are knowingly not used.
         aliases: Other prefixes, see `Layout`.
     """
-    layer = {**attention(config), **mlp(config), **norms(config)} if layer is None else layer
-    entries = {
+    rows = {
         "model.embed_tokens.weight": "embed : vocab embed",
         "model.norm.weight": "final_norm : embed",
         **{f"model.layers.{{layer}}.{name}": entry for name, entry in layer.items()},
+        "lm_head.weight": "lm_head : vocab embed",
     }
     # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice.
-    skipped = ["*rotary_emb.inv_freq", *skipped]
-    if config.tied:
-        skipped += ["lm_head.weight", "*.lm_head.weight"]
-    else:
-        entries["lm_head.weight"] = "lm_head : vocab embed"
+    twice = ["lm_head.weight", "*.lm_head.weight"] if config.tied else []
     # Models that make embeddings of texts are stored without what would predict a token, and without the prefix.
-    return Layout(entries, name="huggingface", skipped=skipped, aliases=[*aliases, ("model.", "")])
-
-
-def attention(config: DecoderConfig) -> dict[str, str]:
-    """Plain attention: its projections, their biases, the norms of queries and keys."""
-    heads = {"q": "head", "k": "kv_head", "v": "kv_head"}
-    entries = {
-        f"self_attn.{name}_proj.weight": f"attn.{name} : ({head} head_dim) embed" for name, head in heads.items()
-    }
-    entries["self_attn.o_proj.weight"] = "attn.o : embed (head head_dim)"
-    if config.qkv_bias:
-        entries |= {
-            f"self_attn.{name}_proj.bias": f"attn.{name}.bias : ({head} head_dim)" for name, head in heads.items()
-        }
-    if config.o_bias:
-        entries["self_attn.o_proj.bias"] = "attn.o.bias : embed"
-    if config.qk_norm:
-        for name in ("q", "k"):
-            axes = f"({heads[name]} head_dim)" if config.qk_norm == "full" else "head_dim"
-            entries[f"self_attn.{name}_norm.weight"] = f"attn.{name}_norm : {axes}"
-    return entries
-
-
-def mlp(config: DecoderConfig) -> dict[str, str]:
-    """The gated MLP."""
-    if not config.mlp_bias:
-        return dict(MLP)
-    return MLP | {
-        "mlp.{gate_up:gate,up}_proj.bias": "mlp.in.bias : mlp",
-        "mlp.down_proj.bias": "mlp.out.bias : embed",
-    }
-
-
-def norms(config: DecoderConfig) -> dict[str, str]:
-    """The norms of a layer; with norms after the blocks, the name of the one before the MLP changes its meaning."""
-    names = {}
-    if config.pre_norms:
-        names["input_layernorm"] = "attn_norm"
-        names["pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"] = "mlp_norm"
-    if config.post_norms:
-        names |= {"post_attention_layernorm": "post_attn_norm", "post_feedforward_layernorm": "post_mlp_norm"}
-    return {f"{name}.weight": f"{role} : embed" for name, role in names.items()}
+    return Layout(
+        rows,
+        name="huggingface",
+        skipped=["*rotary_emb.inv_freq", *skipped, *twice],
+        aliases=[*aliases, ("model.", "")],
+        general=True,
+    )

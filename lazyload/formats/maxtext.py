@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_dtypes
 
-from lazyload.architecture.decoder import DecoderConfig
+from lazyload.architecture import MLP, DecoderConfig, Experts
 from lazyload.errors import LayoutError
 from lazyload.formats.target import Target, nested
 from lazyload.layouts.layout import Layout, Table
@@ -26,12 +26,23 @@ _MLP = {
 }
 _EXPERTS = {
     "gate.kernel": "router : embed expert",
+    "gate.bias": "router.selection_bias : expert",
     "wi_{gate_up:0,1}": "experts.in : expert embed expert_mlp",
     "wo": "experts.out : expert expert_mlp embed",
 }
 _SHARED_EXPERTS = {
     "wi_{gate_up:0,1}.kernel": "shared.in : embed shared_mlp",
     "wo.kernel": "shared.out : shared_mlp embed",
+}
+_LATENT_ATTENTION = {
+    "query.kernel": "attn.q : embed head qk_dim",
+    "wq_a.kernel": "attn.q_a : embed q_rank",
+    "q_norm.scale": "attn.q_a_norm : q_rank",
+    "wq_b.kernel": "attn.q_b : q_rank head qk_dim",
+    "wkv_a.kernel": "attn.kv_a : embed kv_rank_rope",
+    "kv_norm.scale": "attn.kv_a_norm : kv_rank",
+    "wkv_b.kernel": "attn.kv_b : kv_rank head nope_v_dim",
+    "out.kernel": "attn.o : head v_dim embed",
 }
 _NORMS = {
     "pre_self_attention_layer_norm.scale": "attn_norm : embed",
@@ -105,28 +116,28 @@ def layers_in_one(family: str) -> int:
 
 def llama(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
     """Llama 3: rotated pairs are neighbours, and the scale of the attention logits is in the query kernel."""
-    _refuse("Llama has no biases", config.qkv_bias or config.o_bias or config.mlp_bias)
+    _refuse("Llama has no biases", config, "attn.q.bias", "attn.o.bias", "mlp.in.bias")
     rotated = {
         "query.kernel": f"attn.q : embed head (pair half) ; scale {_query_scale(config)}",
         "key.kernel": "attn.k : embed kv_head (pair half)",
     }
-    layer = _NORMS | _under("self_attention", _attention(config) | rotated) | _under("mlp", _MLP)
+    layer = _NORMS | _under("self_attention", _attention() | rotated) | _under("mlp", _MLP)
     return _layout(config, _stack(config, scan_layers, layer), scan_layers, vocab_size)
 
 
 def qwen(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
     """Qwen 2, 2.5 and 3, dense or with experts in every layer."""
-    _refuse("Qwen has no bias on what attention puts out", config.o_bias)
-    _refuse("Qwen has an MLP or experts in all layers alike", bool(config.dense_layers and config.sparse_layers))
-    mlp = _under("moe_block", _EXPERTS) if config.sparse_layers else _under("mlp", _MLP)
-    layer = _NORMS | _under("self_attention", _attention(config)) | mlp
+    _refuse("Qwen has no bias on what attention puts out", config, "attn.o.bias")
+    if config.layers_with(MLP) and config.layers_with(Experts):
+        raise LayoutError("MaxText's Qwen has an MLP or experts in all layers alike; this model has both")
+    layer = _NORMS | _under("self_attention", _attention()) | _under("mlp", _MLP) | _under("moe_block", _EXPERTS)
     return _layout(config, _stack(config, scan_layers, layer), scan_layers, vocab_size)
 
 
 def mixtral(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
     """Mixtral: the scale of the attention logits is in the query kernel."""
     query = {"query.kernel": f"attn.q : embed head head_dim ; scale {_query_scale(config)}"}
-    layer = _NORMS | _under("self_attention", _attention(config) | query) | _under("MoeBlock_0", _EXPERTS)
+    layer = _NORMS | _under("self_attention", _attention() | query) | _under("MoeBlock_0", _EXPERTS)
     return _layout(config, _stack(config, scan_layers, layer), scan_layers, vocab_size)
 
 
@@ -136,7 +147,7 @@ def gemma2(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> 
     kind = "_{kind:local,global}"
     layer = {
         **_gemma_norms(kind),
-        **_under(f"self_attention{kind}", _attention(config) | query),
+        **_under(f"self_attention{kind}", _attention() | query),
         **_under(f"mlp{kind}", _MLP),
     }
     _require_cycles(config, 2, "a MaxText layer is a pair of layers")
@@ -149,7 +160,7 @@ def gemma3(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> 
     """Gemma 3: scanned in cycles of six layers; the layers that are left over stay apart."""
     layer = {
         **_gemma_norms(),
-        **_under("self_attention", _attention(config, norm=_GEMMA_NORM)),
+        **_under("self_attention", _attention(norm=_GEMMA_NORM)),
         **_under("mlp", _MLP),
     }
     rest = config.num_layers % 6
@@ -173,7 +184,7 @@ def gpt_oss(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) ->
         "wi_{gate_up:0,1}_bias": "experts.in.bias : expert expert_mlp",
         "wo_bias": "experts.out.bias : expert embed",
     }
-    attention = {**_attention(config), "out.bias": "attn.o.bias : embed", "sinks": "attn.sinks : head"}
+    attention = {**_attention(), "out.bias": "attn.o.bias : embed", "sinks": "attn.sinks : head"}
     layer = _NORMS | _under("GptOssAttention", attention) | _under("GptOssMlp", _EXPERTS | biases)
     return _layout(config, _stack(config, scan_layers, layer, cycle=2), scan_layers, vocab_size)
 
@@ -184,26 +195,26 @@ def olmo3(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> L
         "post_self_attention_layer_norm.scale": "post_attn_norm : embed",
         "post_mlp_layer_norm.scale": "post_mlp_norm : embed",
     }
-    layer = norms | _under("attention", _attention(config)) | _under("mlp", _MLP)
+    attention = _attention() | {
+        "query_norm.scale": "attn.q_norm : (head head_dim)",
+        "key_norm.scale": "attn.k_norm : (kv_head head_dim)",
+    }
+    layer = norms | _under("attention", attention) | _under("mlp", _MLP)
     return _layout(config, _stack(config, scan_layers, layer, cycle=4), scan_layers, vocab_size)
 
 
 def deepseek(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
     """DeepSeek V2 and V3: the dense layers before, the ones with experts after them, each stacked on their own."""
-    first = tuple(range(len(config.dense_layers)))
-    _refuse("DeepSeek has its dense layers before those with experts", config.dense_layers != first)
-    _refuse("DeepSeek has no biases", config.qkv_bias or config.o_bias or config.mlp_bias)
-    common = _NORMS | _under("self_attention", _latent_attention(config))
-    experts = dict(_EXPERTS)
-    if config.experts and config.experts.selection_bias:
-        experts["gate.bias"] = "router.selection_bias : expert"
-    moe = _under("MoeBlock_0", experts)
-    if config.experts and config.experts.shared_mlp_dim:
-        moe |= _under("shared_experts", _SHARED_EXPERTS)
+    dense_layers, sparse_layers = config.layers_with(MLP), config.layers_with(Experts)
+    if dense_layers != tuple(range(len(dense_layers))):
+        raise LayoutError("MaxText's DeepSeek has its dense layers before those with experts; this model has not")
+    _refuse("DeepSeek has no biases", config, "attn.kv_a.bias", "attn.o.bias", "mlp.in.bias", "shared.in.bias")
+    common = _NORMS | _under("self_attention", _LATENT_ATTENTION)
+    moe = _under("MoeBlock_0", _EXPERTS) | _under("shared_experts", _SHARED_EXPERTS)
     dense, sparse = common | _under("mlp", _MLP), common | _under("DeepSeekMoeBlock_0", moe)
     tables = [
-        *_stack(config, scan_layers, dense, "dense_layers", layers=config.dense_layers),
-        *_stack(config, scan_layers, sparse, "moe_layers", layers=config.sparse_layers),
+        *_stack(config, scan_layers, dense, "dense_layers", layers=dense_layers),
+        *_stack(config, scan_layers, sparse, "moe_layers", layers=sparse_layers),
     ]
     return _layout(config, tables, scan_layers, vocab_size)
 
@@ -223,14 +234,13 @@ def _layout(
     entries = {
         "token_embedder.embedding": f"embed : vocab embed{scale}{pad}",
         "decoder.decoder_norm.scale": f"final_norm : embed{norm}",
+        "decoder.logits_dense.kernel": f"lm_head : embed vocab{pad}",
     }
-    if not config.tied:
-        entries["decoder.logits_dense.kernel"] = f"lm_head : embed vocab{pad}"
     placed = [
         Table(_under("params.params", table.entries), table.only, table.split, table.sizes)
         for table in (Table(entries), *tables)
     ]
-    return Layout(placed, name=MaxText(scan_layers).name)
+    return Layout(placed, name=MaxText(scan_layers).name, general=True)
 
 
 def _stack(
@@ -266,8 +276,9 @@ def _stack(
     return [Table(entries, only, split={"layer": ("cycle", "place")}, sizes={"place": cycle})]
 
 
-def _refuse(rule: str, broken: bool) -> None:
-    if broken:
+def _refuse(rule: str, config: DecoderConfig, *roles: str) -> None:
+    """Refuses a model that has one of the roles."""
+    if any(config.groups(role) for role in roles):
         raise LayoutError(f"MaxText's {rule}; this model's config.json says otherwise")
 
 
@@ -285,36 +296,18 @@ def _scanned(entries: Entries, axis: str) -> dict[str, str]:
     return {path: re.sub(r" : (\([^)]*\)|\w+)", rf"\g<0> {axis}", entry) for path, entry in entries.items()}
 
 
-def _attention(config: DecoderConfig, norm: str = "") -> dict[str, str]:
+def _attention(norm: str = "") -> dict[str, str]:
     """Attention; `norm` is how the norms of queries and keys are stored."""
-    heads = {"query": ("attn.q", "head"), "key": ("attn.k", "kv_head"), "value": ("attn.v", "kv_head")}
-    entries = {f"{name}.kernel": f"{role} : embed {head} head_dim" for name, (role, head) in heads.items()}
-    entries["out.kernel"] = "attn.o : head head_dim embed"
-    if config.qkv_bias:
-        entries |= {f"{name}.bias": f"{role}.bias : {head} head_dim" for name, (role, head) in heads.items()}
-    if config.qk_norm:
-        q_axes, k_axes = ("(head head_dim)", "(kv_head head_dim)") if config.qk_norm == "full" else ("head_dim",) * 2
-        entries |= {
-            "query_norm.scale": f"attn.q_norm : {q_axes}{norm}",
-            "key_norm.scale": f"attn.k_norm : {k_axes}{norm}",
-        }
-    return entries
-
-
-def _latent_attention(config: DecoderConfig) -> dict[str, str]:
-    entries = {
-        "wkv_a.kernel": "attn.kv_a : embed kv_rank_rope",
-        "kv_norm.scale": "attn.kv_a_norm : kv_rank",
-        "wkv_b.kernel": "attn.kv_b : kv_rank head nope_v_dim",
-        "out.kernel": "attn.o : head v_dim embed",
-    }
-    if config.latent and config.latent.q_rank is None:
-        return {**entries, "query.kernel": "attn.q : embed head qk_dim"}
     return {
-        **entries,
-        "wq_a.kernel": "attn.q_a : embed q_rank",
-        "q_norm.scale": "attn.q_a_norm : q_rank",
-        "wq_b.kernel": "attn.q_b : q_rank head qk_dim",
+        "query.kernel": "attn.q : embed head head_dim",
+        "key.kernel": "attn.k : embed kv_head head_dim",
+        "value.kernel": "attn.v : embed kv_head head_dim",
+        "out.kernel": "attn.o : head head_dim embed",
+        "query.bias": "attn.q.bias : head head_dim",
+        "key.bias": "attn.k.bias : kv_head head_dim",
+        "value.bias": "attn.v.bias : kv_head head_dim",
+        "query_norm.scale": f"attn.q_norm : head_dim{norm}",
+        "key_norm.scale": f"attn.k_norm : head_dim{norm}",
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lazyload.architecture import MLP, Attention, Experts, LatentAttention
 from lazyload.cache.entry import read_entry
 from lazyload.cache.manifest import Manifest, UnreadableManifestError
 from lazyload.errors import ConfigError
@@ -248,29 +249,30 @@ def _expected(request: Request) -> dict[tuple[str, ...], Any]:
     """By the names that MaxText has for a field, the first that a config has counting, what `config.json` says."""
     model = request.architecture
     layers = model.num_layers // tables.layers_in_one(request.family.name)
-    experts = model.experts if model.sparse_layers else None
+    attention, latent = model.first(Attention), model.first(LatentAttention)
+    dense, experts = model.first(MLP), model.first(Experts)
     expected: dict[tuple[str, ...], Any] = {
         ("emb_dim", "base_emb_dim"): model.embed_dim,
         ("num_query_heads", "base_num_query_heads"): model.num_heads,
         ("num_decoder_layers", "base_num_decoder_layers"): layers,
         ("num_experts",): experts.num_experts if experts else 1,
         ("logits_via_embedding",): model.tied,
-        ("attention_bias",): model.qkv_bias,
+        ("attention_bias",): bool(model.groups("attn.q.bias") or model.groups("attn.kv_a.bias")),
     }
-    if model.dense_layers:
-        expected["mlp_dim", "base_mlp_dim"] = model.mlp_dim
+    if dense:
+        expected["mlp_dim", "base_mlp_dim"] = dense.mlp_dim
     if experts:
         expected["num_experts_per_tok",] = experts.num_selected
         expected["moe_mlp_dim", "base_moe_mlp_dim"] = experts.mlp_dim
-        expected["first_num_dense_layers",] = len(model.dense_layers)
+        expected["first_num_dense_layers",] = len(model.layers_with(MLP))
         expected["shared_experts",] = experts.shared_mlp_dim // experts.mlp_dim
-    if model.latent:
-        expected["q_lora_rank",] = model.latent.q_rank or 0
-        expected["kv_lora_rank",] = model.latent.kv_rank
-        expected["qk_nope_head_dim",] = model.latent.nope_dim
-        expected["qk_rope_head_dim",] = model.latent.rope_dim
-        expected["v_head_dim",] = model.latent.v_dim
-    else:
-        expected["num_kv_heads", "base_num_kv_heads"] = model.num_kv_heads
-        expected["head_dim",] = model.head_dim
+    if latent:
+        expected["q_lora_rank",] = latent.q_rank or 0
+        expected["kv_lora_rank",] = latent.kv_rank
+        expected["qk_nope_head_dim",] = latent.nope_dim
+        expected["qk_rope_head_dim",] = latent.rope_dim
+        expected["v_head_dim",] = latent.v_dim
+    if attention:
+        expected["num_kv_heads", "base_num_kv_heads"] = attention.num_kv_heads
+        expected["head_dim",] = attention.head_dim
     return expected

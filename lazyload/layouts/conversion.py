@@ -84,7 +84,7 @@ def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: 
         for placement in placements:
             by_role.setdefault((placement.role, placement.group), []).append(placement)
     holders = {role: _Holders(placements) for role, placements in by_role.items()}
-    _require_roles(source_layout, target)
+    _require_roles(source_layout, target, model)
     wanted = unroll(target, model)
     parts = {
         path: [_part(p, holders.get((p.role, p.group)), names) for p in placements]
@@ -113,16 +113,18 @@ def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: 
     return Conversion(tensors, axes, skipped)
 
 
-def _require_roles(source: Layout, target: Layout) -> None:
-    """Makes sure that every role of the target is one that the source speaks of."""
+def _require_roles(source: Layout, target: Layout, model: Axes) -> None:
+    """Makes sure that the source has every role that the target wants of this model."""
     declared, wanted = (
         {role for table in layout.tables for _, entry in table.parsed() for role in entry.roles}
         for layout in (source, target)
     )
-    if wanted - declared:
+    there = {role for role in declared if model.groups(role)}
+    missing = {role for role in wanted - there if model.groups(role) or not target.general}
+    if missing:
         raise LayoutError(
-            f"layout {target.name!r} wants {', '.join(sorted(wanted - declared))}, which layout {source.name!r} does "
-            f"not have; it has {', '.join(sorted(declared))}"
+            f"layout {target.name!r} wants {', '.join(sorted(missing))}, which layout {source.name!r} does "
+            f"not have for this model; it has {', '.join(sorted(there))}"
         )
 
 

@@ -55,6 +55,8 @@ class Layout:
         name: What messages and keys call it.
         skipped: Patterns, in the manner of `fnmatch`, of source tensors that are knowingly not used; one such as
             `"layers.9.* if layers.9.mark"` counts only where the checkpoint has the tensor `layers.9.mark`.
+        general: Whether it describes many models: rows of roles that a model does not have then hold for nothing.
+            Otherwise they are errors.
         aliases: `(prefix, other)`: a path that starts with the prefix may start with the other one in files.
     """
 
@@ -62,6 +64,7 @@ class Layout:
     name: str
     skipped: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...]
+    general: bool
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Layout:
         name: str = "custom",
         skipped: Sequence[str] = (),
         aliases: Sequence[tuple[str, str]] = (),
+        general: bool = False,
     ):
         if isinstance(tables, Mapping):
             tables = Table(tables)
@@ -78,6 +82,7 @@ class Layout:
             "name": name,
             "skipped": tuple(skipped),
             "aliases": tuple(aliases),
+            "general": general,
         }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)

@@ -1,5 +1,6 @@
-"""The decoder: a stack of attention and MLP blocks between an embedding and an output projection."""
+"""The decoder: a stack of layers between an embedding and an output projection."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,51 +9,57 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from lazyload.architecture.decoder import DecoderConfig, Layer
-from lazyload.models import kv_cache
-from lazyload.models.attention import Attention, visible
+from lazyload import architecture
+from lazyload.architecture import DecoderConfig, Layer
+from lazyload.models import attention, gated_delta_net, kv_cache, latent_attention, moe
+from lazyload.models.context import Context, checked_mask
 from lazyload.models.kv_cache import Cache, LayerCache
-from lazyload.models.latent_attention import MultiHeadLatentAttention
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
-from lazyload.models.moe import MixtureOfExperts
 from lazyload.models.norm import RMSNorm
+from lazyload.models.parameters import Parameters
 from lazyload.models.projection import Embedding, Projection
-from lazyload.models.rope import Rotation, rotation
+
+BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
+    architecture.Attention: attention.Attention,
+    architecture.LatentAttention: latent_attention.LatentAttention,
+    architecture.GatedDeltaNet: gated_delta_net.GatedDeltaNet,
+    architecture.MLP: MLP,
+    architecture.Experts: moe.MixtureOfExperts,
+}
+"""The module of every block; it is made from the block and its `Parameters`."""
 
 
-class Block(nnx.Module):
-    """Attention, then a dense MLP (`mlp`) or a mixture of experts (`moe`), each added to the residual stream."""
+class DecoderLayer(nnx.Module):
+    """A mixer, then a feed-forward, each added to the residual stream.
 
-    def __init__(self, config: DecoderConfig, layer: Layer, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
-        self.config = config
-        self.layer = layer
-        sizes = config.axes
-        names = ("attn_norm", "mlp_norm") * config.pre_norms + ("post_attn_norm", "post_mlp_norm") * config.post_norms
-        for name in names:
-            norm = RMSNorm(("embed",), sizes, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype, rngs=rngs)
-            setattr(self, name, norm)
-        if config.latent:
-            self.attn = MultiHeadLatentAttention(config, config.latent, dtype=dtype, rngs=rngs)
-        else:
-            self.attn = Attention(config, dtype=dtype, rngs=rngs)
-        if not layer.sparse:
-            self.mlp = MLP("mlp", sizes, activation=config.activation, bias=config.mlp_bias, dtype=dtype, rngs=rngs)
-        elif config.experts:
-            self.moe = MixtureOfExperts(config.experts, sizes, activation=config.activation, dtype=dtype, rngs=rngs)
-        else:
-            raise ValueError("a layer is sparse, but the configuration has no experts")
+    They are attributes by the names that their blocks have: `attn` and `mlp`, or `moe`.
+    """
 
-    def __call__(
-        self, x: jax.Array, rotation: Rotation | None, seen: jax.Array, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
-        """The residual stream after the block; arguments are those of `Attention`."""
-        pre, post, scale = self.config.pre_norms, self.config.post_norms, self.config.residual_scale
-        branch, cache = self.attn(self.attn_norm(x) if pre else x, rotation, seen, cache)
-        x = x + (self.post_attn_norm(branch) if post else branch) * scale
-        feed_forward = self.moe if self.layer.sparse else self.mlp
-        branch = feed_forward(self.mlp_norm(x) if pre else x)
-        return x + (self.post_mlp_norm(branch) if post else branch) * scale, cache
+    def __init__(self, layer: Layer, parameters: Parameters):
+        self.mixer, self.feed_forward = layer.mixer.name, layer.feed_forward.name
+        self.residual_scale = layer.residual_scale
+
+        def norm(name: str) -> RMSNorm | None:
+            return RMSNorm(parameters[name], layer.norm) if name in parameters else None
+
+        self.attn_norm, self.post_attn_norm = norm("attn_norm"), norm("post_attn_norm")
+        self.mlp_norm, self.post_mlp_norm = norm("mlp_norm"), norm("post_mlp_norm")
+        for block in layer.blocks:
+            setattr(self, block.name, BLOCKS[type(block)](block, parameters[block.name]))
+
+    def __call__(self, x: jax.Array, context: Context, cache: LayerCache | None) -> tuple[jax.Array, LayerCache | None]:
+        """The residual stream after the layer, and the layer's cache with these tokens.
+
+        Args:
+            x: `[batch, length, embed]`.
+            context: What the mixers of the call share.
+            cache: The layer's cache, or None.
+        """
+        branch, cache = getattr(self, self.mixer)(_normed(self.attn_norm, x), context, cache)
+        x = x + _normed(self.post_attn_norm, branch) * self.residual_scale
+        branch = getattr(self, self.feed_forward)(_normed(self.mlp_norm, x))
+        return x + _normed(self.post_mlp_norm, branch) * self.residual_scale, cache
 
 
 class Decoder(nnx.Module):
@@ -65,21 +72,23 @@ class Decoder(nnx.Module):
     Attributes:
         config: What it is.
         embed: The embedding.
-        layers: The blocks.
+        layers: The layers.
         final_norm: The norm before the output projection.
         lm_head: The output projection; absent where the embedding is used for it, too.
     """
 
     def __init__(self, config: DecoderConfig, *, dtype: DTypeLike = jnp.bfloat16, rngs: nnx.Rngs | None):
         self.config = config
-        sizes = config.axes
-        self.embed = Embedding(sizes, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List([Block(config, layer, dtype=dtype, rngs=rngs) for layer in config.layers])
-        self.final_norm = RMSNorm(
-            ("embed",), sizes, eps=config.norm_eps, offset=config.norm_offset, dtype=dtype, rngs=rngs
-        )
+
+        def declared(part: DecoderConfig | Layer) -> Parameters:
+            return Parameters(part.parameters, {**config.axes, **part.axes}, dtype=dtype, rngs=rngs)
+
+        parameters = declared(config)
+        self.embed = Embedding(parameters["embed"])
+        self.layers = nnx.List([DecoderLayer(layer, declared(layer)) for layer in config.layers])
+        self.final_norm = RMSNorm(parameters["final_norm"], config.norm)
         if not config.tied:
-            self.lm_head = Projection(("embed",), ("vocab",), sizes, dtype=dtype, rngs=rngs)
+            self.lm_head = Projection(parameters["lm_head"])
 
     @property
     def num_embed(self) -> int:
@@ -108,18 +117,28 @@ class Decoder(nnx.Module):
             tokens: int32 `[batch, length]`.
             positions: int32 `[batch, length]`, for the rotary embedding; None counts up from the cache's end.
             cache: What earlier calls left, or `init_cache(...)`; None for a whole sequence at once.
-            attention_mask: bool `[batch, length, keys]`, True where a token may attend, keys being the cache's slots
-                or, without a cache, the tokens. None is causal, over the slots filled so far. Sliding windows narrow
-                either, counted in slots.
+            attention_mask: bool, True where a key may be attended to, keys being the cache's slots or, without a
+                cache, the tokens. `[batch, keys]`, as tokenizers make it, says which keys are no padding; `[batch,
+                length, keys]` or `[batch, 1, length, keys]` says it for each token. None is causal. Sliding windows
+                narrow either, counted in slots.
 
         Returns:
             Logits, float32 `[batch, length, vocab]` (the projection itself is computed in the activations' dtype),
-            and the cache with these tokens, None where none was given.
+            and the cache with these tokens, None where none was given. Inside `jax.jit`, where it cannot be known
+            beforehand that tokens do not fit into the cache, they are no numbers then (NaN).
+
+        Raises:
+            InputError: The tokens do not fit into the cache, or the mask has another shape.
         """
+        batch, length = tokens.shape
+        size = length if cache is None else kv_cache.slots(self.config, cache)
+        if cache is not None and size is not None:
+            kv_cache.require_room(cache, size, length)
+        attention_mask = checked_mask(attention_mask, batch, length, length if size is None else size)
         with mesh_of(self.embed.embedding[...]):
             if not has_explicit_axes():
                 return self._forward(tokens, positions, cache, attention_mask)
-            return run_with_automatic_axes(
+            result: tuple[jax.Array, Cache | None] = run_with_automatic_axes(
                 Decoder._forward,
                 self,
                 tokens,
@@ -128,30 +147,30 @@ class Decoder(nnx.Module):
                 attention_mask,
                 out_specs=(self._logits_spec(tokens), jax.tree.map(explicit_spec, cache)),
             )
+            return result
 
     def _forward(
         self, tokens: jax.Array, positions: jax.Array | None, cache: Cache | None, attention_mask: jax.Array | None
     ) -> tuple[jax.Array, Cache | None]:
-        length = tokens.shape[1]
         start: jax.Array | int = 0 if cache is None else cache["layer_0"]["end_index"][0]
-        keys = length if cache is None else cache["layer_0"]["k"].shape[1]
         if positions is None:
-            positions = jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), tokens.shape)
-        rotations = {layer.rope: rotation(layer.rope, positions) for layer in self.config.layers if layer.rope}
-        seen = {
-            window: visible(start, length, keys, window, attention_mask)
-            for window in {layer.window for layer in self.config.layers}
-        }
+            positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        context = Context(positions, start, attention_mask)
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         filled: Cache = {}
-        for number, (layer, block) in enumerate(zip(self.config.layers, self.layers, strict=True)):
+        for number, layer in enumerate(self.layers):
             name = f"layer_{number}"
-            rotated = rotations[layer.rope] if layer.rope else None
-            x, layer_cache = block(x, rotated, seen[layer.window], cache[name] if cache is not None else None)
+            x, layer_cache = layer(x, context, None if cache is None else cache[name])
             if layer_cache is not None:
                 filled[name] = layer_cache
-        return self._logits(self.final_norm(x)), None if cache is None else filled
+        logits = self._logits(self.final_norm(x))
+        if cache is None:
+            return logits, None
+        size = kv_cache.slots(self.config, cache)
+        if size is not None:
+            logits = jnp.where(start + tokens.shape[1] > size, jnp.nan, logits)
+        return logits, filled
 
     def _logits(self, x: jax.Array) -> jax.Array:
         logits = self.embed.attend(x) if self.config.tied else self.lm_head(x)
@@ -170,3 +189,7 @@ class Decoder(nnx.Module):
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """The mesh axes of one entry of a `PartitionSpec`."""
     return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)

@@ -1,10 +1,11 @@
 """Any Flax NNX module around arrays that are already on their devices."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lazyload.errors import TensorMismatchError
 
@@ -12,7 +13,10 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
-    """Puts arrays in the place of a module's parameters; for the `build` of a `lazyload.Layout`.
+    """Puts arrays in the place of a module's parameters; for the `build` of a `lazyload.Target`.
+
+    Each parameter's partitioning metadata become its array's `PartitionSpec`, so that `nnx.get_partition_spec` tells
+    how the module really lies.
 
     Args:
         model: The module; with abstract parameters, such as `nnx.eval_shape` makes, nothing is allocated in vain.
@@ -30,24 +34,25 @@ def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
         >>> fill(module, {"kernel": jnp.ones((2, 3))})(jnp.ones(2)).tolist()
         [2.0, 2.0, 2.0]
     """
-    check_fit(parameter_shapes(model), arrays)
-    parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    filled = [(path, parameter.replace(arrays[".".join(map(str, path))])) for path, parameter in parameters]
-    nnx.update(model, nnx.from_flat_state(filled))
+    parameters = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
+    _check_fit({path: parameter.shape for path, parameter in parameters.items()}, arrays)
+    for path, parameter in parameters.items():
+        _place(parameter, arrays[path])
     return model
 
 
-def parameter_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, by dotted path; the model may be abstract."""
-    return {".".join(map(str, path)): param.shape for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+def _place(parameter: nnx.Param[jax.Array], array: jax.Array) -> None:
+    """Gives a parameter its array, and the array's `PartitionSpec` beside the metadata that it has."""
+    spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
+    annotated: Callable[[], Any] = nnx.with_partitioning(lambda: array, tuple(spec))
+    placed = nnx.Param(annotated(), eager_sharding=False)
+    metadata = {**parameter.get_metadata(), **placed.get_metadata()}
+    parameter.update_from_state(placed)
+    parameter.set_metadata(metadata)
 
 
-def check_fit(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, jax.Array]) -> None:
-    """Compares arrays with the parameters that they are for.
-
-    Raises:
-        TensorMismatchError: Arrays are missing, surplus or of the wrong shape; all of them are listed.
-    """
+def _check_fit(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, jax.Array]) -> None:
+    """Compares arrays with the parameters that they are for."""
     problems = [f"{path} is missing, shape {shapes[path]}" for path in shapes if path not in arrays]
     problems += [f"{path} is no parameter of the model" for path in arrays if path not in shapes]
     problems += [

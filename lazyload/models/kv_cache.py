@@ -1,36 +1,56 @@
-"""The keys and values of the tokens seen so far.
+"""The key-value cache: what the mixers keep of the tokens seen so far.
 
-A cache is a plain pytree, `{"layer_0": {"k", "v", "end_index"}, ...}`, the structure that Tunix's sampler carries.
-`k` and `v` are `[batch, cache_size, kv_head, dim]`; `end_index`, int32 `[batch]`, counts the slots filled. All rows of
-a batch are filled alike: shorter prompts are padded, and the attention mask hides the padding.
-
-Latent attention keeps its compressed form, `k` the latents `[batch, cache_size, 1, kv_rank]` and `v` the shared
-rotated keys `[batch, cache_size, 1, rope_dim]`: DeepSeek V3 needs 576 numbers a token instead of 40,960.
+A cache is a plain pytree, `{"layer_0": {"k", "v", "end_index"}, ...}`, the structure that Tunix's sampler carries. A
+layer has the arrays that its mixer says it keeps, `[batch, ...]`, and `end_index`, int32 `[batch]`, the number of
+tokens seen. All rows of a batch are filled alike: shorter prompts are padded, and the attention mask hides the padding.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from lazyload.architecture.decoder import DecoderConfig
+from lazyload.architecture import DecoderConfig
+from lazyload.errors import InputError
 
 LayerCache = dict[str, jax.Array]
 Cache = dict[str, LayerCache]
 
 
 def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: DTypeLike) -> Cache:
-    """An empty cache for sequences of up to `cache_size` tokens; more must not be written to it."""
-    heads, key_dim, value_dim = config.num_kv_heads, config.head_dim, config.head_dim
-    if config.latent:
-        heads, key_dim, value_dim = 1, config.latent.kv_rank, config.latent.rope_dim
-    return {
-        f"layer_{number}": {
-            "k": jnp.zeros((batch_size, cache_size, heads, key_dim), dtype),
-            "v": jnp.zeros((batch_size, cache_size, heads, value_dim), dtype),
-            "end_index": jnp.zeros((batch_size,), jnp.int32),
+    """An empty cache for sequences of up to `cache_size` tokens."""
+    cache = {}
+    for number, layer in enumerate(config.layers):
+        sizes = {**layer.axes, "slot": cache_size}
+        arrays = {
+            name: jnp.zeros((batch_size, *(sizes[axis] for axis in array.axes)), array.dtype or dtype)
+            for name, array in layer.mixer.cache.items()
         }
-        for number in range(config.num_layers)
-    }
+        cache[f"layer_{number}"] = {**arrays, "end_index": jnp.zeros((batch_size,), jnp.int32)}
+    return cache
+
+
+def slots(config: DecoderConfig, cache: Cache) -> int | None:
+    """How many tokens a cache can hold; None where no mixer keeps anything for each of them."""
+    for number, layer in enumerate(config.layers):
+        for name, array in layer.mixer.cache.items():
+            if array.axes[0] == "slot":
+                return cache[f"layer_{number}"][name].shape[1]
+    return None
+
+
+def require_room(cache: Cache, size: int, length: int) -> None:
+    """Makes sure that further tokens fit, as far as that is known: inside `jax.jit` the tokens that are there are not.
+
+    Raises:
+        InputError: They do not fit.
+    """
+    end = cache["layer_0"]["end_index"]
+    there = 0 if isinstance(end, jax.core.Tracer) else int(end[0])
+    if there + length > size:
+        raise InputError(
+            f"the key-value cache has {size} slots and holds {there} tokens: {length} more do not fit; make a larger "
+            "one, init_cache(batch_size, cache_size, dtype)"
+        )
 
 
 def append(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCache:

@@ -3,77 +3,76 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
-from lazyload.architecture.decoder import DecoderConfig, LatentAttention
+from lazyload import architecture
 from lazyload.models.attention import attend
+from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache, append
 from lazyload.models.norm import RMSNorm
+from lazyload.models.parameters import Parameters
 from lazyload.models.projection import Projection
-from lazyload.models.rope import Rotation, rotate
+from lazyload.models.rope import rotate
 
 # DeepSeek's models fix the epsilon of the two inner norms, whatever `rms_norm_eps` is.
-_INNER_EPS = 1e-6
+_INNER_NORM = architecture.Norm(eps=1e-6)
 
 
-class MultiHeadLatentAttention(nnx.Module):
+class LatentAttention(nnx.Module):
     """Keys and values of all heads come from one latent vector a token, and from one rotated key shared by all heads.
 
     Without a cache the latents are expanded to keys and values. With one, the latents themselves are what is kept and
-    attended to: the key part of `kv_b` is applied to the queries instead, the value part to what was attended.
+    attended to: the key part of `kv_b_proj` is applied to the queries instead, the value part to what was attended.
     """
 
-    def __init__(self, config: DecoderConfig, latent: LatentAttention, *, dtype: DTypeLike, rngs: nnx.Rngs | None):
-        self.config = config
-        self.latent = latent
-        sizes = config.axes
-
-        def project(inputs: tuple[str, ...], outputs: tuple[str, ...], *, bias: bool = False) -> Projection:
-            return Projection(inputs, outputs, sizes, bias=bias, dtype=dtype, rngs=rngs)
-
-        if latent.q_rank is None:
-            self.q = project(("embed",), ("head", "qk_dim"))
+    def __init__(self, block: architecture.LatentAttention, parameters: Parameters):
+        self.block = block
+        if block.q_rank is None:
+            self.q_proj = Projection(parameters["q_proj"])
         else:
-            self.q_a = project(("embed",), ("q_rank",), bias=config.qkv_bias)
-            self.q_a_norm = RMSNorm(("q_rank",), sizes, eps=_INNER_EPS, dtype=dtype, rngs=rngs)
-            self.q_b = project(("q_rank",), ("head", "qk_dim"))
-        self.kv_a = project(("embed",), ("kv_rank_rope",), bias=config.qkv_bias)
-        self.kv_a_norm = RMSNorm(("kv_rank",), sizes, eps=_INNER_EPS, dtype=dtype, rngs=rngs)
-        self.kv_b = project(("kv_rank",), ("head", "nope_v_dim"))
-        self.o = project(("head", "v_dim"), ("embed",), bias=config.o_bias)
+            self.q_a_proj = Projection(parameters["q_a_proj"])
+            self.q_a_layernorm = RMSNorm(parameters["q_a_layernorm"], _INNER_NORM)
+            self.q_b_proj = Projection(parameters["q_b_proj"])
+        self.kv_a_proj_with_mqa = Projection(parameters["kv_a_proj_with_mqa"])
+        self.kv_a_layernorm = RMSNorm(parameters["kv_a_layernorm"], _INNER_NORM)
+        self.kv_b_proj = Projection(parameters["kv_b_proj"])
+        self.o_proj = Projection(parameters["o_proj"], inputs=2)
 
-    def __call__(
-        self, x: jax.Array, rotation: Rotation | None, seen: jax.Array, cache: LayerCache | None
-    ) -> tuple[jax.Array, LayerCache | None]:
+    def __call__(self, x: jax.Array, context: Context, cache: LayerCache | None) -> tuple[jax.Array, LayerCache | None]:
         """Attends from `x`, `[batch, length, embed]`; arguments and results are those of `Attention`."""
-        latent = self.latent
-        query = self.q(x) if latent.q_rank is None else self.q_b(self.q_a_norm(self.q_a(x)))
-        q_nope, q_rope = jnp.split(query, [latent.nope_dim], axis=-1)
-        compressed, k_rope = jnp.split(self.kv_a(x), [latent.kv_rank], axis=-1)
-        compressed, k_rope = self.kv_a_norm(compressed)[:, :, None], k_rope[:, :, None]
+        q_nope, q_rope = jnp.split(self._query(x), [self.block.nope_dim], axis=-1)
+        compressed, k_rope = jnp.split(self.kv_a_proj_with_mqa(x), [self.block.kv_rank], axis=-1)
+        compressed, k_rope = self.kv_a_layernorm(compressed)[:, :, None], k_rope[:, :, None]
+        rotation = context.rotation(self.block.rope)
         if rotation is not None:
             q_rope, k_rope = rotate(q_rope, rotation), rotate(k_rope, rotation)
         if cache is None:
-            mixed = self._attend_expanded(q_nope, q_rope, compressed, k_rope, seen)
+            mask = context.mask(x.shape[1], None)
+            mixed = self._attend_expanded(q_nope, q_rope, compressed, k_rope, mask)
         else:
             cache = append(cache, compressed, k_rope)
             compressed, k_rope = cache["k"].astype(x.dtype), cache["v"].astype(x.dtype)
-            mixed = self._attend_compressed(q_nope, q_rope, compressed, k_rope, seen)
-        return self.o(mixed), cache
+            mask = context.mask(k_rope.shape[1], None)
+            mixed = self._attend_compressed(q_nope, q_rope, compressed, k_rope, mask)
+        return self.o_proj(mixed), cache
+
+    def _query(self, x: jax.Array) -> jax.Array:
+        if self.block.q_rank is None:
+            return self.q_proj(x)
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
 
     def _attend_expanded(
-        self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, seen: jax.Array
+        self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, mask: jax.Array
     ) -> jax.Array:
-        k_nope, value = jnp.split(self.kv_b(compressed[:, :, 0]), [self.latent.nope_dim], axis=-1)
-        shared = jnp.broadcast_to(k_rope, (*k_nope.shape[:-1], self.latent.rope_dim))
+        k_nope, value = jnp.split(self.kv_b_proj(compressed[:, :, 0]), [self.block.nope_dim], axis=-1)
+        shared = jnp.broadcast_to(k_rope, (*k_nope.shape[:-1], self.block.rope_dim))
         query, key = jnp.concatenate([q_nope, q_rope], axis=-1), jnp.concatenate([k_nope, shared], axis=-1)
-        return attend(query, key, value, seen, scale=self.config.query_scale, softcap=self.config.attn_softcap)
+        return attend(query, key, value, mask, scale=self.block.scale)
 
     def _attend_compressed(
-        self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, seen: jax.Array
+        self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, mask: jax.Array
     ) -> jax.Array:
-        to_key, to_value = jnp.split(self.kv_b.kernel[...], [self.latent.nope_dim], axis=-1)
+        to_key, to_value = jnp.split(self.kv_b_proj.kernel[...], [self.block.nope_dim], axis=-1)
         query = jnp.concatenate([jnp.einsum("btnh,rnh->btnr", q_nope, to_key), q_rope], axis=-1)
         key = jnp.concatenate([compressed, k_rope], axis=-1)
-        mixed = attend(query, key, compressed, seen, scale=self.config.query_scale, softcap=self.config.attn_softcap)
+        mixed = attend(query, key, compressed, mask, scale=self.block.scale)
         return jnp.einsum("btnr,rnv->btnv", mixed, to_value)

@@ -26,7 +26,8 @@ def has_explicit_axes() -> bool:
 
 def explicit_spec(array: jax.Array) -> PartitionSpec:
     """How the array is sharded over the mesh's explicit axes."""
-    return jax.typeof(array).sharding.spec
+    spec: PartitionSpec = jax.typeof(array).sharding.spec
+    return spec
 
 
 def run_with_automatic_axes(function: Callable[..., Any], module: nnx.Module, *args: Any, out_specs: Any) -> Any:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 
 import jax
 from flax import nnx
-from jax.typing import DTypeLike
 
+from lazyload import architecture
+from lazyload.architecture import Activation
+from lazyload.models.parameters import Parameters
 from lazyload.models.projection import Projection
 
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -17,23 +19,14 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class MLP(nnx.Module):
-    """`down(activation(gate(x)) * up(x))`; `width` names the axis between."""
+    """`down(activation(gate(x)) * up(x))`."""
 
-    def __init__(
-        self,
-        width: str,
-        sizes: Mapping[str, int],
-        *,
-        activation: str,
-        bias: bool = False,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs | None,
-    ):
-        self.activation = activation
-        self.gate = Projection(("embed",), (width,), sizes, bias=bias, dtype=dtype, rngs=rngs)
-        self.up = Projection(("embed",), (width,), sizes, bias=bias, dtype=dtype, rngs=rngs)
-        self.down = Projection((width,), ("embed",), sizes, bias=bias, dtype=dtype, rngs=rngs)
+    def __init__(self, block: architecture.MLP, parameters: Parameters):
+        self.activation = block.activation
+        self.gate_proj = Projection(parameters["gate_proj"])
+        self.up_proj = Projection(parameters["up_proj"])
+        self.down_proj = Projection(parameters["down_proj"])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, length, embed]` to the same."""
-        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))

@@ -6,18 +6,16 @@ the axes that shard experts or their width the tokens are replicated, along all 
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
-from jax.typing import DTypeLike
 
-from lazyload.architecture.decoder import Experts
+from lazyload.architecture import Experts
 from lazyload.models.mlp import ACTIVATIONS, MLP
-from lazyload.models.parameters import parameter, partition
+from lazyload.models.parameters import Parameters, partition
 from lazyload.models.projection import Projection
 from lazyload.models.routing import route
 
@@ -25,13 +23,10 @@ from lazyload.models.routing import route
 class ExpertProjection(nnx.Module):
     """One linear map an expert: `kernel` is `[expert, input, output]`, `bias` `[expert, output]` or None."""
 
-    def __init__(
-        self, source: str, target: str, sizes: Mapping[str, int], *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs | None
-    ):
-        initializer = nnx.initializers.lecun_normal(batch_axis=0)
-        self.kernel = parameter(initializer, ("expert", source, target), sizes, dtype=dtype, rngs=rngs)
+    def __init__(self, parameters: Parameters):
         zeros = nnx.initializers.zeros_init()
-        self.bias = parameter(zeros, ("expert", target), sizes, dtype=dtype, rngs=rngs) if bias else None
+        self.kernel = parameters.declare("kernel", nnx.initializers.lecun_normal(batch_axis=0))
+        self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
 
 
 class _Weights(NamedTuple):
@@ -48,28 +43,29 @@ class _Weights(NamedTuple):
 class MixtureOfExperts(nnx.Module):
     """Routed experts, and optionally a shared one that sees every token."""
 
-    def __init__(
-        self, experts: Experts, sizes: Mapping[str, int], *, activation: str, dtype: DTypeLike, rngs: nnx.Rngs | None
-    ):
-        self.experts = experts
-        self.activation = activation
-        self.router = Projection(("embed",), ("expert",), sizes, bias=experts.router_bias, dtype=dtype, rngs=rngs)
-        if experts.selection_bias:
-            zeros = nnx.initializers.zeros_init()
-            self.selection_bias = parameter(zeros, ("expert",), sizes, dtype=jnp.float32, rngs=rngs)
-        self.gate = ExpertProjection("embed", "expert_mlp", sizes, bias=experts.bias, dtype=dtype, rngs=rngs)
-        self.up = ExpertProjection("embed", "expert_mlp", sizes, bias=experts.bias, dtype=dtype, rngs=rngs)
-        self.down = ExpertProjection("expert_mlp", "embed", sizes, bias=experts.bias, dtype=dtype, rngs=rngs)
-        if experts.shared_mlp_dim:
-            self.shared = MLP(
-                "shared_mlp", sizes, activation=activation, bias=experts.shared_bias, dtype=dtype, rngs=rngs
-            )
+    def __init__(self, block: Experts, parameters: Parameters):
+        self.block = block
+        self.router = Projection(parameters["router"])
+        if block.selection_bias:
+            self.selection_bias = parameters.declare("selection_bias", nnx.initializers.zeros_init())
+        self.gate_proj = ExpertProjection(parameters["gate_proj"])
+        self.up_proj = ExpertProjection(parameters["up_proj"])
+        self.down_proj = ExpertProjection(parameters["down_proj"])
+        if block.shared is not None:
+            self.shared_experts = MLP(block.shared, parameters["shared_experts"])
+        if block.shared_gate:
+            self.shared_gate = Projection(parameters["shared_gate"])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, length, embed]` to the same. Routing, and the sum over a token's experts, are in float32."""
         weights, chosen = self._route(x)
         y = self._run_experts(x, weights, chosen).astype(x.dtype)
-        return y + self.shared(x) if self.experts.shared_mlp_dim else y
+        if self.block.shared is None:
+            return y
+        shared = self.shared_experts(x)
+        if self.block.shared_gate:
+            shared = shared * jax.nn.sigmoid(self.shared_gate(x))
+        return y + shared
 
     def _route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         batch, length, embed = x.shape
@@ -77,19 +73,23 @@ class MixtureOfExperts(nnx.Module):
         logits = flat @ self.router.kernel[...].astype(jnp.float32)
         if self.router.bias is not None:
             logits = logits + self.router.bias[...].astype(jnp.float32)
-        selection_bias = self.selection_bias[...].astype(jnp.float32) if self.experts.selection_bias else None
-        weights, chosen = route(logits, self.experts, selection_bias)
+        selection_bias = self.selection_bias[...].astype(jnp.float32) if self.block.selection_bias else None
+        weights, chosen = route(logits, self.block, selection_bias)
         return weights.reshape(batch, length, -1), chosen.reshape(batch, length, -1)
 
     def _run_experts(self, x: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
         parts = _Weights(
-            *(projection.kernel[...] for projection in (self.gate, self.up, self.down)),
-            *(projection.bias[...] for projection in (self.gate, self.up, self.down) if projection.bias is not None),
+            *(projection.kernel[...] for projection in (self.gate_proj, self.up_proj, self.down_proj)),
+            *(
+                projection.bias[...]
+                for projection in (self.gate_proj, self.up_proj, self.down_proj)
+                if projection.bias is not None
+            ),
         )
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or AxisType.Manual in mesh.axis_types:
             return self._run_local(x, weights, chosen, parts, (), ())
-        expert_axis, _, width_axis = partition(self.gate.kernel)
+        expert_axis, _, width_axis = partition(self.gate_proj.kernel)
         expert = _usable(mesh, expert_axis, parts.gate.shape[0])
         width = tuple(axis for axis in _usable(mesh, width_axis, parts.gate.shape[2]) if axis not in expert)
         rest = tuple(axis for axis in mesh.axis_names if axis not in expert + width)
@@ -101,7 +101,8 @@ class MixtureOfExperts(nnx.Module):
             specs = _Weights(inner, inner, outer, outer, outer, PartitionSpec(e))
 
         def on_device(x: jax.Array, weights: jax.Array, chosen: jax.Array, parts: _Weights) -> jax.Array:
-            return jax.lax.psum(self._run_local(x, weights, chosen, parts, expert, width), expert + width)
+            part = self._run_local(x, weights, chosen, parts, expert, width)
+            return jnp.asarray(jax.lax.psum(part, expert + width))
 
         # With varying axes checked, JAX 0.8 to 0.12 lose part of the tokens' gradient through `ragged_dot`.
         mapped = jax.shard_map(on_device, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False)
@@ -147,9 +148,9 @@ class MixtureOfExperts(nnx.Module):
         return jnp.einsum("btkd,btk->btd", y.astype(jnp.float32), weights)
 
     def _gated(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        if self.experts.clamped_swiglu is None:
-            return ACTIVATIONS[self.activation](gate) * up
-        alpha, limit = self.experts.clamped_swiglu
+        if self.block.clamped_swiglu is None:
+            return ACTIVATIONS[self.block.activation](gate) * up
+        alpha, limit = self.block.clamped_swiglu
         gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
         return gate * jax.nn.sigmoid(alpha * gate) * (up + 1)
 

@@ -1,35 +1,24 @@
 """Root mean square norm, in float32."""
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
-from lazyload.models.parameters import parameter
+from lazyload.architecture import Norm
+from lazyload.models.parameters import Parameters
 
 
 class RMSNorm(nnx.Module):
-    """Divides by the root mean square over the named trailing dimensions, then scales.
+    """Divides by the root mean square over the trailing dimensions that its scale has, then scales.
 
     Attributes:
         scale: The weights as checkpoints store them; `offset` is added to them before use.
     """
 
-    def __init__(
-        self,
-        axes: tuple[str, ...],
-        sizes: Mapping[str, int],
-        *,
-        eps: float,
-        offset: float = 0.0,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs | None,
-    ):
-        self.eps = eps
-        self.offset = offset
-        self.scale = parameter(nnx.initializers.constant(1.0 - offset), axes, sizes, dtype=dtype, rngs=rngs)
+    def __init__(self, parameters: Parameters, norm: Norm):
+        self.eps = norm.eps
+        self.offset = norm.offset
+        self.scale = parameters.declare("scale", nnx.initializers.constant(1.0 - norm.offset))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the trailing dimensions; shape and dtype are those of `x`, the arithmetic is in float32."""

@@ -1,45 +1,130 @@
-"""Parameters that know the names of their axes."""
+"""How a module declares its parameters: by the rows of its block's table.
 
+    parameters = Parameters(attention.parameters, {"embed": 64, **attention.axes}, dtype=jnp.bfloat16, rngs=rngs)
+    parameters["q_proj"].declare("kernel", initializer)        # "q_proj.kernel" : embed head head_dim
+
+A table says what there is: path, role and axes. A module says how it is computed with.
+"""
+
+import functools
+import math
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.nn.initializers import Initializer
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
+from lazyload.layouts.notation import parse_entry, parse_path
 
-def parameter(
-    initializer: nnx.initializers.Initializer,
-    axes: tuple[str, ...],
-    sizes: Mapping[str, int],
-    *,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs | None,
-) -> nnx.Param:
-    """A parameter with the logical names of its axes as its metadata `logical_axes`.
 
-    They are not Flax's partitioning metadata: Flax takes those for axes of whatever mesh is set, and fails.
+class Row(NamedTuple):
+    """One parameter of a table.
 
-    Args:
-        initializer: Called with a key, the shape and the dtype.
-        axes: One name a dimension.
-        sizes: The size of every named axis.
-        dtype: The dtype of the parameter.
-        rngs: Where the key comes from; None for a parameter without a value, a `jax.ShapeDtypeStruct`.
+    Attributes:
+        dimensions: For each dimension the axes that it merges; several such where roles follow each other along it.
+        dtype: The name of its dtype where it has one of its own.
     """
-    shape = tuple(sizes[axis] for axis in axes)
-    value = jax.ShapeDtypeStruct(shape, dtype) if rngs is None else initializer(rngs.params(), shape, dtype)
-    return nnx.Param(value, logical_axes=axes, eager_sharding=False)
+
+    dimensions: tuple[tuple[tuple[str, ...], ...], ...]
+    dtype: str | None
 
 
-def placed(array: jax.Array, axes: tuple[str, ...]) -> nnx.Param:
-    """A parameter that holds the array; its partitioning metadata are the array's own `PartitionSpec`."""
-    spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
-    annotated = nnx.with_partitioning(lambda: array, tuple(spec))
-    return nnx.Param(annotated(), logical_axes=axes, eager_sharding=False)
+class Parameters:
+    """The parameters that a module is to have.
+
+    Attributes:
+        sizes: The size of every named axis.
+    """
+
+    def __init__(
+        self,
+        table: Mapping[str, str],
+        sizes: Mapping[str, int],
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs | None,
+    ):
+        """What a table says.
+
+        Args:
+            table: From path to role and axes.
+            sizes: The size of every named axis.
+            dtype: The dtype of parameters that have none of their own.
+            rngs: Where random values come from; None for parameters without values, `jax.ShapeDtypeStruct`s.
+        """
+        self._rows = _rows(tuple(table.items()))
+        self._prefix = ""
+        self._dtype = dtype
+        self._rngs = rngs
+        self.sizes = sizes
+
+    def __getitem__(self, module: str) -> "Parameters":
+        """Those of the module that is the attribute of this name."""
+        below = object.__new__(Parameters)
+        below.__dict__.update(self.__dict__)
+        below._prefix = f"{self._prefix}{module}."
+        return below
+
+    def __contains__(self, path: str) -> bool:
+        """Whether there is such a parameter, or a module with parameters."""
+        full = self._prefix + path
+        return full in self._rows or any(row.startswith(f"{full}.") for row in self._rows)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one parameter."""
+        return tuple(_extent(parts, self.sizes) for parts in self._rows[self._prefix + name].dimensions)
+
+    def declare(self, name: str, initializer: Initializer) -> nnx.Param[jax.Array]:
+        """One parameter, with the logical names of its axes as its metadata `logical_axes`.
+
+        They are not Flax's partitioning metadata: Flax takes those for axes of whatever mesh is set, and fails.
+
+        Args:
+            name: The last part of its path.
+            initializer: Called with a key, the shape and the dtype.
+        """
+        row = self._rows[self._prefix + name]
+        shape, dtype = self.shape(name), row.dtype or self._dtype
+        value: Any = jax.ShapeDtypeStruct(shape, dtype)
+        if self._rngs is not None:
+            value = initializer(self._rngs.params(), shape, dtype)
+        axes = tuple(parts[0][0] for parts in row.dimensions)
+        return nnx.Param(value, logical_axes=axes, eager_sharding=False)
 
 
-def partition(param: nnx.Param) -> tuple[str | tuple[str, ...] | None, ...]:
+def partition(param: nnx.Param[jax.Array]) -> tuple[str | tuple[str, ...] | None, ...]:
     """One entry a dimension: the mesh axes that the partitioning metadata name, None where they name none."""
-    named = tuple(nnx.spmd.get_var_pspec(param) or ())
-    return named + (None,) * (len(param.shape) - len(named))
+    (spec,) = jax.tree.leaves(nnx.get_partition_spec(param), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    return (*spec, *(None,) * (len(param.shape) - len(spec)))
+
+
+@functools.lru_cache
+def _rows(table: tuple[tuple[str, str], ...]) -> Mapping[str, Row]:
+    """The rows of a table by path, one for each of the names that a path template stands for."""
+    rows: dict[str, Row] = {}
+    for path, text in table:
+        entry = parse_entry(text)
+        dimensions = tuple(
+            tuple(pattern[number] for pattern in entry.patterns)
+            if number == entry.concatenated
+            else (entry.patterns[0][number],)
+            for number in range(len(entry.patterns[0]))
+        )
+        rows |= dict.fromkeys(_spelled_out(path), Row(dimensions, entry.operations.dtype))
+    return rows
+
+
+def _spelled_out(path: str) -> list[str]:
+    """`{gate_up:gate,up}_proj.kernel` is `gate_proj.kernel` and `up_proj.kernel`."""
+    paths = [""]
+    for piece in parse_path(path).pieces:
+        names = (piece,) if isinstance(piece, str) else piece.names
+        paths = [path + name for path in paths for name in names]
+    return paths
+
+
+def _extent(parts: tuple[tuple[str, ...], ...], sizes: Mapping[str, int]) -> int:
+    return sum(math.prod(sizes[axis] for axis in axes) for axes in parts)

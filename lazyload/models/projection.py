@@ -1,55 +1,45 @@
 """Linear maps between named axes."""
 
-from collections.abc import Mapping
 from string import ascii_lowercase
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
-from lazyload.models.parameters import parameter
+from lazyload.models.parameters import Parameters
 
 
 class Projection(nnx.Module):
-    """Maps the trailing `inputs` dimensions of `[batch, length, ...]` to `outputs`.
+    """Maps the trailing dimensions of `[batch, length, ...]` that are its inputs to those that are its outputs.
 
     Attributes:
-        kernel: Of shape `inputs + outputs`.
-        bias: Of shape `outputs`; None for a map without one.
+        kernel: The inputs' dimensions, then the outputs'.
+        bias: The outputs' dimensions; None for a map without one.
     """
 
-    def __init__(
-        self,
-        inputs: tuple[str, ...],
-        outputs: tuple[str, ...],
-        sizes: Mapping[str, int],
-        *,
-        bias: bool = False,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs | None,
-    ):
-        free = iter(letter for letter in ascii_lowercase if letter not in "bt")
-        contracted = "".join(next(free) for _ in inputs)
-        kept = "".join(next(free) for _ in outputs)
-        self.equation = f"bt{contracted},{contracted}{kept}->bt{kept}"
-        initializer = nnx.initializers.lecun_normal(
-            in_axis=tuple(range(len(inputs))), out_axis=tuple(range(len(inputs), len(inputs) + len(outputs)))
-        )
-        self.kernel = parameter(initializer, inputs + outputs, sizes, dtype=dtype, rngs=rngs)
-        self.bias = parameter(nnx.initializers.zeros_init(), outputs, sizes, dtype=dtype, rngs=rngs) if bias else None
+    def __init__(self, parameters: Parameters, *, inputs: int = 1):
+        """`inputs` is the number of the kernel's leading dimensions that are summed over."""
+        axes = tuple(range(len(parameters.shape("kernel"))))
+        normal = nnx.initializers.lecun_normal(in_axis=axes[:inputs], out_axis=axes[inputs:])
+        zeros = nnx.initializers.zeros_init()
+        self.inputs = inputs
+        self.kernel = parameters.declare("kernel", normal)
+        self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The map's value: `[batch, length, *inputs]` to `[batch, length, *outputs]`."""
-        y = jnp.einsum(self.equation, x, self.kernel[...])
+        kernel = self.kernel[...]
+        free = [letter for letter in ascii_lowercase if letter not in "bt"][: kernel.ndim]
+        summed, kept = "".join(free[: self.inputs]), "".join(free[self.inputs :])
+        y = jnp.einsum(f"bt{summed},{summed}{kept}->bt{kept}", x, kernel)
         return y if self.bias is None else y + self.bias[...]
 
 
 class Embedding(nnx.Module):
     """The table of token vectors, `[vocab, embed]`, used forwards and, where tied, backwards."""
 
-    def __init__(self, sizes: Mapping[str, int], *, dtype: DTypeLike, rngs: nnx.Rngs | None):
-        self.embedding = parameter(nnx.initializers.normal(0.02), ("vocab", "embed"), sizes, dtype=dtype, rngs=rngs)
+    def __init__(self, parameters: Parameters):
+        self.embedding = parameters.declare("embedding", nnx.initializers.normal(0.02))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The rows of the tokens: `[batch, length]` to `[batch, length, embed]`."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazyload.architecture.decoder import Rope
+from lazyload.architecture import Rope
 
 
 class Rotation(NamedTuple):
@@ -76,8 +76,7 @@ def frequencies(rope: Rope, length: jax.Array | int) -> jax.Array:
 
 
 def _original(rope: Rope) -> int:
-    if rope.original_max_position is None:
-        raise ValueError(f"rope of kind {rope.kind!r} needs original_max_position")
+    assert rope.original_max_position is not None  # `Rope` sees to it
     return rope.original_max_position
 
 
@@ -86,7 +85,8 @@ def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
     turns = _original(rope) * plain / (2 * math.pi)
     smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     keep = np.clip(smooth, 0, 1)
-    return (1 - keep) * plain / rope.factor + keep * plain
+    scaled: np.ndarray = (1 - keep) * plain / rope.factor + keep * plain
+    return scaled
 
 
 def _yarn(rope: Rope, plain: np.ndarray) -> np.ndarray:
@@ -101,7 +101,8 @@ def _yarn(rope: Rope, plain: np.ndarray) -> np.ndarray:
     low, high = max(low, 0), min(high, rope.dim - 1)
     ramp = (np.arange(rope.dim // 2) - low) / (high - low if high != low else 0.001)
     stretch = np.clip(ramp, 0, 1)
-    return stretch * plain / rope.factor + (1 - stretch) * plain
+    scaled: np.ndarray = stretch * plain / rope.factor + (1 - stretch) * plain
+    return scaled
 
 
 def _dynamic(rope: Rope, length: jax.Array | int) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lazyload.architecture.decoder import Experts
+from lazyload.architecture import Experts
 
 # Keeps the division finite when every selected score underflows (DeepSeek V3's own constant).
 _TINY = 1e-20

@@ -14,7 +14,7 @@ from support import checkpoints
 from support.in_memory import Arrays
 
 from lazyload import families
-from lazyload.architecture.decoder import DecoderConfig
+from lazyload.architecture import MLP, DecoderConfig, Experts
 from lazyload.errors import LayoutError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
@@ -202,7 +202,10 @@ def test_layers_that_do_not_fill_cycles(name: str, layers: int, works: tuple[boo
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3"])
 def test_dense_and_sparse_layers_by_turns_are_refused(name: str) -> None:
     family, config = read(spec(name))
-    turns = [dataclasses.replace(layer, sparse=number % 2 == 1) for number, layer in enumerate(config.layers)]
+    feed_forwards = (config.first(Experts), config.first(MLP) or MLP(mlp_dim=32))
+    turns = [
+        dataclasses.replace(layer, feed_forward=feed_forwards[number % 2]) for number, layer in enumerate(config.layers)
+    ]
     config = dataclasses.replace(config, layers=tuple(turns))
     with pytest.raises(LayoutError, match="MaxText's"):
         MaxText().layout(family.name, config)

@@ -214,7 +214,8 @@ def test_an_entry_that_is_no_maxtext_checkpoint(models: Path, tmp_path: Path) ->
 def test_scanned_layers_on_another_axis(models: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="param_scan_axis is 0"):
         with_checkpoint(qwen(models, param_scan_axis=0), cache_dir=tmp_path)
-    assert with_checkpoint(qwen(models, param_scan_axis=0, scan_layers=False), cache_dir=tmp_path)
+    filled = with_checkpoint(qwen(models, param_scan_axis=0, scan_layers=False), cache_dir=tmp_path)
+    assert "layers_0" in tree(filled)["params"]["params"]["decoder"]
 
 
 def test_a_family_without_a_table(models: Path, tmp_path: Path) -> None:

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from support.decoders import CONFIGS, abstract, weights
+from support.decoders import CONFIGS, abstract, build, parameter_shapes, weights
 
 from lazyload.errors import TensorMismatchError
 from lazyload.formats.nnx import layout
-from lazyload.models.build import build
-from lazyload.models.fill import parameter_shapes
+from lazyload.layouts.conversion import target_axes
 
 P = PartitionSpec
 
@@ -20,7 +19,7 @@ def test_partition_specs_are_those_of_the_arrays(axis_type):
     mesh = jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(axis_type,) * 2)
     config = CONFIGS["plain"]
     specs = {path: P(*(("fsdp",) if "norm" not in path else ())) for path in weights(config)}
-    specs["layers.0.attn.q.kernel"] = P(("fsdp", "tp"), None, None)
+    specs["layers.0.attn.q_proj.kernel"] = P(("fsdp", "tp"), None, None)
     with jax.set_mesh(mesh):
         arrays = {
             path: jax.device_put(array, NamedSharding(mesh, specs[path])) for path, array in weights(config).items()
@@ -30,8 +29,8 @@ def test_partition_specs_are_those_of_the_arrays(axis_type):
     paths = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(found)]
     assert dict(zip(paths, jax.tree.leaves(found), strict=True)) == specs
     again = nnx.merge(*nnx.split(model))
-    kernel = again.layers[0].attn.q.kernel
-    assert kernel[...] is arrays["layers.0.attn.q.kernel"]
+    kernel = again.layers[0].attn.q_proj.kernel
+    assert kernel[...] is arrays["layers.0.attn.q_proj.kernel"]
     assert kernel.logical_axes == ("embed", "head", "head_dim")
     assert jax.tree.leaves(nnx.get_partition_spec(nnx.state(again))) == jax.tree.leaves(found)
 
@@ -59,19 +58,10 @@ def test_every_problem_is_reported_at_once():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_layout_names_exactly_the_parameters_and_their_axes(name):
+def test_modules_have_exactly_the_parameters_that_their_blocks_declare(name):
     config = CONFIGS[name]
+    declared = target_axes(layout(config), config)
     model = abstract(config)
-    logical = {".".join(map(str, path)): p.logical_axes for path, p in nnx.to_flat_state(nnx.state(model))}
-    described = {}
-    for table in layout(config).tables:
-        for path, entry in table.entries.items():
-            role, dims = entry.split(";")[0].split(":")
-            expanded = [path.replace("{gate_up:gate,up}", half) for half in ("gate", "up")]
-            for one in dict.fromkeys(expanded):
-                for number in config.layers_of(role.strip()) if "{layer}" in one else (0,):
-                    described[one.replace("{layer}", str(number))] = tuple(dims.split())
-    assert described == logical
-    assert {path: tuple(config.axes[axis] for axis in axes) for path, axes in described.items()} == parameter_shapes(
-        model
-    )
+    made = {".".join(map(str, path)): p.logical_axes for path, p in nnx.to_flat_state(nnx.state(model))}
+    assert {path: axes for path, (_, axes) in declared.items()} == made
+    assert {path: shape for path, (shape, _) in declared.items()} == parameter_shapes(model)

@@ -1,11 +1,12 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.decoders import CONFIGS, ROPE, TOKENS, config, decode, run, weights
+from support.decoders import ATTENTION, CONFIGS, TOKENS, build, config, decode, layer, run, weights
 
-from lazyload.architecture.decoder import Layer
-from lazyload.models.build import build
+from lazyload.errors import InputError
 
 
 def decoder(config):
@@ -43,7 +44,7 @@ def test_no_token_sees_a_later_one():
 
 
 def test_a_window_hides_what_lies_further_back():
-    model = decoder(config(layers=(Layer(rope=ROPE, window=3),)))
+    model = decoder(config(layer(replace(ATTENTION, window=3))))
     changed = TOKENS.copy()
     changed[:, 2] += 1
     before, after = run(model, TOKENS)[0], run(model, changed)[0]
@@ -51,9 +52,10 @@ def test_a_window_hides_what_lies_further_back():
     assert np.all(np.abs(before[:, 4] - after[:, 4]).max(axis=-1) > 1e-4)
 
 
-def test_left_padding_behind_a_mask_changes_nothing():
+@pytest.mark.parametrize("name", CONFIGS)
+def test_left_padding_behind_a_mask_changes_nothing(name):
     """How Tunix's sampler feeds prompts of different lengths: padded on the left, positions without the padding."""
-    model = decoder(CONFIGS["gemma2"])
+    model = decoder(CONFIGS[name])
     plain, _ = run(model, TOKENS)
     padded = np.pad(TOKENS, ((0, 0), (3, 0)))
     real = np.pad(np.ones_like(TOKENS), ((0, 0), (3, 0))).astype(bool)
@@ -73,8 +75,9 @@ def test_a_query_that_sees_nothing_is_finite():
 def test_sinks_take_attention_away():
     model = decoder(CONFIGS["gpt_oss"])
     before, _ = run(model, TOKENS)
-    for layer in model.layers:
-        layer.attn.sinks[...] = jnp.full_like(layer.attn.sinks[...], -1e9)
+    for number in range(2):
+        sinks = model.layers[number].attn.sinks
+        sinks[...] = jnp.full_like(sinks[...], -1e9)
     assert not np.allclose(before, run(model, TOKENS)[0], atol=1e-3)
 
 
@@ -86,7 +89,8 @@ def test_soft_caps_bound_the_logits():
 @pytest.mark.parametrize("field", ["embed_scale", "residual_scale", "logits_scale"])
 def test_multipliers_are_applied(field):
     plain, _ = run(decoder(config()), TOKENS)
-    scaled, _ = run(decoder(config(**{field: 0.5})), TOKENS)
+    layers = (layer(residual_scale=0.5),) * 2 if field == "residual_scale" else ()
+    scaled, _ = run(decoder(config(*layers, **({} if layers else {field: 0.5}))), TOKENS)
     if field == "logits_scale":
         np.testing.assert_allclose(scaled, plain * 0.5, atol=1e-6)
     assert not np.allclose(scaled, plain, atol=1e-3)
@@ -109,3 +113,59 @@ def test_bfloat16_stays_bfloat16_inside():
     assert half.dtype == jnp.float32
     np.testing.assert_array_equal(half, half.astype(jnp.bfloat16))
     assert np.corrcoef(half.ravel(), whole.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_tokenizer_s_mask_is_combined_with_causality(name, cached):
+    model = decoder(CONFIGS[name])
+    plain, _ = run(model, TOKENS)
+    padded = np.pad(TOKENS, ((0, 0), (3, 0)))
+    mask = np.pad(np.ones_like(TOKENS), ((0, 0), (3, 0)))
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int32)
+    cache = model.init_cache(4, 20, jnp.float32) if cached else None
+    logits, cache = run(model, padded, positions, cache, jnp.asarray(mask))
+    np.testing.assert_allclose(logits[:, 3:], plain, atol=2e-5)
+    if cached:
+        # The mask of the prompt serves for what follows it, too.
+        longer, _ = run(model, np.pad(TOKENS, ((0, 0), (0, 1)), constant_values=5))
+        one, _ = run(model, np.full((4, 1), 5, np.int32), positions[:, -1:] + 1, cache, jnp.asarray(mask))
+        np.testing.assert_allclose(one[:, 0], longer[:, -1], atol=2e-5)
+
+
+def test_masks_for_each_token_are_taken_as_they_are():
+    model = decoder(CONFIGS["plain"])
+    both_ways = np.ones((4, 12, 12), bool)
+    expected, _ = run(model, TOKENS, attention_mask=both_ways)
+    assert not np.allclose(expected, run(model, TOKENS)[0], atol=1e-3)
+    np.testing.assert_array_equal(run(model, TOKENS, attention_mask=both_ways[:, None])[0], expected)
+    np.testing.assert_array_equal(run(model, TOKENS, attention_mask=both_ways[:1])[0], expected)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [np.ones((12, 12), bool), np.ones((4, 13), bool), np.ones((4, 12, 4), bool), np.ones((4, 2, 12, 12), bool)],
+    ids=lambda mask: str(mask.shape),
+)
+def test_masks_of_other_shapes_are_refused(mask):
+    with pytest.raises(InputError, match=r"attention_mask has shape .*\[4, 12, 12\]"):
+        decoder(CONFIGS["plain"])(TOKENS, attention_mask=mask)
+
+
+def test_additive_masks_are_refused():
+    with pytest.raises(InputError, match="attention_mask is float32"):
+        decoder(CONFIGS["plain"])(TOKENS, attention_mask=np.zeros((4, 12), np.float32))
+
+
+@pytest.mark.parametrize("name", ["plain", "qwen3_next"])
+def test_more_tokens_than_the_cache_holds(name):
+    model = decoder(CONFIGS[name])
+    with pytest.raises(InputError, match="8 slots and holds 0 tokens: 12 more"):
+        run(model, TOKENS, cache=model.init_cache(4, 8, jnp.float32))
+    _, cache = run(model, TOKENS[:, :7], cache=model.init_cache(4, 8, jnp.float32))
+    last, full = model(TOKENS[:, 7:8], cache=cache)
+    assert np.all(np.isfinite(last))
+    with pytest.raises(InputError, match="8 slots and holds 8 tokens: 1 more"):
+        model(TOKENS[:, 8:9], cache=full)
+    # Compiled, it shows in the result.
+    assert np.all(np.isnan(run(model, TOKENS[:, 8:9], cache=full)[0]))

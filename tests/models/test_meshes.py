@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from support.decoders import CONFIGS, TOKENS, abstract, decode, run, weights
-
-from lazyload.models.build import build
+from support.decoders import CONFIGS, TOKENS, abstract, build, decode, run, weights
 
 RULES = {"embed": "fsdp", "mlp": "tp", "expert_mlp": "tp", "head": "tp", "vocab": "tp", "expert": "expert"}
 MESHES = {"fsdp=4,tp=2": ((4, 2), ("fsdp", "tp")), "fsdp=2,expert=2,tp=2": ((2, 2, 2), ("fsdp", "expert", "tp"))}

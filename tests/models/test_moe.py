@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.decoders import EXPERTS
 
-from lazyload.architecture.decoder import Experts
+from lazyload.architecture import Experts
 from lazyload.models.moe import MixtureOfExperts
+from lazyload.models.parameters import Parameters
 from lazyload.models.routing import route
-
-SIZES = {"embed": 12, "expert": 8, "expert_mlp": 16, "shared_mlp": 10}
 
 
 def sigmoid(x):
@@ -22,17 +21,18 @@ def sigmoid(x):
 
 def reference(moe, x, weights, chosen):
     """Every token through each of its experts, one after the other."""
-    kernel = {name: np.asarray(getattr(moe, name).kernel[...], np.float64) for name in ("gate", "up", "down")}
+    projections = {name: getattr(moe, f"{name}_proj") for name in ("gate", "up", "down")}
+    kernel = {name: np.asarray(projection.kernel[...], np.float64) for name, projection in projections.items()}
     bias = {
-        name: np.zeros(kernel[name].shape[::2]) if getattr(moe, name).bias is None else getattr(moe, name).bias[...]
-        for name in kernel
+        name: np.zeros(kernel[name].shape[::2]) if projection.bias is None else projection.bias[...]
+        for name, projection in projections.items()
     }
     y = np.zeros(x.shape)
     for b, t in np.ndindex(*x.shape[:2]):
         for weight, expert in zip(weights[b, t], chosen[b, t], strict=True):
             gate, up = (x[b, t] @ kernel[name][expert] + bias[name][expert] for name in ("gate", "up"))
-            if moe.experts.clamped_swiglu:
-                alpha, limit = moe.experts.clamped_swiglu
+            if moe.block.clamped_swiglu:
+                alpha, limit = moe.block.clamped_swiglu
                 gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
                 hidden = gate * sigmoid(alpha * gate) * (up + 1)
             else:
@@ -42,9 +42,10 @@ def reference(moe, x, weights, chosen):
 
 
 def mixture(experts):
-    moe = MixtureOfExperts(experts, SIZES, activation="silu", dtype=jnp.float32, rngs=nnx.Rngs(0))
+    sizes = {"embed": 12, **experts.axes}
+    moe = MixtureOfExperts(experts, Parameters(experts.parameters, sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     random = np.random.default_rng(0)
-    for projection in (moe.gate, moe.up, moe.down):
+    for projection in (moe.gate_proj, moe.up_proj, moe.down_proj):
         if projection.bias is not None:
             projection.bias[...] = jnp.asarray(random.normal(size=projection.bias.shape), jnp.float32)
     return moe
@@ -73,7 +74,7 @@ def test_the_gradient_is_that_of_the_dense_sum():
     def grouped(moe):
         return jnp.sum(moe._run_experts(x, weights, chosen) ** 2)
 
-    up, down, gate = moe.up.kernel[...], moe.down.kernel[...], moe.gate.kernel[...]
+    up, down, gate = moe.up_proj.kernel[...], moe.down_proj.kernel[...], moe.gate_proj.kernel[...]
 
     def dense(kernel):
         hidden = jax.nn.silu(jnp.einsum("btd,edf->btef", x, kernel)) * jnp.einsum("btd,edf->btef", x, up)
@@ -81,7 +82,7 @@ def test_the_gradient_is_that_of_the_dense_sum():
         share = jnp.sum(jax.nn.one_hot(chosen, 8) * weights[..., None], axis=2)
         return jnp.sum(jnp.einsum("bted,bte->btd", every, share) ** 2)
 
-    found = nnx.grad(grouped)(moe).gate.kernel[...]
+    found = nnx.grad(grouped)(moe).gate_proj.kernel[...]
     np.testing.assert_allclose(found, jax.grad(dense)(gate), atol=1e-4)
 
 
@@ -114,17 +115,15 @@ def numpy_route(logits, experts, bias):
         scores=st.sampled_from(["softmax", "sigmoid"]),
         normalize=st.booleans(),
         scale=st.sampled_from([1.0, 2.5]),
-        num_groups=st.sampled_from([1, 3]),
-        num_selected_groups=st.integers(1, 3),
         group_score=st.sampled_from(["max", "top2"]),
     ),
+    groups=st.sampled_from([(1, 1), (3, 1), (3, 2), (3, 3)]),
     biased=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 @settings(deadline=None, max_examples=50)
-def test_routing(experts, biased, seed):
-    if experts.num_groups == 1:
-        experts = dataclasses.replace(experts, num_selected_groups=1)
+def test_routing(experts, groups, biased, seed):
+    experts = dataclasses.replace(experts, num_groups=groups[0], num_selected_groups=groups[1])
     random = np.random.default_rng(seed)
     logits = random.normal(size=(5, 12)).astype(np.float32)
     bias = random.normal(size=12).astype(np.float32) if biased else None

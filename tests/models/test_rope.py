@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazyload.architecture.decoder import Rope
+from lazyload.architecture import Rope
 from lazyload.models.rope import frequencies, rotate, rotation
 
 DIM = 16

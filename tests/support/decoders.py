@@ -1,5 +1,6 @@
 """Small decoders with random weights, for the tests of the models."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -7,91 +8,124 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lazyload.architecture.decoder import DecoderConfig, Experts, LatentAttention, Layer, Rope
+from lazyload.architecture import (
+    MLP,
+    Attention,
+    DecoderConfig,
+    Experts,
+    GatedDeltaNet,
+    LatentAttention,
+    Layer,
+    Norm,
+    Rope,
+)
 from lazyload.models.decoder import Decoder
-from lazyload.models.fill import parameter_shapes
+from lazyload.models.fill import fill
 
 ROPE = Rope(theta=1e4, dim=8)
 TOKENS = (np.arange(48).reshape(4, 12) * 7 % 61).astype(np.int32)
 
-MIXED = (Layer(rope=ROPE, window=5), Layer(rope=None, sparse=True))
+ATTENTION = Attention(num_heads=4, num_kv_heads=2, head_dim=8, rope=ROPE)
+DENSE = MLP(mlp_dim=48)
 EXPERTS = Experts(num_experts=8, num_selected=2, mlp_dim=16)
 
 
-def config(**changes: Any) -> DecoderConfig:
-    plain = {
-        "vocab_size": 64,
-        "embed_dim": 32,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 8,
-        "mlp_dim": 48,
-        "norm_eps": 1e-6,
-        "query_scale": 8**-0.5,
-        "layers": (Layer(rope=ROPE), Layer(rope=ROPE)),
-    }
+def layer(mixer: Any = ATTENTION, feed_forward: Any = DENSE, **changes: Any) -> Layer:
+    return Layer(**({"mixer": mixer, "feed_forward": feed_forward, "norm": Norm()} | changes))
+
+
+def config(*layers: Layer, **changes: Any) -> DecoderConfig:
+    plain = {"vocab_size": 64, "embed_dim": 32, "layers": layers or (layer(),) * 2, "norm": Norm()}
     return DecoderConfig(**(plain | changes))
+
+
+def _gemma2() -> DecoderConfig:
+    norm, dense = Norm(offset=1.0), MLP(mlp_dim=48, activation="gelu_tanh")
+    mixers = [replace(ATTENTION, softcap=2.0, window=window) for window in (4, None)]
+    layers = [layer(mixer, dense, norm=norm, post_norms=True) for mixer in mixers]
+    return config(*layers, norm=norm, tied=True, final_softcap=3.0, embed_scale=32**0.5)
+
+
+def _gpt_oss() -> DecoderConfig:
+    mixer = replace(ATTENTION, qkv_bias=True, o_bias=True, sinks=True)
+    experts = replace(EXPERTS, scores="topk_softmax", router_bias=True, bias=True, clamped_swiglu=(1.702, 0.5))
+    return config(layer(replace(mixer, window=5)), layer(replace(mixer, rope=None), experts))
+
+
+def _deepseek() -> DecoderConfig:
+    mixer = LatentAttention(
+        num_heads=4,
+        q_rank=12,
+        kv_rank=16,
+        nope_dim=8,
+        rope_dim=4,
+        v_dim=6,
+        rope=Rope(theta=1e4, dim=4, interleaved=True),
+        a_bias=True,
+        o_bias=True,
+    )
+    experts = replace(
+        EXPERTS,
+        shared_mlp_dim=8,
+        scores="sigmoid",
+        scale=2.5,
+        num_groups=4,
+        num_selected_groups=2,
+        group_score="top2",
+        selection_bias=True,
+    )
+    return config(layer(mixer), layer(mixer, experts))
 
 
 CONFIGS = {
     "plain": config(),
-    "gemma2": config(
-        layers=(Layer(rope=ROPE, window=4), Layer(rope=ROPE)),
-        tied=True,
-        activation="gelu_tanh",
-        norm_offset=1.0,
-        post_norms=True,
-        attn_softcap=2.0,
-        final_softcap=3.0,
-        embed_scale=32**0.5,
-    ),
-    "olmo": config(pre_norms=False, post_norms=True, qk_norm="full"),
-    "gpt_oss": config(
-        layers=MIXED,
-        qkv_bias=True,
-        o_bias=True,
-        sinks=True,
-        experts=Experts(
-            num_experts=8,
-            num_selected=2,
-            mlp_dim=16,
-            scores="topk_softmax",
-            router_bias=True,
-            bias=True,
-            clamped_swiglu=(1.702, 0.5),
-        ),
-    ),
-    "deepseek": config(
-        layers=tuple(Layer(rope=Rope(theta=1e4, dim=4, interleaved=True), sparse=sparse) for sparse in (False, True)),
-        num_kv_heads=4,
-        qkv_bias=True,
-        o_bias=True,
-        latent=LatentAttention(q_rank=12, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=6),
-        experts=Experts(
-            num_experts=8,
-            num_selected=2,
-            mlp_dim=16,
-            shared_mlp_dim=8,
-            scores="sigmoid",
-            scale=2.5,
-            num_groups=4,
-            num_selected_groups=2,
-            group_score="top2",
-            selection_bias=True,
-        ),
+    "gemma2": _gemma2(),
+    "olmo": config(*[layer(replace(ATTENTION, qk_norm="full"), pre_norms=False, post_norms=True)] * 2),
+    "gpt_oss": _gpt_oss(),
+    "deepseek": _deepseek(),
+    "qwen3_next": config(
+        layer(GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=6, conv_width=4)),
+        layer(replace(ATTENTION, gated=True, qk_norm="head")),
+        layer(feed_forward=replace(EXPERTS, shared_mlp_dim=8, shared_gate=True)),
     ),
 }
+
+
+FULL_BLOCKS = (
+    replace(ATTENTION, qk_norm="head", qkv_bias=True, o_bias=True, sinks=True),
+    replace(_deepseek().layers[0].mixer, a_bias=True, o_bias=True),
+    GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=6, conv_width=4),
+    replace(DENSE, bias=True),
+    replace(
+        EXPERTS,
+        shared_mlp_dim=8,
+        shared_bias=True,
+        shared_gate=True,
+        selection_bias=True,
+        router_bias=True,
+        bias=True,
+    ),
+)
+"""Every block with everything that it can have."""
 
 
 def abstract(config: DecoderConfig) -> Decoder:
     return nnx.eval_shape(lambda: Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
 
 
+def parameter_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    return {".".join(map(str, path)): param.shape for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+def build(config: DecoderConfig, dtype: Any, arrays: dict[str, jax.Array]) -> Decoder:
+    return fill(Decoder(config, dtype=dtype, rngs=None), arrays)
+
+
 def weights(config: DecoderConfig) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     shapes = parameter_shapes(abstract(config))
     return {
-        path: (random.normal(size=shape) * 0.2 + ("norm" in path and not config.norm_offset)).astype(np.float32)
+        path: (random.normal(size=shape) * 0.2 + ("norm" in path and not config.norm.offset)).astype(np.float32)
         for path, shape in shapes.items()
     }
 

@@ -1,0 +1,118 @@
+"""Softmax attention with grouped query heads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from lazyload.architecture.block import CacheArray
+from lazyload.architecture.checks import require, require_one_of, require_positive
+from lazyload.architecture.norm import RMS_NORM, Norm
+from lazyload.architecture.rope import Rope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Softmax attention; each key and value head serves `num_heads / num_kv_heads` neighbouring query heads.
+
+    Example:
+        >>> attention = Attention(num_heads=4, num_kv_heads=2, head_dim=8, sinks=True)
+        >>> attention.parameters["q_proj.kernel"], attention.parameters["sinks"]
+        ('attn.q : embed head head_dim', 'attn.sinks : head')
+
+    Attributes:
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads.
+        head_dim: Width of a head.
+        rope: The rotary embedding of queries and keys; None for none.
+        window: How many positions back (itself included) a token sees; None sees all.
+        query_scale: What the logits are multiplied with; None for `head_dim ** -0.5`.
+        softcap: Soft cap of the logits; None for none.
+        qk_norm: Norm of queries and keys: over each head, over all heads together ("full"), or none.
+        norm: What that norm is.
+        qkv_bias: Whether the q, k and v projections have biases.
+        o_bias: Whether the output projection has a bias.
+        sinks: Whether each head has a learned logit that takes attention away from the tokens (gpt-oss).
+        gated: Whether the query projection also makes a gate for each head's output (Qwen 3 Next).
+    """
+
+    name: ClassVar[str] = "attn"
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope: Rope | None = None
+    window: int | None = None
+    query_scale: float | None = None
+    softcap: float | None = None
+    qk_norm: Literal["head", "full"] | None = None
+    norm: Norm = RMS_NORM
+    qkv_bias: bool = False
+    o_bias: bool = False
+    sinks: bool = False
+    gated: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_heads", "num_kv_heads", "head_dim")
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            self,
+            f"num_heads = {self.num_heads} is no multiple of num_kv_heads = {self.num_kv_heads}",
+        )
+        require_one_of(self, "qk_norm", ("head", "full", None))
+        if self.rope is not None:
+            require(self.rope.dim <= self.head_dim, self, f"rope rotates {self.rope.dim} of {self.head_dim} dimensions")
+        if self.window is not None:
+            require_positive(self, "window")
+        if self.softcap is not None:
+            require(self.softcap > 0, self, f"softcap = {self.softcap!r} must be positive, or None")
+
+    @property
+    def scale(self) -> float:
+        """What the logits are multiplied with."""
+        return self.head_dim**-0.5 if self.query_scale is None else self.query_scale
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """Heads and their width; the width is also two rotary halves of pairs."""
+        return {
+            "head": self.num_heads,
+            "kv_head": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "half": 2,
+            "pair": self.head_dim // 2,
+            "query_gate": 2,
+        }
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The projections, their biases, the norms of queries and keys, the sinks."""
+        query = "head query_gate head_dim" if self.gated else "head head_dim"
+        table = {
+            "q_proj.kernel": f"attn.q : embed {query}",
+            "k_proj.kernel": "attn.k : embed kv_head head_dim",
+            "v_proj.kernel": "attn.v : embed kv_head head_dim",
+            "o_proj.kernel": "attn.o : head head_dim embed",
+        }
+        if self.qkv_bias:
+            table |= {
+                "q_proj.bias": f"attn.q.bias : {query}",
+                "k_proj.bias": "attn.k.bias : kv_head head_dim",
+                "v_proj.bias": "attn.v.bias : kv_head head_dim",
+            }
+        if self.o_bias:
+            table["o_proj.bias"] = "attn.o.bias : embed"
+        if self.qk_norm == "head":
+            table |= {"q_norm.scale": "attn.q_norm : head_dim", "k_norm.scale": "attn.k_norm : head_dim"}
+        if self.qk_norm == "full":
+            table |= {"q_norm.scale": "attn.q_norm : head head_dim", "k_norm.scale": "attn.k_norm : kv_head head_dim"}
+        if self.sinks:
+            table["sinks"] = "attn.sinks : head"
+        return table
+
+    @property
+    def cache(self) -> Mapping[str, CacheArray]:
+        """Keys and values."""
+        return {
+            "k": CacheArray(("slot", "kv_head", "head_dim")),
+            "v": CacheArray(("slot", "kv_head", "head_dim")),
+        }

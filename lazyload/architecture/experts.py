@@ -1,0 +1,119 @@
+"""The mixture of experts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from lazyload.architecture.checks import require, require_one_of, require_positive
+from lazyload.architecture.mlp import ACTIVATIONS, MLP, Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """Gated MLPs of which a router chooses a few for every token, and optionally one that sees all tokens.
+
+    Attributes:
+        num_experts: Routed experts.
+        num_selected: Experts a token is sent to.
+        mlp_dim: Width of one expert.
+        activation: Of the experts' gates.
+        shared_mlp_dim: Width of the shared expert; 0 for none.
+        shared_bias: Whether the shared expert has biases.
+        shared_gate: Whether a token decides how much of the shared expert it takes (Qwen 2 MoE, Qwen 3 Next).
+        scores: "softmax" over all experts, "sigmoid" of each, or "topk_softmax": over the selected ones only.
+        normalize: Whether the selected weights are divided by their sum.
+        scale: What the weights are multiplied with at the end.
+        num_groups: Groups for group-limited selection; 1 for none.
+        num_selected_groups: Groups a token may use.
+        group_score: A group's score is its best expert's ("max") or the sum of its two best ("top2").
+        selection_bias: Whether a correction bias is added to the scores for the selection only.
+        router_bias: Whether the router has a bias.
+        bias: Whether the experts have biases.
+        clamped_swiglu: gpt-oss: `(alpha, limit)` of its clamped gate; None for the activation.
+    """
+
+    name: ClassVar[str] = "moe"
+
+    num_experts: int
+    num_selected: int
+    mlp_dim: int
+    activation: Activation = "silu"
+    shared_mlp_dim: int = 0
+    shared_bias: bool = False
+    shared_gate: bool = False
+    scores: Literal["softmax", "sigmoid", "topk_softmax"] = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    num_groups: int = 1
+    num_selected_groups: int = 1
+    group_score: Literal["max", "top2"] = "max"
+    selection_bias: bool = False
+    router_bias: bool = False
+    bias: bool = False
+    clamped_swiglu: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_experts", "num_selected", "mlp_dim", "num_groups", "num_selected_groups")
+        require_one_of(self, "activation", ACTIVATIONS)
+        require_one_of(self, "scores", ("softmax", "sigmoid", "topk_softmax"))
+        require_one_of(self, "group_score", ("max", "top2"))
+        require(self.shared_mlp_dim >= 0, self, f"shared_mlp_dim = {self.shared_mlp_dim} must not be negative")
+        shared = self.shared_mlp_dim > 0
+        require(shared or not (self.shared_bias or self.shared_gate), self, "there is no shared expert to have a bias")
+        require(
+            self.num_experts % self.num_groups == 0 and self.num_selected_groups <= self.num_groups,
+            self,
+            f"num_groups = {self.num_groups} does not fit num_experts = {self.num_experts} and "
+            f"num_selected_groups = {self.num_selected_groups}",
+        )
+        available = self.num_selected_groups * self.num_experts // self.num_groups
+        require(
+            self.num_selected <= available, self, f"num_selected = {self.num_selected}, but a token can use {available}"
+        )
+
+    @property
+    def shared(self) -> MLP | None:
+        """The shared expert, where there is one."""
+        if not self.shared_mlp_dim:
+            return None
+        return MLP(mlp_dim=self.shared_mlp_dim, activation=self.activation, bias=self.shared_bias)
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """The experts and their widths; gate and up are one role with an axis of two."""
+        axes = {"expert": self.num_experts, "expert_mlp": self.mlp_dim, "gate_up": 2}
+        return axes | {"shared_mlp": self.shared_mlp_dim, "shared_gate": 1} if self.shared_mlp_dim else axes
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """Router, experts, shared expert.
+
+        The selection bias stays in float32, in which the routing of a token is decided.
+        """
+        table = {
+            "router.kernel": "router : embed expert",
+            "{gate_up:gate,up}_proj.kernel": "experts.in : expert embed expert_mlp",
+            "down_proj.kernel": "experts.out : expert expert_mlp embed",
+        }
+        if self.router_bias:
+            table["router.bias"] = "router.bias : expert"
+        if self.selection_bias:
+            table["selection_bias"] = "router.selection_bias : expert ; as float32"
+        if self.bias:
+            table |= {
+                "{gate_up:gate,up}_proj.bias": "experts.in.bias : expert expert_mlp",
+                "down_proj.bias": "experts.out.bias : expert embed",
+            }
+        if self.shared_mlp_dim:
+            table |= {
+                "shared_experts.{gate_up:gate,up}_proj.kernel": "shared.in : embed shared_mlp",
+                "shared_experts.down_proj.kernel": "shared.out : shared_mlp embed",
+            }
+        if self.shared_bias:
+            table |= {
+                "shared_experts.{gate_up:gate,up}_proj.bias": "shared.in.bias : shared_mlp",
+                "shared_experts.down_proj.bias": "shared.out.bias : embed",
+            }
+        if self.shared_gate:
+            table["shared_gate.kernel"] = "shared.gate : embed shared_gate"
+        return table

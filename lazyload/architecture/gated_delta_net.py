@@ -1,0 +1,92 @@
+"""The gated delta net (https://arxiv.org/abs/2412.06464), a linear attention with a short convolution before it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lazyload.architecture.block import CacheArray
+from lazyload.architecture.checks import require, require_positive
+from lazyload.architecture.norm import RMS_NORM, Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedDeltaNet:
+    """A linear attention whose heads each keep a matrix instead of keys and values.
+
+    Everything of a head stands below its key head, which serves `num_value_heads / num_key_heads` neighbouring value
+    heads (axis `group`), so that tensor parallelism over the key heads leaves no head apart from its state.
+
+    Attributes:
+        num_key_heads: Query and key heads.
+        num_value_heads: Value heads.
+        key_dim: Width of a query and of a key.
+        value_dim: Width of a value.
+        conv_width: How many tokens the convolution spans.
+        norm: The norm of each value head's output, before its gate.
+    """
+
+    name: ClassVar[str] = "linear_attn"
+
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int
+    norm: Norm = RMS_NORM
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_key_heads", "num_value_heads", "key_dim", "value_dim", "conv_width")
+        require(
+            self.num_value_heads % self.num_key_heads == 0,
+            self,
+            f"num_value_heads = {self.num_value_heads} is no multiple of num_key_heads = {self.num_key_heads}",
+        )
+        require(self.conv_width > 1, self, f"conv_width = {self.conv_width} must be at least 2")
+
+    @property
+    def group(self) -> int:
+        """Value heads of one key head."""
+        return self.num_value_heads // self.num_key_heads
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """Heads, and the widths of what is projected and convolved for one key head."""
+        qkv = 2 * self.key_dim + self.group * self.value_dim
+        return {
+            "key_head": self.num_key_heads,
+            "value_head": self.num_value_heads,
+            "group": self.group,
+            "key_dim": self.key_dim,
+            "value_dim": self.value_dim,
+            "qkv": qkv,
+            "qkvz": qkv + self.group * self.value_dim,
+            "beta_alpha": 2 * self.group,
+            "conv_width": self.conv_width,
+            "conv_past": self.conv_width - 1,
+            "conv_input": 1,
+        }
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The projections, the convolution, what decides the decay, the gated norm.
+
+        The decay is an exponential of exponentials, so that its parameters stay in float32.
+        """
+        return {
+            "in_proj_qkvz.kernel": "delta.qkvz : embed key_head qkvz",
+            "in_proj_ba.kernel": "delta.ba : embed key_head beta_alpha",
+            "conv1d.kernel": "delta.conv_q | delta.conv_k | delta.conv_v : "
+            "(conv_input conv_width) key_head (key_dim | key_dim | group value_dim)",
+            "A_log": "delta.a_log : key_head group ; as float32",
+            "dt_bias": "delta.dt_bias : key_head group ; as float32",
+            "norm.scale": "delta.norm : value_dim",
+            "out_proj.kernel": "delta.o : key_head group value_dim embed",
+        }
+
+    @property
+    def cache(self) -> Mapping[str, CacheArray]:
+        """The convolution's last inputs, and the matrix of each value head."""
+        return {
+            "conv": CacheArray(("conv_past", "key_head", "qkv")),
+            "state": CacheArray(("value_head", "key_dim", "value_dim"), "float32"),
+        }
