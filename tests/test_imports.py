@@ -18,7 +18,7 @@ ROWS = (
     ("cli", "integrations"),
     ("lazyload",),
     ("loader",),
-    ("request", "verify"),
+    ("request", "verification"),
     ("options",),
     ("cache", "checkpoint", "sources", "families", "models"),
     ("formats", "config_json"),
