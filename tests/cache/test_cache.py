@@ -156,40 +156,15 @@ def list_entries(root: Path) -> None:
     "change",
     [
         {"format": 2},
-        {"format": None},
-        {"data": "../elsewhere"},
+        {"created": "yesterday"},
+        {"key": "0" * 32},
+        {"fields": {"dtype": "float32"}},
         {"data": "data-gone"},
-        {"data": "elsewhere"},
+        {"data": "data-empty"},
         {"data": "data-" + "x" * 300},
         {"data": "data-\0"},
         {"data": "data-\ud800"},
-        {"item": ".."},
         {"item": "items"},
-        {"item": "a/b"},
-        {"fields": {"dtype": "float32"}},
-        {"fields": {**FIELDS, "dtype": float("nan")}},
-        {"key": "0" * 32},
-        {"arrays": []},
-        {"arrays": {"a": 7}},
-        {"created": "yesterday"},
-        {"created": "2026-11-23"},
-        {"created": "0001-01-01T00:00:00+00:00"},
-        {"created": 1.5},
-        {"seconds": 10**400},
-        {"seconds": float("nan")},
-        {"seconds": float("inf")},
-        {"seconds": -1},
-        {"seconds": True},
-        {"seconds": "1"},
-        {"nbytes": 10**400},
-        {"nbytes": 1.5},
-        {"nbytes": -1},
-        {"nbytes": None},
-        {"model": 7},
-        {"source": None},
-        {"config": []},
-        {"versions": []},
-        {"writer": "me"},
     ],
     ids=lambda change: f"{change!s:.40}",
 )
@@ -198,22 +173,12 @@ def test_a_manifest_that_does_not_hold_is_a_miss_with_a_reason(
 ) -> None:
     cache = Cache(tmp_path)
     path = publish(cache).folder / "manifest.json"
+    (path.parent / "data-empty").mkdir()
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     assert cache.find(KEY) is None
     assert cache.entries() == []
     assert str(path) in caplog.text
     assert publish(cache) == cache.find(KEY)
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b"7", b"{", b"\xff", b"[" * 100_000, b'{"seconds": 1e400}'])
-def test_a_manifest_that_is_no_json_object_is_a_miss_with_a_reason(
-    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    cache = Cache(tmp_path)
-    path = publish(cache).folder / "manifest.json"
-    path.write_bytes(content)
-    assert cache.find(KEY) is None
-    assert str(path) in caplog.text
 
 
 def test_a_miss_explains_itself_against_the_closest_entry(tmp_path: Path) -> None:
