@@ -1,5 +1,6 @@
 """The cache: an entry exists when its manifest does, whatever happens to whom; nothing in use is removed."""
 
+import errno
 import json
 import os
 import platform
@@ -210,6 +211,15 @@ def test_a_hub_model_is_recalled_by_branch_and_commit(tmp_path: Path) -> None:
     assert cache.recall("org/model", "dev") == cache.recall("org/other", None) == []
 
 
+def test_what_is_recalled_is_the_newest_first(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    for number, year in enumerate((2024, 2026, 2025)):
+        path = publish(cache, Key({**FIELDS, "n": number})).folder / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "created": f"{year}-01-01T00:00:00+00:00"}))
+    assert [entry.manifest.created[:4] for entry in cache.recall("org/model", None)] == ["2026", "2025", "2024"]
+    assert [entry.manifest.created[:4] for entry in cache.entries("org/model")] == ["2024", "2025", "2026"]
+
+
 @pytest.mark.parametrize("model", ["../../etc", "a/b/c", "gs://bucket/some model", "ü" * 300, ".", "models--x", "a--b"])
 def test_any_name_is_a_safe_folder(tmp_path: Path, model: str) -> None:
     cache = Cache(tmp_path / "root")
@@ -240,6 +250,14 @@ def test_removing_takes_the_entry_and_nothing_else(tmp_path: Path) -> None:
     assert cache.entries() == [kept]
     assert cache.remove(kept.key[:6])[0].path == kept.folder
     assert files(tmp_path) == {"notes.txt": b"mine", "models--org--model/notes.txt": b"mine"}
+
+
+def test_a_key_is_named_by_four_characters_or_more(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = publish(cache)
+    assert cache.select(entry.key[:4]) == cache.select(entry.key, "org/model") == [entry]
+    with pytest.raises(CacheError, match="is neither a model nor the start of a key"):
+        cache.select(entry.key[:3])
 
 
 def test_an_unknown_target_removes_nothing(tmp_path: Path) -> None:
@@ -340,6 +358,45 @@ def test_pruning_removes_what_a_killed_conversion_left_and_not_what_one_at_work_
     assert cache.find(KEY) == entry
 
 
+def test_the_next_conversion_of_a_key_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    killed = publish(cache).folder / "data-killed"
+    killed.mkdir()
+    killed.with_name("data-killed.owner").write_text(
+        json.dumps({"host": os.uname().nodename, "pid": dead_pid(), "since": 0})
+    )
+    with cache.staging(KEY, "org/model", 10):
+        assert not killed.exists()
+
+
+def test_pruning_removes_marks_of_the_dead(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = publish(cache)
+    marks = [entry.folder / name for name in ("lease-1", "manifest.json.1")]
+    for mark in marks:
+        mark.write_text("{}")
+    assert cache.prune() == [], "whose it is cannot be told"
+    for mark in marks:
+        os.utime(mark, (time.time() - 2 * 86400,) * 2)
+    assert {(removal.path, removal.nbytes) for removal in cache.prune()} == {(mark, 0) for mark in marks}
+    assert not any(mark.exists() for mark in marks)
+    assert cache.entries() == [entry]
+
+
+def test_what_is_left_behind_goes_before_what_is_of_use(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = publish(cache, content=b"x" * 10_000)
+    size = sum(len(content) for content in files(tmp_path).values())
+    killed = entry.folder / "data-killed"
+    killed.mkdir()
+    (killed / "array").write_bytes(b"x" * 10_000)
+    owner = killed.with_name("data-killed.owner")
+    owner.write_text(json.dumps({"host": os.uname().nodename, "pid": dead_pid(), "since": 0}))
+    size += owner.stat().st_size
+    assert [removal.path for removal in cache.prune(max_bytes=size, dry_run=True)] == [killed]
+    assert [removal.path for removal in cache.prune(max_bytes=size - 1, dry_run=True)] == [killed, entry.folder]
+
+
 def test_replaced_data_stays_for_a_while(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     old = publish(cache).path
@@ -384,6 +441,36 @@ def test_a_cache_that_cannot_be_written_to_is_an_error_that_names_it(tmp_path: P
     assert cache.entries() == []
 
 
+@pytest.mark.parametrize(
+    ("error", "complaint"),
+    [
+        (OSError(errno.ENOSPC, "full"), r"{root}: full; make space .*LAZYLOAD_CACHE"),
+        (OSError(errno.ENOSPC, "full", "{root}/models--x/file"), r"{root}/models--x/file: full; make space"),
+        (OSError(errno.EDQUOT, "quota", "{root}"), r"{root}: quota; make space"),
+        (OSError(errno.EACCES, "denied", "{root}/file"), r"{root}/file: denied; check who may write there or"),
+        (CacheError("as it is"), "^as it is$"),
+    ],
+)
+def test_what_goes_wrong_while_writing_names_the_file_and_the_remedy(
+    tmp_path: Path, error: OSError, complaint: str
+) -> None:
+    if error.filename:
+        error.filename = error.filename.format(root=tmp_path)
+    with (
+        pytest.raises(CacheError, match=complaint.format(root=tmp_path)),
+        Cache(tmp_path).staging(KEY, "org/model", 10),
+    ):
+        raise error
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "denied", "/elsewhere"), OSError(errno.EIO, "no file named")])
+def test_what_goes_wrong_elsewhere_is_left_as_it_is(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(OSError, match=error.strerror) as caught, Cache(tmp_path).staging(KEY, "org/model", 10):
+        raise error
+    assert caught.value is error
+
+
 def test_a_disk_that_is_too_small_is_an_error_before_any_work(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     with (
@@ -407,6 +494,8 @@ def test_the_root_is_where_the_environment_says(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_root_carries_the_tag_that_backups_look_for(tmp_path: Path) -> None:
-    with Cache(tmp_path).lock(KEY):
-        pass
-    assert (tmp_path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    cache = Cache(tmp_path / "not" / "there")
+    for _ in range(2):
+        with cache.lock(KEY):
+            pass
+    assert (cache.root / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from support.in_memory import SIZES, Arrays
 
+from lazyload.checkpoint import read as reading
 from lazyload.checkpoint.chunks import boxes, choose_chunks
 from lazyload.checkpoint.read import read, through_orbax
 from lazyload.checkpoint.records import ArrayRecord
@@ -69,6 +70,28 @@ def test_what_is_written_is_read_on_any_mesh(storage: Storage, dtype: type, tmp_
                 assert found[path].sharding == places[path]
                 assert found[path].dtype == array.dtype
                 np.testing.assert_array_equal(np.asarray(found[path]), array, err_msg=path)
+
+
+def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
+    arrays = values(np.dtype(np.float32))
+    records = write(tmp_path, lazy(arrays), STORAGES[0])
+    places = {path: spread(jax.make_mesh((8,), ("x",)), SHAPES[path]) for path in ("c.wide", "a.odd")}
+    for found in (read(tmp_path, records, places, STORAGES[0]), through_orbax(tmp_path, records, places)):
+        assert found.keys() == places.keys()
+        np.testing.assert_array_equal(found["a.odd"], arrays["a.odd"])
+    with pytest.raises(CacheError, match=r"a\.matrix cannot be read .*force_convert=True"):
+        read(tmp_path, {"a.odd": records["a.odd"]}, {"a.matrix": places["a.odd"]}, STORAGES[0])
+
+
+def test_under_pathways_orbax_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = values(np.dtype(np.float32))
+    storage = Storage(False, False, "none", 4096)
+    records = write(tmp_path, lazy(arrays), storage)
+    places = {path: spread(jax.make_mesh((8,), ("x",)), shape) for path, shape in SHAPES.items()}
+    monkeypatch.setenv("USE_PATHWAYS", "1")
+    monkeypatch.setattr(reading, "_load", None)
+    for path, array in read(tmp_path, records, places, storage).items():
+        np.testing.assert_array_equal(array, arrays[path])
 
 
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
