@@ -252,6 +252,22 @@ def test_removing_takes_the_entry_and_nothing_else(tmp_path: Path) -> None:
     assert files(tmp_path) == {"notes.txt": b"mine", "models--org--model/notes.txt": b"mine"}
 
 
+def test_nothing_empty_is_left_behind(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    publish(cache)
+    cache.remove("org/model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_removal_that_is_cut_short_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    entry = publish(cache)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    cache.remove("org/model")
+    assert entry.path.exists()
+    assert cache.find(KEY) is None
+
+
 def test_a_key_is_named_by_four_characters_or_more(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     entry = publish(cache)

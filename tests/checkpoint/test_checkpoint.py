@@ -3,6 +3,9 @@
 import itertools
 import json
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +213,23 @@ def test_chunks_are_equal_parts_where_there_are_such(
     shape: tuple[int, ...], split_order: tuple[int, ...], chunk_bytes: int, expected: tuple[int, ...]
 ) -> None:
     assert choose_chunks(shape, 2, split_order, chunk_bytes) == expected
+
+
+def test_arrays_in_flight_keep_to_their_bytes() -> None:
+    budget, lock, taken, most = reading._Budget(10), threading.Lock(), 0, 0
+
+    def use(nbytes: int) -> None:
+        nonlocal taken, most
+        with budget.taken(nbytes):
+            with lock:
+                taken += nbytes
+                most = max(most, taken)
+                assert taken <= 10 or taken == nbytes, "a larger one is alone"
+            time.sleep(0.001)
+            with lock:
+                taken -= nbytes
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(use, nbytes) for nbytes in [3, 7, 1, 25, 10, 4, 4, 2] * 10]:
+            done.result(timeout=60)
+    assert most == 25
