@@ -80,7 +80,7 @@ def test_a_family_registered_later_wins(example: ModuleType) -> None:
 
 
 def test_a_changed_table_is_another_key(example: ModuleType, llama: Path, tmp_path: Path) -> None:
-    entries = dict(example.BIGRAMS.layout.tables[0].entries)
+    entries = dict(example.BIGRAMS.layout.tables[0].lines)
     other = lazyload.Layout(
         entries | {"head.kernel": "lm_head : vocab embed"}, name="bigrams", skipped=["model.layers.*"]
     )

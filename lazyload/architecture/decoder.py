@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lazyload.layouts.placement import Group
+from lazyload.layouts.axes import Group
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def store(layout: Layout) -> dict[str, np.ndarray]:
             "experts": ("layer", "expert", "gate_up", "mlp", "embed")}  # fmt: skip
     arrays: dict[str, np.ndarray] = {}
     for table in layout.tables:
-        ((path, text),) = table.entries.items()
+        ((path, text),) = table.lines.items()
         text, *operations = text.split(";")
         role, pattern = (word.strip() for word in text.split(":"))
         scale = float(operations[0].split()[1]) if operations else 1.0

@@ -65,7 +65,7 @@ def test_the_layout_names_exactly_the_parameters_and_their_axes(name):
     logical = {".".join(map(str, path)): p.logical_axes for path, p in nnx.to_flat_state(nnx.state(model))}
     described = {}
     for table in layout(config).tables:
-        for path, entry in table.entries.items():
+        for path, entry in table.lines.items():
             role, dims = entry.split(";")[0].split(":")
             expanded = [path.replace("{gate_up:gate,up}", half) for half in ("gate", "up")]
             for one in dict.fromkeys(expanded):

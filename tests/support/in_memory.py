@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from lazyload.layouts.placement import Group
+from lazyload.layouts.axes import Group
 from lazyload.layouts.source import Box, TensorInfo
 
 FLOAT32 = np.dtype(np.float32)
