@@ -1,28 +1,8 @@
 """A conversion: two layouts resolved against a checkpoint's tensors into one lazy tensor for each target path.
 
-Example:
-    The worked example of this folder, a model of 2 layers with 4 heads of 8, of which a block reads one head:
-
-    >>> from types import SimpleNamespace
-    >>> from lazyload.layouts.axes import Group
-    >>> from lazyload.layouts.source import TensorInfo
-    >>> sizes = {"layer": 2, "head": 4, "head_dim": 8, "half": 2, "pair": 4, "embed": 16}
-    >>> model = SimpleNamespace(splits={"head_dim": ("half", "pair")}, groups=lambda role: [Group(range(2), sizes)])
-    >>> hub = Layout({"model.layers.{layer}.self_attn.q_proj.weight": "attn.q : (head head_dim) embed"})
-    >>> scanned = Layout({"decoder.layers.self_attention.query.kernel": "attn.q : embed layer head (pair half)"})
-    >>> names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(2)]
-    >>> class Checkpoint:
-    ...     tensors = {name: TensorInfo((32, 16), np.dtype(np.float32)) for name in names}
-    ...     def read(self, name, index):
-    ...         print(name, index)
-    ...         return np.arange(32 * 16, dtype=np.float32).reshape(32, 16)[index]
-    >>> conversion = resolve(Checkpoint(), hub, scanned, model, np.dtype(np.float32))
-    >>> kernel = conversion.tensors["decoder.layers.self_attention.query.kernel"]
-    >>> kernel.shape, kernel.sources == tuple(names)
-    ((16, 2, 4, 8), True)
-    >>> kernel[0:16, 1:2, 2:3, 0:8][0, 0, 0] // 16
-    model.layers.1.self_attn.q_proj.weight (slice(16, 24, None), slice(0, 16, None))
-    array([16., 20., 17., 21., 18., 22., 19., 23.], dtype=float32)
+In the worked example of this folder, `decoder.layers.self_attention.query.kernel` becomes a lazy tensor of shape
+`(16, 2, 4, 8)` over two tensors, `model.layers.{0,1}.self_attn.q_proj.weight`. Every tensor of the source is used, or
+skipped because a layout says so, or an error; so is every array of the target that has no source.
 """
 
 import fnmatch
@@ -44,7 +24,7 @@ from lazyload.layouts.pattern import Array, Pattern
 from lazyload.layouts.source import TensorSource
 from lazyload.layouts.unroll import unroll, unroll_tree
 
-NOTATION_VERSION = 1
+NOTATION_VERSION = 2
 """Raised whenever the same tables come to mean other bytes."""
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.in_memory import FLOAT32, SIZES, Arrays, Sizes, slices
 
 from lazyload.errors import LayoutError, TensorMismatchError
-from lazyload.layouts.conversion import digest, resolve, target_axes
+from lazyload.layouts.conversion import digest, resolve
 from lazyload.layouts.layout import Layout, Table
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -82,17 +82,6 @@ def test_a_block_reads_no_more_than_it_needs() -> None:
     assert lazy.sources == ("0.w", "1.w", "2.w", "3.w")
 
 
-def test_layers_may_be_of_two_kinds() -> None:
-    sizes = Sizes(SIZES.axes, layers={"dense": (0, 3), "sparse": (1, 2)})
-    files = {"l.0.d": 0, "l.3.d": 3, "l.1.s": 1, "l.2.s": 2}
-    source = Arrays({name: np.full(5, value, np.float32) for name, value in files.items()})
-    stored = Layout({"l.{layer}.d": "dense : embed", "l.{layer}.s": "sparse : embed"})
-    target = Layout({"d": "dense : layer embed", "s.{layer:0..}": "sparse : embed"})
-    tensors = resolve(source, stored, target, sizes, FLOAT32).tensors
-    np.testing.assert_array_equal(tensors["d"][WHOLE][:, 0], [0, 3])
-    assert [tensors[f"s.{n}"][(slice(None),)][0] for n in range(2)] == [1, 2]
-
-
 def test_aliases_and_skipped_tensors() -> None:
     source = Arrays({"text.model.e": EMBEDDING, "vision.patch": EMBEDDING, "rope.inv_freq": EMBEDDING})
     stored = Layout(
@@ -126,18 +115,7 @@ def test_all_problems_are_in_one_message() -> None:
     ("target", "complaint"),
     [
         (Layout({"t": "other : vocab"}), "wants other, which layout 'custom' does not have; it has embed"),
-        (Layout({"t": "embed : vocab width"}), "unknown axis 'width'"),
         (Layout({"t": "embed : vocab"}), "role 'embed' has axes embed, vocab in the source, but vocab at 't'"),
-        (Layout({"t": "embed : vocab embed ; pad vocab 6"}), "7 cannot be padded to 6"),
-        (Layout({"t": "embed : vocab embed ; pad mlp 6"}), "needs a dimension that is mlp alone"),
-        (Layout({"{vocab:a,b}": "embed : embed"}), "2 names for vocab"),
-        (Layout([Table({"t": "embed : (block kind) embed"}, split={"vocab": ("block", "kind")})]), "size of 'kind'"),
-        (
-            Layout([Table({"t": "embed : block kind embed"}, split={"vocab": ("block", "kind")}, sizes={"kind": 2})]),
-            "7 indices of vocab are not a multiple of 2",
-        ),
-        (Layout([Table({"t": "embed : vocab embed"}, only={"vocab": range(5, 9)})]), "a table for vocab [5, 6, 7, 8]"),
-        (Layout([Table({"t": "embed : vocab embed"}), Table({"t": "embed : embed vocab"})]), "two entries lead to 't'"),
     ],
 )
 def test_layouts_that_do_not_fit_are_errors(target: Layout, complaint: str) -> None:
@@ -164,10 +142,3 @@ def test_the_digest_follows_the_tables_and_the_sizes_and_nothing_else() -> None:
         digest(STORED, target, Sizes(SIZES.axes, layers={"embed": (0,)})),
     ]
     assert len({base, *others}) == 5
-
-
-def test_shapes_and_axes_are_known_without_a_source() -> None:
-    layout = Layout({"q": "q : embed layer (head head_dim)", "i.{layer}": "q : embed head (pair half)"})
-    axes = target_axes(layout, SIZES)
-    assert axes["q"] == ((5, 4, 12), ("embed", "layer", "head"))
-    assert axes["i.3"] == ((5, 3, 4), ("embed", "head", "head_dim"))
