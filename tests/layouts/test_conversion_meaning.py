@@ -72,16 +72,6 @@ def test_concatenations_split_and_join(data: st.DataObject, bias: bool) -> None:
     np.testing.assert_array_equal(joint[index], arrays["qkv.3"][index])
 
 
-def test_a_block_reads_no_more_than_it_needs() -> None:
-    source = Arrays({f"{n}.w": np.zeros((12, 5), np.float32) for n in range(4)})
-    stacked = Layout({"w": "q : embed layer head head_dim"})
-    lazy = resolve(source, Layout({"{layer}.w": "q : (head head_dim) embed"}), stacked, SIZES, FLOAT32).tensors["w"]
-    block = lazy[0:5, 2:3, 1:2, 0:4]
-    assert source.bytes_read == block.nbytes
-    assert lazy.split_order == (1, 2, 3, 0)
-    assert lazy.sources == ("0.w", "1.w", "2.w", "3.w")
-
-
 def test_aliases_and_skipped_tensors() -> None:
     source = Arrays({"text.model.e": EMBEDDING, "vision.patch": EMBEDDING, "rope.inv_freq": EMBEDDING})
     stored = Layout(
