@@ -147,10 +147,10 @@ class LazyTensor:
         walked = [names.index(name) for name in region.walked]
         shared = {name: limits for name, limits in zip(names, ranges, strict=True) if name not in region.walked}
         for indices in itertools.product(*(range(*ranges[number]) for number in walked)):
-            place: list[int | slice] = [slice(None)] * len(names)
+            at: list[int | slice] = [slice(None)] * len(names)
             for number, index in zip(walked, indices, strict=True):
-                place[number] = index - ranges[number][0]
-            self._read(_view(view, place), region, region.contributions[indices], shared)
+                at[number] = index - ranges[number][0]
+            self._read(_view(view, at), region, region.contributions[indices], shared)
 
     def _read(self, out: np.ndarray, region: Region, given: Contribution, shared: Mapping[str, Range]) -> None:
         """Fills `out`, one dimension a shared axis in the target's order, from one source tensor."""

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from lazyload.errors import LayoutError
 from lazyload.layouts.lazy import Contribution, Region
-from lazyload.layouts.pattern import Array, CompositeAxis, Pattern
+from lazyload.layouts.pattern import Array, Axis, Pattern
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     """Where the source has some indices of a role's walked axes: in which array, and at which of its axes' indices."""
 
     array: Array
@@ -37,7 +37,7 @@ class StoredRole:
             LayoutError: They do not have the same axes.
         """
         self._arrays = arrays
-        self._places: dict[tuple[str, ...], dict[tuple[int, ...], _Place]] = {}
+        self._locations: dict[tuple[str, ...], dict[tuple[int, ...], _Location]] = {}
         examples = {pattern: array.path for array, pattern in reversed(arrays)}
         self.patterns = tuple(reversed(examples))
         self.axes = frozenset(self.patterns[0].indices)
@@ -47,7 +47,7 @@ class StoredRole:
                     f"role {pattern.role!r} has other axes at {examples[pattern]!r} than at {arrays[0][0].path!r}"
                 )
 
-    def shared(self, wanted: Pattern) -> dict[str, CompositeAxis]:
+    def shared(self, wanted: Pattern) -> dict[str, tuple[Axis, ...]]:
         """The axes that stand whole in every source pattern and in the target's, by parts that both can be written in.
 
         Args:
@@ -63,18 +63,18 @@ class StoredRole:
                     shared[axis] = max(written, key=len)
         return shared
 
-    def places(self, axes: Sequence[str]) -> Mapping[tuple[int, ...], _Place]:
+    def locations(self, axes: Sequence[str]) -> Mapping[tuple[int, ...], _Location]:
         """Where each combination of indices of the given axes is."""
         key = tuple(axes)
-        if key not in self._places:
-            self._places[key] = dict(self._walk(key))
-        return self._places[key]
+        if key not in self._locations:
+            self._locations[key] = dict(self._walk(key))
+        return self._locations[key]
 
-    def _walk(self, axes: tuple[str, ...]) -> Iterator[tuple[tuple[int, ...], _Place]]:
+    def _walk(self, axes: tuple[str, ...]) -> Iterator[tuple[tuple[int, ...], _Location]]:
         steps = {pattern: [pattern.steps(axis) for axis in axes] for pattern in self.patterns}
         for array, pattern in self._arrays:
             for indices, parts in _walk(array, pattern, axes, steps[pattern]):
-                yield indices, _Place(array, pattern, parts)
+                yield indices, _Location(array, pattern, parts)
 
 
 def fill(pattern: Pattern, arrays: Sequence[Array], stored: StoredRole) -> list[Region]:
@@ -95,7 +95,7 @@ def fill(pattern: Pattern, arrays: Sequence[Array], stored: StoredRole) -> list[
         )
     shared = stored.shared(pattern)
     axes = [axis for axis in pattern.indices if axis not in shared]
-    places = stored.places(axes)
+    locations = stored.locations(axes)
     written, patterns = pattern.rewritten(shared), {every: every.rewritten(shared) for every in stored.patterns}
     walked = tuple(axis.name for axis in written.axes if axis.of not in shared)
     steps = [pattern.steps(axis) for axis in axes]
@@ -103,11 +103,11 @@ def fill(pattern: Pattern, arrays: Sequence[Array], stored: StoredRole) -> list[
     for array in arrays:
         contributions = {}
         for indices, parts in _walk(array, pattern, axes, steps):
-            if indices not in places:
+            if indices not in locations:
                 lacking = ", ".join(f"{axis} {index}" for axis, index in zip(axes, indices, strict=True))
                 raise LayoutError(f"{array.path}: the source has no {pattern.role!r} for {lacking}")
-            place = places[indices]
-            contribution = Contribution(place.array.path, patterns[place.pattern], place.indices)
+            location = locations[indices]
+            contribution = Contribution(location.array.path, patterns[location.pattern], location.indices)
             contributions[tuple(parts[name] for name in walked)] = contribution
         regions.append(Region(written, walked, contributions))
     return regions

@@ -65,7 +65,7 @@ class Pattern:
     operations: Operations
 
     @property
-    def axes(self) -> CompositeAxis:
+    def axes(self) -> tuple[Axis, ...]:
         """The axes of all dimensions in order."""
         return tuple(axis for composite in self.dimensions for axis in composite)
 
@@ -74,7 +74,7 @@ class Pattern:
         """What the role takes of each dimension."""
         return tuple(extent(composite) for composite in self.dimensions)
 
-    def parts(self, axis: str) -> CompositeAxis:
+    def parts(self, axis: str) -> tuple[Axis, ...]:
         """An axis by those parts of it that stand in the pattern, outermost first; empty if the path has them all."""
         return tuple(sorted((part for part in self.axes if part.of == axis), key=lambda part: -part.stride))
 
@@ -94,7 +94,7 @@ class Pattern:
             for indices in itertools.product(*(range(part.size) for part in parts))
         ]
 
-    def rewritten(self, parts: Mapping[str, CompositeAxis]) -> "Pattern":
+    def rewritten(self, parts: Mapping[str, tuple[Axis, ...]]) -> "Pattern":
         """The same pattern, where some axes are written by their parts.
 
         Example:

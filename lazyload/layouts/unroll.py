@@ -116,9 +116,9 @@ def _words(
     splits: Mapping[str, tuple[str, ...]],
 ) -> _Words:
     """What the words of the path and of one role's pattern mean in layers of the given sizes."""
-    named = {place.axis: len(place.names) for place in line.path_axes if place.names}
+    named = {path_axis.axis: len(path_axis.names) for path_axis in line.path_axes if path_axis.names}
     sizes = {**named, **sizes, **table.sizes}
-    words = [*(place.axis for place in line.path_axes), *itertools.chain(*line.patterns[role])]
+    words = [*(path_axis.axis for path_axis in line.path_axes), *itertools.chain(*line.patterns[role])]
     owner = {part: axis for axis, parts in splits.items() for part in parts}
     axes: dict[str, Axis] = {}
     indices = {}
@@ -128,10 +128,12 @@ def _words(
         if parts and (axis in words or len(parts) < len(splits[axis])):
             raise LayoutError(f"write {axis} alone or all of ({' '.join(splits[axis])})")
         axes |= _strided(axis, parts or [axis], len(indices[axis]), sizes)
-    for place in line.path_axes:
-        if place.names and len(place.names) != axes[place.axis].size:
-            size = axes[place.axis].size
-            raise LayoutError(f"{len(place.names)} names for {place.axis} of size {size}: {', '.join(place.names)}")
+    for path_axis in line.path_axes:
+        if path_axis.names and len(path_axis.names) != axes[path_axis.axis].size:
+            size = axes[path_axis.axis].size
+            raise LayoutError(
+                f"{len(path_axis.names)} names for {path_axis.axis} of size {size}: {', '.join(path_axis.names)}"
+            )
     return _Words(axes, indices)
 
 
@@ -190,23 +192,23 @@ def _patterns(line: Line, group: int, words: Sequence[_Words]) -> tuple[Pattern,
 
 def _arrays_at(line: Line, words: _Words, patterns: tuple[Pattern, ...]) -> Iterator[Array]:
     """An array for each combination of the indices in the path."""
-    axes = {place: words.axes[place.axis] for place in line.path_axes}
+    axes = {path_axis: words.axes[path_axis.axis] for path_axis in line.path_axes}
     for numbers in itertools.product(*(range(axis.size) for axis in axes.values())):
         chosen = dict(zip(axes, numbers, strict=True))
         pieces = (piece if isinstance(piece, str) else _written(piece, chosen[piece], words) for piece in line.path)
         positions: dict[str, int] = {}
-        for place, number in chosen.items():
-            axis = axes[place]
+        for path_axis, number in chosen.items():
+            axis = axes[path_axis]
             positions[axis.of] = positions.get(axis.of, 0) + number * axis.stride
         yield Array("".join(pieces), patterns, positions)
 
 
-def _written(place: PathAxis, number: int, words: _Words) -> str:
+def _written(path_axis: PathAxis, number: int, words: _Words) -> str:
     """How a path writes an index."""
-    axis = words.axes[place.axis]
-    if place.names:
-        return place.names[number]
-    if place.relative or axis.name != axis.of:
+    axis = words.axes[path_axis.axis]
+    if path_axis.names:
+        return path_axis.names[number]
+    if path_axis.relative or axis.name != axis.of:
         return str(number)
     return str(words.indices[axis.of][number])
 
