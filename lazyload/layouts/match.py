@@ -48,7 +48,7 @@ class StoredRole:
                 )
 
     def shared(self, wanted: Pattern) -> dict[str, tuple[Axis, ...]]:
-        """The axes that stand whole in every source pattern and in the target's, by parts that both can be written in.
+        """The axes that stand whole, with the same indices, in all patterns of source and target, by parts that all know.
 
         Args:
             wanted: The target's pattern.

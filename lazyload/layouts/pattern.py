@@ -79,9 +79,9 @@ class Pattern:
         return tuple(sorted((part for part in self.axes if part.of == axis), key=lambda part: -part.stride))
 
     def is_whole(self, axis: str) -> bool:
-        """Whether all of the axis stands in the pattern, every index at its own place."""
-        parts, count = self.parts(axis), len(self.indices[axis])
-        return bool(parts) and extent(parts) == count and self.indices[axis] == range(count)
+        """Whether the axis stands in the pattern with all indices that the table holds for."""
+        parts = self.parts(axis)
+        return bool(parts) and extent(parts) == len(self.indices[axis])
 
     def steps(self, axis: str) -> list[tuple[int, dict[str, int]]]:
         """All positions on an axis that one array holds, from its first, each with the indices of the axis's parts."""

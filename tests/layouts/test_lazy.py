@@ -40,6 +40,15 @@ def test_a_block_of_pairs_reads_whole_heads() -> None:
     assert (source.reads, source.bytes_read) == (1, 4 * 5 * 4)
 
 
+def test_a_range_of_layers_that_both_sides_stack_is_read_at_once() -> None:
+    source = Arrays({"w": np.arange(10, dtype=np.float32).reshape(2, 5)})
+    stored, target = (Layout([Table({"w": f"n : {axes}"}, only={"layer": (1, 3)})]) for axes in
+                      ("layer embed", "embed layer"))  # fmt: skip
+    tensor = resolve(source, stored, target, SIZES, FLOAT32).tensors["w"]
+    np.testing.assert_array_equal(tensor[:, :], source.arrays["w"].T)
+    assert source.reads == 1
+
+
 def test_a_tensor_that_is_read_twice_is_a_source_once() -> None:
     source, stored = Arrays({"w": np.arange(20, dtype=np.float32).reshape(4, 5)}), Layout({"w": "n : layer embed"})
     target = Layout([Table({name: "n : layer embed"}, only={"layer": layers}) for name, layers in
