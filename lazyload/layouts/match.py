@@ -48,7 +48,7 @@ class StoredRole:
                 )
 
     def shared(self, wanted: Pattern) -> dict[str, tuple[Axis, ...]]:
-        """The axes that stand whole, with the same indices, in all patterns of source and target, by parts that all know.
+        """The axes that stand whole, with the same indices, in all patterns of both sides; by parts that all can tell.
 
         Args:
             wanted: The target's pattern.

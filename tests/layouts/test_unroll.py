@@ -74,10 +74,14 @@ def test_layers_may_be_of_two_kinds() -> None:
 def test_roles_that_a_model_lacks_are_left_out() -> None:
     sizes = Sizes(SIZES.axes, of_role={"k": [], "v": [], "none": [Group((), SIZES.axes)]})
     layout = Layout({"q.{layer}": "q : head", "k.{layer}": "k : width", "kv": "k | v : (head | head)",
-                     "none.{layer}": "none : head"})  # fmt: skip
+                     "none.{layer}": "none : head", "stacked": "none : layer head"})  # fmt: skip
     assert list(shapes(layout, sizes)) == ["q.0", "q.1", "q.2", "q.3"]
     assert list(resolve(Arrays({f"q.{n}": np.zeros(3) for n in range(4)}), layout, layout, sizes, FLOAT32).tensors) == [
         "q.0", "q.1", "q.2", "q.3"]  # fmt: skip
+
+
+def test_a_table_for_no_layers_has_no_arrays() -> None:
+    assert shapes(Layout([Table({"q": "q : layer head", "{layer}.q": "q : head"}, only={"layer": ()})])) == {}
 
 
 @pytest.mark.parametrize("others", [[], [Group((0, 1), SIZES.axes)]])
