@@ -48,6 +48,15 @@ def test_paths_write_indices_names_positions_and_parts_of_axes() -> None:
     assert target_axes(Layout([cycles]), SIZES)["0"][1] == ("layer", "gate_up", "embed")
 
 
+def test_an_axis_of_three_parts_two_of_them_in_the_path() -> None:
+    table = Table({"{a}.{c}": "n : b embed"}, split={"layer": ("a", "b", "c")}, sizes={"b": 2, "c": 2})
+    source = Arrays({f"{layer}.n": np.full(5, layer, np.float32) for layer in range(8)})
+    sizes = Sizes({"layer": 8, "embed": 5})
+    tensors = resolve(source, Layout({"{layer}.n": "n : embed"}), Layout([table]), sizes, FLOAT32).tensors
+    assert {path: lazy[:, :][:, 0].tolist() for path, lazy in tensors.items()} == {
+        "0.0": [0, 2], "0.1": [1, 3], "1.0": [4, 6], "1.1": [5, 7]}  # fmt: skip
+
+
 def test_names_give_an_axis_its_size() -> None:
     assert list(shapes(Layout({"{kind:x,y,z}": "mlp : mlp"}))) == ["x", "y", "z"]
 
