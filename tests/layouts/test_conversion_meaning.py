@@ -117,6 +117,13 @@ def test_aliases_are_other_prefixes_of_paths() -> None:
     assert [problem.split(":")[0] for problem in error.value.problems] == ["model.e", "e"]
 
 
+def test_an_alias_is_for_paths_with_its_prefix() -> None:
+    stored = Layout({"xyz": "embed : vocab embed"}, aliases=[("ab", "")])
+    with pytest.raises(TensorMismatchError) as error:
+        resolve(Arrays({"z": EMBEDDING}), stored, Layout({"t": "embed : vocab embed"}), SIZES, FLOAT32)
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["xyz", "z"]
+
+
 def test_skipped_tensors_are_those_that_either_layout_says() -> None:
     names = ["vision.patch", "rope.inv_freq", "9.w", "9.mark", "8.w"]
     source = Arrays({"e": EMBEDDING} | {name: EMBEDDING for name in names})

@@ -1,5 +1,7 @@
 """Copies between memory orders, beside NumPy's own, at the sizes at which rows are woven into words."""
 
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -64,6 +66,16 @@ def test_a_cast_of_more_than_is_converted_at_a_time() -> None:
         out = np.empty(values.shape, ml_dtypes.bfloat16)
         copy_cast(out, values)
         np.testing.assert_array_equal(out, values.astype(ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("shape", [(2048, 2048), (1, 2048, 2048), (2048, 1, 2048)], ids=str)
+def test_a_cast_needs_little_memory(shape: tuple[int, ...]) -> None:
+    stored, out = np.zeros(shape, np.float32), np.zeros(shape, ml_dtypes.bfloat16)
+    tracemalloc.start()
+    copy_cast(out, stored)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < stored.nbytes // 4
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (1,), (1, 1)], ids=str)

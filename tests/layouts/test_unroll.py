@@ -37,15 +37,23 @@ def test_shapes_and_axes_are_known_without_a_source() -> None:
 
 
 def test_paths_write_indices_names_positions_and_parts_of_axes() -> None:
-    numbered = Table({"{gate_up:a,b}.{layer}": "mlp : mlp embed"}, only={"layer": (1, 3)})
-    assert list(shapes(Layout([numbered]))) == ["a.1", "a.3", "b.1", "b.3"]
-    counted = Table({"x.{layer:0..}": "mlp : (gate_up mlp) embed"}, only={"layer": (1, 3)})
-    assert shapes(Layout([counted])) == {"x.0": (6, 5), "x.1": (6, 5)}
-    cycles = Table(
-        {"{place}": "mlp : cycle (gate_up mlp) embed"}, split={"layer": ("cycle", "place")}, sizes={"place": 2}
+    entry, only = "mlp : mlp embed", {"layer": (1, 3)}
+    assert list(shapes(Layout([Table({"{gate_up:a,b}.{layer}": entry}, only)]))) == ["a.1", "a.3", "b.1", "b.3"]
+    assert list(shapes(Layout([Table({"x.{layer:0..}": entry}, only)]))) == ["x.0", "x.1"]
+    pairs = Table({"{place}": "mlp : cycle (gate_up mlp) embed"}, only, {"layer": ("cycle", "place")}, {"place": 2})
+    assert target_axes(Layout([pairs]), SIZES) == {
+        place: ((1, 6, 5), ("layer", "gate_up", "embed")) for place in ("0", "1")
+    }
+
+
+def test_a_model_of_one_layer() -> None:
+    sizes, source = Sizes({**SIZES.axes, "layer": 1}), Arrays({"0.n": np.arange(5, dtype=np.float32)})
+    stored, stacked = Layout({"{layer}.n": "n : embed"}), Layout({"n": "n : embed layer"})
+    there = resolve(source, stored, stacked, sizes, FLOAT32).tensors["n"][:, :]
+    np.testing.assert_array_equal(there[:, 0], range(5))
+    np.testing.assert_array_equal(
+        resolve(Arrays({"n": there}), stacked, stored, sizes, FLOAT32).tensors["0.n"][:,], range(5)
     )
-    assert shapes(Layout([cycles])) == {"0": (2, 6, 5), "1": (2, 6, 5)}
-    assert target_axes(Layout([cycles]), SIZES)["0"][1] == ("layer", "gate_up", "embed")
 
 
 def test_an_axis_of_three_parts_two_of_them_in_the_path() -> None:
