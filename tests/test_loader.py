@@ -58,7 +58,8 @@ def test_values_are_the_source_s(qwen: Path, warm: Path) -> None:
     files = {name: array for file in qwen.glob("*.safetensors") for name, array in load_file(file).items()}
     kernel = files["model.layers.2.self_attn.q_proj.weight"].reshape(4, 16, 64).transpose(2, 0, 1)
     np.testing.assert_array_equal(parameters["layers.2.attn.q_proj.kernel"], kernel)
-    np.testing.assert_array_equal(parameters["layers.1.mlp.up_proj.kernel"], files["model.layers.1.mlp.up_proj.weight"].T)
+    up = files["model.layers.1.mlp.up_proj.weight"]
+    np.testing.assert_array_equal(parameters["layers.1.mlp.up_proj.kernel"], up.T)
     assert len(parameters) == len(files)
     assert {array.dtype for array in parameters.values()} == {jnp.dtype(jnp.bfloat16)}
 

@@ -63,7 +63,6 @@ class GatedDeltaNet:
             "beta_alpha": 2 * self.group,
             "conv_width": self.conv_width,
             "conv_past": self.conv_width - 1,
-            "conv_input": 1,
         }
 
     @property
@@ -76,7 +75,7 @@ class GatedDeltaNet:
             "in_proj_qkvz.kernel": "delta.qkvz : embed key_head qkvz",
             "in_proj_ba.kernel": "delta.ba : embed key_head beta_alpha",
             "conv1d.kernel": "delta.conv_q | delta.conv_k | delta.conv_v : "
-            "(conv_input conv_width) key_head (key_dim | key_dim | group value_dim)",
+            "conv_width key_head (key_dim | key_dim | group value_dim)",
             "A_log": "delta.a_log : key_head group ; as float32",
             "dt_bias": "delta.dt_bias : key_head group ; as float32",
             "norm.scale": "delta.norm : value_dim",

@@ -18,7 +18,7 @@ _DELTA_NET = {
     "linear_attn.in_proj_qkvz.weight": "delta.qkvz : (key_head qkvz) embed",
     "linear_attn.in_proj_ba.weight": "delta.ba : (key_head beta_alpha) embed",
     "linear_attn.conv1d.weight": "delta.conv_q | delta.conv_k | delta.conv_v : "
-    "(key_head key_dim | key_head key_dim | key_head group value_dim) conv_input conv_width",
+    "(key_head key_dim | key_head key_dim | key_head group value_dim) 1 conv_width",
     "linear_attn.A_log": "delta.a_log : (key_head group)",
     "linear_attn.dt_bias": "delta.dt_bias : (key_head group)",
     "linear_attn.norm.weight": "delta.norm : value_dim",
@@ -27,7 +27,7 @@ _DELTA_NET = {
 _SHARED_EXPERT = {
     "mlp.shared_expert.{gate_up:gate,up}_proj.weight": "shared.in : shared_mlp embed",
     "mlp.shared_expert.down_proj.weight": "shared.out : embed shared_mlp",
-    "mlp.shared_expert_gate.weight": "shared.gate : shared_gate embed",
+    "mlp.shared_expert_gate.weight": "shared.gate : 1 embed",
 }
 _LAYER = {
     **huggingface.LAYER,

@@ -237,7 +237,7 @@ def _layout(
         "decoder.logits_dense.kernel": f"lm_head : embed vocab{pad}",
     }
     placed = [
-        Table(_under("params.params", table.entries), table.only, table.split, table.sizes)
+        Table(_under("params.params", table.lines), table.only, table.split, table.sizes)
         for table in (Table(entries), *tables)
     ]
     return Layout(placed, name=MaxText(scan_layers).name, general=True)

@@ -4,6 +4,15 @@ NumPy copies a transposed array element by element along the target's rows: ever
 line of the source, and all but one of a line's elements are evicted before they are used (0.3 GB/s for 2-byte elements
 of a large matrix). Copying a few source rows at a time, as many as fill a cache line of the target, keeps both sides in
 the cache (2.0 to 3.4 GB/s a thread).
+
+In the worked example of this folder, 8 rows of 16 columns, one head as it is stored, become 16 rows of 8:
+
+Example:
+    >>> stored = np.arange(8 * 16, dtype=np.float32).reshape(8, 16)
+    >>> head = np.empty((16, 8), np.float32)
+    >>> copy_cast(head, stored.T)
+    >>> head[0]
+    array([  0.,  16.,  32.,  48.,  64.,  80.,  96., 112.], dtype=float32)
 """
 
 import itertools

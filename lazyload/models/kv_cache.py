@@ -20,7 +20,7 @@ def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: D
     """An empty cache for sequences of up to `cache_size` tokens."""
     cache = {}
     for number, layer in enumerate(config.layers):
-        sizes = {**layer.axes, "slot": cache_size}
+        sizes = {**layer.axes, "slot": cache_size, "1": 1}
         arrays = {
             name: jnp.zeros((batch_size, *(sizes[axis] for axis in array.axes)), array.dtype or dtype)
             for name, array in layer.mixer.cache.items()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from lazyload.layouts.placement import Group
+from lazyload.layouts.axes import Group
 from lazyload.layouts.source import Box, TensorInfo
 
 FLOAT32 = np.dtype(np.float32)
@@ -14,12 +14,16 @@ FLOAT32 = np.dtype(np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
+    """A model whose roles are in all layers, or in the layers or groups of layers that are given for them."""
+
     axes: Mapping[str, int]
     splits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {"head_dim": ("half", "pair")})
     layers: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    of_role: Mapping[str, Sequence[Group]] = dataclasses.field(default_factory=dict)
 
     def groups(self, role: str) -> Sequence[Group]:
-        return [Group(self.layers.get(role, range(self.axes["layer"])), self.axes)]
+        every = Group(self.layers.get(role, range(self.axes["layer"])), self.axes)
+        return self.of_role.get(role, [every])
 
 
 class Arrays:
@@ -29,11 +33,13 @@ class Arrays:
         self.arrays = arrays
         self.tensors = {name: TensorInfo(array.shape, array.dtype) for name, array in arrays.items()}
         self.bytes_read = 0
+        self.reads = 0
 
     def read(self, name: str, index: Box) -> np.ndarray:
         block = np.array(self.arrays[name][index], order="C")
         assert block.shape == tuple(cut.stop - cut.start for cut in index)
         self.bytes_read += block.nbytes
+        self.reads += 1
         return block
 
 
