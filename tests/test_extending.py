@@ -54,6 +54,8 @@ def test_a_module_of_one_s_own(example: ModuleType, llama: Path, tmp_path: Path)
     module = lazyload.from_pretrained(llama, layout=example.BIGRAMS, cache_dir=tmp_path, mesh=mesh)
     assert run(module, jnp.array([[1, 2]])).shape == (1, 2, 1024)
     assert module.head.kernel[...].sharding.spec == jax.sharding.PartitionSpec("fsdp", "tp")
+    specs = nnx.get_partition_spec(nnx.state(module))
+    assert jax.tree.leaves(specs["head"]) == [jax.sharding.PartitionSpec("fsdp", "tp")]
     plan = lazyload.plan(llama, layout=example.BIGRAMS, cache_dir=tmp_path)
     assert plan.hit
     assert len(plan.parameters) == 3
