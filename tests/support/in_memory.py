@@ -1,13 +1,18 @@
 """A small model and checkpoints in memory, for tests of layouts."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from hypothesis import strategies as st
 
 from lazyload.layouts.axes import Group
+from lazyload.layouts.conversion import resolve
+from lazyload.layouts.layout import Layout
+from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box, TensorInfo
+from lazyload.storage import Storage
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -53,3 +58,20 @@ def slices(shape: Sequence[int]) -> st.SearchStrategy[Box]:
         return bounds.map(lambda pair: slice(min(pair), max(pair)))
 
     return st.tuples(*(cut(size) for size in shape))
+
+
+STORAGES = [
+    Storage(ocdbt, zarr3, compression, 4096)
+    for ocdbt, zarr3, compression in itertools.product((True, False), (True, False), ("none", "zstd"))
+]
+
+
+def lazy(arrays: dict[str, np.ndarray]) -> dict[str, LazyTensor]:
+    """The arrays as lazy tensors of themselves."""
+    letters = {path: [f"axis{number}" for number in range(array.ndim)] for path, array in arrays.items()}
+    found = {}
+    for path, array in arrays.items():
+        layout = Layout({path: f"role : {' '.join(letters[path])}"})
+        sizes = Sizes(dict(zip(letters[path], array.shape, strict=True)) | {"layer": 1}, {})
+        found |= resolve(Arrays({path: array}), layout, layout, sizes, array.dtype).tensors
+    return found
