@@ -58,6 +58,7 @@ class _Chunk(NamedTuple):
         query: `[batch, token, key_head, key_dim]`.
         key: `[batch, token, key_head, key_dim]`.
         log_decay: `[batch, key_head, group, token]`, from the chunk's start to the token, itself included.
+        log_decay_to_end: `[batch, key_head, group, token]`, from the token, itself left out, to the chunk's end.
         scores: `[batch, key_head, group, token, token]`, how much each query reads of each correction.
         corrections: `[batch, key_head, group, token, value_dim]`, what is added to the state, were it zero before.
         lookups: `[batch, key_head, group, token, key_dim]`, whose answers from the state before are to be subtracted.
@@ -66,6 +67,7 @@ class _Chunk(NamedTuple):
     query: jax.Array
     key: jax.Array
     log_decay: jax.Array
+    log_decay_to_end: jax.Array
     scores: jax.Array
     corrections: jax.Array
     lookups: jax.Array
@@ -251,9 +253,10 @@ def _solve_chunks(chunks: _Tokens) -> _Chunk:
     """What needs no state, for all chunks at once; all arrays, in and out, have a leading dimension `chunk`."""
     query, key, value = chunks.query, chunks.key, chunks.value
     beta = jnp.moveaxis(chunks.beta, 2, -1)
-    log_decay = jnp.moveaxis(jnp.cumsum(chunks.log_decay, axis=2), 2, -1)
-    # From token s to token t. Masked before exp: where t is before s, it would be infinite, and its gradient no number.
-    between = log_decay[..., :, None] - log_decay[..., None, :]
+    each = jnp.moveaxis(chunks.log_decay, 2, -1)
+    log_decay = jnp.cumsum(each, axis=-1)
+    # Masked before exp: where token t is before s, it would be one, and not zero.
+    between = _sums_between(each)
     decay = jnp.exp(jnp.where(np.tri(key.shape[2], dtype=bool), between, -jnp.inf))
     overlaps = jnp.einsum("nbthk,nbshk->nbhts", key, key)[:, :, :, None] * decay
     system = _inverse_of_unit_lower(beta[..., None] * overlaps) * beta[..., None, :]
@@ -261,10 +264,21 @@ def _solve_chunks(chunks: _Tokens) -> _Chunk:
         query=query,
         key=key,
         log_decay=log_decay,
+        log_decay_to_end=between[..., -1, :],
         scores=jnp.einsum("nbthk,nbshk->nbhts", query, key)[:, :, :, None] * decay,
         corrections=jnp.einsum("nbhgts,nbshgv->nbhgtv", system, value),
         lookups=jnp.einsum("nbhgts,nbshk->nbhgtk", system * jnp.exp(log_decay)[..., None, :], key),
     )
+
+
+def _sums_between(x: jax.Array) -> jax.Array:
+    """Of `[..., token]`, the sums after token s up to token t, `[..., t, s]`; zero where t is not after s.
+
+    Each is a sum of its own: as a difference of sums from the start it would have their error, which is large where a
+    head forgets quickly.
+    """
+    after = np.tri(x.shape[-1], k=-1, dtype=bool)
+    return jnp.cumsum(jnp.where(after, x[..., :, None], 0), axis=-2)
 
 
 def _run_chunk(state: jax.Array, chunk: _Chunk) -> tuple[jax.Array, jax.Array]:
@@ -273,7 +287,7 @@ def _run_chunk(state: jax.Array, chunk: _Chunk) -> tuple[jax.Array, jax.Array]:
     decay = jnp.exp(chunk.log_decay)[..., None]
     outputs = decay * jnp.einsum("bthk,bhgkv->bhgtv", chunk.query, state)
     outputs += jnp.einsum("bhgts,bhgsv->bhgtv", chunk.scores, corrections)
-    to_end = jnp.exp(chunk.log_decay[..., -1:] - chunk.log_decay)[..., None]
+    to_end = jnp.exp(chunk.log_decay_to_end)[..., None]
     state = decay[..., -1:, :] * state + jnp.einsum("bthk,bhgtv->bhgkv", chunk.key, to_end * corrections)
     return state, jnp.moveaxis(outputs, 3, 1)
 
