@@ -106,6 +106,7 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("phi3", "mlp_bias", True),
         ("phi3", "lm_head_bias", True),
         ("phi3", "full_attn_mod", 2),
+        ("phi3", "partial_rotary_factor", 0.2),
         ("olmo2", "clip_qkv", 8.0),
         ("olmo3", "layer_types", ["sliding_attention"]),
         ("smollm3", "no_rope_layers", [1, 1, 0]),
