@@ -106,7 +106,13 @@ def _rope(
         raise ConfigError(
             f"{fields.where}: partial_rotary_factor = {share!r} is not implemented for this kind of model"
         )
-    rope = Rope(theta=parameters.get("rope_theta", theta), dim=int(dim * share))
+    rotated = int(dim * share)
+    if share != 1.0 and (rotated % 2 or not 0 < rotated <= dim):
+        raise ConfigError(
+            f"{fields.where}: partial_rotary_factor = {share!r} makes {rotated} of {dim} dimensions rotate, "
+            "which must be an even number of them"
+        )
+    rope = Rope(theta=parameters.get("rope_theta", theta), dim=rotated)
     # A length where none is needed, how the weights were trained, and a name by which transformers knows no factor.
     parameters.ignore("original_max_position_embeddings", "finetuned", "attn_factor")
     match names.get(kind, kind):

@@ -7,7 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from lazyload.errors import ConfigError, UnknownArchitectureError
-from lazyload.families import deepseek, gemma, gpt_oss, granite, llama, mixtral, olmo, phi, qwen, qwen3_next, smollm
+from lazyload.families import (
+    deepseek,
+    gemma,
+    glm,
+    gpt_oss,
+    granite,
+    llama,
+    mixtral,
+    olmo,
+    phi,
+    qwen,
+    qwen3_next,
+    smollm,
+)
 from lazyload.families.family import Family
 
 __all__ = ["Family", "find", "known", "register"]
@@ -62,6 +75,7 @@ for _family in (
     olmo.OLMO3,
     smollm.SMOLLM3,
     granite.GRANITE,
+    glm.GLM4,
     gpt_oss.GPT_OSS,
     deepseek.DEEPSEEK_V2,
     deepseek.DEEPSEEK_V3,

@@ -311,6 +311,20 @@ def granite(draw: Draw) -> Values:
     )
 
 
+def glm4(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    if values["num_attention_heads"] % 2 == 0 and draw(BOTH):
+        del values["num_key_value_heads"]
+    dim = values.get("head_dim", 128)
+    # transformers rotates more dimensions than it computes frequencies for where their number is odd: refused.
+    share = draw(st.sampled_from([share for share in (0.25, 0.5, 0.75, 1.0) if int(dim * share) % 2 == 0]))
+    values |= rope(draw, int(dim * share))
+    if share != 0.5 or draw(BOTH):
+        inside = [described for name in ("rope_parameters", "rope_scaling") if (described := values.get(name))]
+        draw(st.sampled_from([values, *inside]))["partial_rotary_factor"] = share
+    return values | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS)
+
+
 def gpt_oss(draw: Draw) -> Values:
     values = sizes(draw)
     experts = draw(st.integers(1, 5))
@@ -386,6 +400,7 @@ KINDS = (
     olmo3,
     smollm3,
     granite,
+    glm4,
     gpt_oss,
     deepseek_v2,
     deepseek_v3,
