@@ -134,7 +134,7 @@ def test_a_damaged_manifest_harms_no_other_entry(tmp_path: Path, data: st.DataOb
         assert cache.find(OTHER) == sound
         assert [found for found in cache.entries() if found.folder != entry.folder] == [sound]
         assert sound.folder in {removal.path for removal in cache.prune(max_bytes=0, dry_run=True)}
-        assert cache.prune(older_than=3600, dry_run=True) == []
+        assert sound.folder not in {removal.path for removal in cache.prune(older_than=3600, dry_run=True)}
         assert cache.select("org/other") == cache.select(OTHER.digest[:8]) == [sound]
         assert cache.recall("org/other", None) == [sound]
         assert cache.recall("org/model", "main") in ([], [found])

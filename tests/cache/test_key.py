@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,3 +41,13 @@ def test_differences_are_in_words() -> None:
         "dtype: float32 instead of bfloat16",
         f"mapping: {'a' * 32}... instead of {'b' * 32}...",
     ]
+
+
+def test_long_values_are_cut() -> None:
+    assert Key({"a": "x" * 48}).differences(Key({"a": 1})) == [f"a: {'x' * 48} instead of 1"]
+    assert Key({"a": "x" * 49}).differences(Key({"a": 1})) == [f"a: {'x' * 32}... instead of 1"]
+
+
+def test_what_json_does_not_have_is_no_key() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _ = Key({"a": float("nan")}).digest
