@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lazyload.architecture.block import CacheArray
-from lazyload.architecture.checks import require, require_positive
+from lazyload.architecture.checks import require, require_one_of, require_positive
+from lazyload.architecture.mlp import ACTIVATIONS, Activation
 from lazyload.architecture.norm import RMS_NORM, Norm
 
 
@@ -22,6 +23,7 @@ class GatedDeltaNet:
         key_dim: Width of a query and of a key.
         value_dim: Width of a value.
         conv_width: How many tokens the convolution spans.
+        activation: Of what the convolution puts out.
         norm: The norm of each value head's output, before its gate.
     """
 
@@ -32,6 +34,7 @@ class GatedDeltaNet:
     key_dim: int
     value_dim: int
     conv_width: int
+    activation: Activation = "silu"
     norm: Norm = RMS_NORM
 
     def __post_init__(self) -> None:
@@ -41,6 +44,7 @@ class GatedDeltaNet:
             self,
             f"num_value_heads = {self.num_value_heads} is no multiple of num_key_heads = {self.num_key_heads}",
         )
+        require_one_of(self, "activation", ACTIVATIONS)
         require(self.conv_width > 1, self, f"conv_width = {self.conv_width} must be at least 2")
 
     @property

@@ -81,6 +81,7 @@ def _delta_net(fields: Fields) -> GatedDeltaNet:
         key_dim=fields.size("linear_key_head_dim", 128),
         value_dim=fields.size("linear_value_head_dim", 128),
         conv_width=fields.size("linear_conv_kernel_dim", 4),
+        activation=activation(fields),
         norm=norm(fields),
     )
 

@@ -22,6 +22,7 @@ from flax import nnx
 from lazyload import architecture
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache
+from lazyload.models.mlp import ACTIVATIONS
 from lazyload.models.norm import RMSNorm
 from lazyload.models.parameters import Parameters
 from lazyload.models.projection import Projection
@@ -95,7 +96,7 @@ class GatedDeltaNet(nnx.Module):
         conv, state = (None, None) if cache is None else (cache["conv"], cache["state"])
         qkv, gate = jnp.split(self.in_proj_qkvz(x), [block.axes["qkv"]], axis=-1)
         qkv, conv = self.conv1d(qkv, conv, real)
-        query, key, value = jnp.split(jax.nn.silu(qkv), [block.key_dim, 2 * block.key_dim], axis=-1)
+        query, key, value = jnp.split(ACTIVATIONS[block.activation](qkv), [block.key_dim, 2 * block.key_dim], axis=-1)
         beta, alpha = jnp.split(self.in_proj_ba(x).astype(jnp.float32), 2, axis=-1)
         log_decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(alpha + self.dt_bias[...])
         values = (*x.shape[:2], block.num_value_heads)

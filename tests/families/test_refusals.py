@@ -18,6 +18,7 @@ KINDS = (
     "qwen2",
     "qwen3",
     "qwen3_moe",
+    "qwen3_next",
     "mixtral",
     "gemma",
     "gemma2",
