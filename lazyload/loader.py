@@ -130,6 +130,7 @@ def from_pretrained(
     force_convert: bool = False,
     progress: ProgressOption = None,
     strict: bool = False,
+    config: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> Any:
     """Loads a pretrained model onto the devices of a mesh.
@@ -156,6 +157,8 @@ def from_pretrained(
             a function is called with `(task, bytes done, bytes in all)`.
         strict: Whether every tensor without use is an error. Otherwise a warning names those that no model reads:
             rotary tables, a value head (`v_head.*`), biases that are zero.
+        config: Fields of `config.json` that are to have other values: `{"field": None}` for one that does not matter,
+            `{"text_config": {"field": None}}` for one of a part.
         family: The architecture, where it is none of those that are known.
 
     Returns:
@@ -174,7 +177,7 @@ def from_pretrained(
     stopwatch = Stopwatch()
     mesh = mesh_or_default(mesh)
     reference = ModelReference(model, revision, token, local_files_only)
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
     with stopwatch.entering("open", opened) as request:
         wanted = shardings(mesh, rules, request.axes)
         entry, reasons = _entry(request, force_convert, progress, stopwatch)
@@ -202,6 +205,7 @@ def convert(
     force_convert: bool = False,
     progress: ProgressOption = None,
     strict: bool = False,
+    config: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> CachedCheckpoint:
     """Makes sure that the converted checkpoint is in the cache, without loading it.
@@ -218,6 +222,7 @@ def convert(
         force_convert: Whether to convert again although the entry is there.
         progress: How progress is shown.
         strict: Whether every tensor without use is an error.
+        config: Fields of `config.json` that are to have other values.
         family: The architecture, where it is none of those that are known.
 
     Raises:
@@ -228,7 +233,7 @@ def convert(
     """
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only)
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
     with stopwatch.entering("open", opened) as request:
         entry, reasons = _entry(request, force_convert, progress, stopwatch)
         _report(request, entry, reasons, stopwatch)
@@ -246,6 +251,7 @@ def plan(
     token: str | bool | None = None,
     local_files_only: bool = False,
     strict: bool = False,
+    config: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> Plan:
     """Says what a load would do. Nothing is written.
@@ -263,6 +269,7 @@ def plan(
         token: A hub token.
         local_files_only: Whether the hub must not be asked.
         strict: Whether every tensor without use is an error.
+        config: Fields of `config.json` that are to have other values.
         family: The architecture, where it is none of those that are known.
 
     Raises:
@@ -272,7 +279,7 @@ def plan(
         >>> print(lazyload.plan("Qwen/Qwen3-8B").nbytes)  # doctest: +SKIP
     """
     reference = ModelReference(model, revision, token, local_files_only)
-    with open_request(reference, dtype, layout, storage, cache_dir, family, strict) as request:
+    with open_request(reference, dtype, layout, storage, cache_dir, family, strict, config) as request:
         conversion = request.settled().conversion()
     parameters = {
         path: Parameter(lazy.shape, lazy.dtype.name, conversion.axes[path], lazy.nbytes, lazy.sources)

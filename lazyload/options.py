@@ -1,6 +1,7 @@
 """The types of what a call accepts."""
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 import numpy as np
@@ -45,5 +46,6 @@ class LoadOptions(TypedDict, total=False):
     local_files_only: bool
     force_convert: bool
     strict: bool
+    config: Mapping[str, Any] | None
     progress: ProgressOption
     family: Family | None

@@ -16,6 +16,7 @@ from lazyload.architecture import DecoderConfig
 from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
+from lazyload.config_json.overrides import overridden
 from lazyload.errors import AccessDeniedError, LayoutError, SourceNotFoundError, UnsupportedFormatError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
@@ -148,6 +149,7 @@ def open_request(
     cache_dir: str | os.PathLike[str] | None,
     family: Family | None,
     strict: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised.
 
@@ -157,11 +159,13 @@ def open_request(
     parameter_dtype = _dtype(dtype)
     cache = Cache(cache_dir)
     with contextlib.closing(_open_source(reference, cache)) as source:
-        family = family or families.find(source.config)
-        architecture = family.config(source.config)
+        values = overridden(source.config, config)
+        family = family or families.find(values)
+        architecture = family.config(values)
         target = _target(layout, family, architecture)
         fields = {
             "source": dict(source.identity),
+            "config": config,
             "mapping": digest(family.huggingface(architecture), target.layout, architecture),
             "own_head": _own_head_digest(layout, family, architecture),
             "layout": target.layout.name,
