@@ -145,7 +145,8 @@ def from_pretrained(
             `fsdp`.
         rules: From logical axis (`vocab embed layer head kv_head head_dim mlp expert expert_mlp ...`) to mesh axis, to
             several, or to None; what is not named follows the default rules.
-        dtype: The stored and returned dtype of floating-point parameters: bfloat16, float16 or float32.
+        dtype: The stored and returned dtype of floating-point parameters: bfloat16, float16 or float32, as NumPy, JAX,
+            PyTorch or a text name it; `"auto"` for the one that `config.json` names.
         layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, a
             `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build from it, too.
         storage: How the converted checkpoint is stored; None for the platform's defaults.

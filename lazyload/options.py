@@ -27,8 +27,22 @@ class HasDType(Protocol):
         """The dtype."""
 
 
-DTypeOption = Literal["bfloat16", "float16", "float32"] | type[Any] | np.dtype[Any] | HasDType
-"""A dtype of parameters: its name, or what JAX takes for a dtype."""
+class TorchDType(Protocol):
+    """What tells `torch.bfloat16` and its like from other objects, without PyTorch."""
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether it is of floating-point numbers."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+
+
+DTypeName = Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float", "auto"]
+
+DTypeOption = DTypeName | type[Any] | np.dtype[Any] | HasDType | TorchDType
+"""A dtype of parameters: its name, what JAX takes for a dtype, or PyTorch's; `"auto"` for the one in `config.json`."""
 
 LayoutOption = Literal["nnx"] | Layout | MaxText | Target[Any]
 

@@ -45,6 +45,7 @@ _DTYPES: Mapping[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
 }
+_SPELLINGS = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,13 @@ def open_request(
     The source is open while the body runs.
     """
     storage = (storage or Storage()).resolve()
-    parameter_dtype = _dtype(dtype)
+    parameter_dtype = None if _is_auto(dtype) else _dtype(dtype)
     cache = Cache(cache_dir)
     with contextlib.closing(_open_source(reference, cache)) as source:
         values = overridden(source.config, config)
         family = family or families.find(values)
         architecture = family.config(values)
+        parameter_dtype = parameter_dtype or _dtype_of(values)
         target = _target(layout, family, architecture)
         fields = {
             "source": dict(source.identity),
@@ -233,14 +235,37 @@ def _own_head_digest(layout: LayoutOption, family: Family, architecture: Any) ->
     return digest(family.huggingface(untied), _target(layout, family, untied).layout, untied)
 
 
+def _is_auto(dtype: DTypeOption) -> bool:
+    return isinstance(dtype, str) and dtype == "auto"
+
+
 def _dtype(dtype: DTypeOption) -> np.dtype:
+    """The dtype of floating-point parameters, however it is written."""
+    inner = getattr(dtype, "dtype", None)
+    given: Any = inner if isinstance(inner, np.dtype) else dtype
     try:
-        name = np.dtype(_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype).name
+        # NumPy would take None for float64, and does not know bfloat16 by name.
+        name = str(given) if given is None or isinstance(given, str) else np.dtype(given).name
     except TypeError:
-        name = str(dtype)
+        # PyTorch's are called `torch.bfloat16`.
+        name = str(given)
+    name = name.removeprefix("torch.")
+    name = _SPELLINGS.get(name, name)
     if name not in _DTYPES:
-        raise UnsupportedFormatError(f"dtype {name!r} cannot be stored; parameters can be {', '.join(_DTYPES)}")
+        raise UnsupportedFormatError(
+            f"dtype {dtype!r}: parameters can be {', '.join(_DTYPES)}, or 'auto' for what config.json says"
+        )
     return _DTYPES[name]
+
+
+def _dtype_of(config: Mapping[str, Any]) -> np.dtype:
+    """The dtype that `config.json` says its weights are in."""
+    parts = (config, config.get("text_config"))
+    named = (part.get(name) for part in parts if isinstance(part, Mapping) for name in ("dtype", "torch_dtype"))
+    name = next((name for name in named if name is not None), None)
+    if not isinstance(name, str) or name == "auto":
+        raise UnsupportedFormatError(f"dtype 'auto': config.json does not say which; give {', '.join(_DTYPES)}")
+    return _dtype(name)  # type: ignore[arg-type]
 
 
 def _target(layout: LayoutOption, family: Family, architecture: Any) -> Target[Any]:
