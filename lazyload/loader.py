@@ -18,7 +18,7 @@ from lazyload.cache.manifest import Manifest
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
-from lazyload.layouts.conversion import Conversion, target_axes
+from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.layout import Layout
 from lazyload.options import DTypeOption, LayoutOption, LoadOptions
 from lazyload.progress import ProgressOption, show_progress
@@ -84,6 +84,7 @@ class Plan:
         layout: The layout's name.
         parameters: The arrays, by path.
         skipped: Source tensors that are knowingly not used.
+        unread: Source tensors that are left aside, because no model of this kind reads them.
         nbytes: The size of all arrays.
         key: The key of the entry.
         hit: Whether the entry is in the cache.
@@ -95,6 +96,7 @@ class Plan:
     layout: str
     parameters: Mapping[str, Parameter]
     skipped: tuple[str, ...]
+    unread: tuple[str, ...]
     nbytes: int
     key: str
     hit: bool
@@ -127,6 +129,8 @@ def from_pretrained(
     local_files_only: bool = False,
     force_convert: bool = False,
     progress: ProgressOption = None,
+    strict: bool = False,
+    config: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> Any:
     """Loads a pretrained model onto the devices of a mesh.
@@ -141,7 +145,8 @@ def from_pretrained(
             `fsdp`.
         rules: From logical axis (`vocab embed layer head kv_head head_dim mlp expert expert_mlp ...`) to mesh axis, to
             several, or to None; what is not named follows the default rules.
-        dtype: The stored and returned dtype of floating-point parameters: bfloat16, float16 or float32.
+        dtype: The stored and returned dtype of floating-point parameters: bfloat16, float16 or float32, as NumPy, JAX,
+            PyTorch or a text name it; `"auto"` for the one that `config.json` names.
         layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, a
             `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build from it, too.
         storage: How the converted checkpoint is stored; None for the platform's defaults.
@@ -151,6 +156,10 @@ def from_pretrained(
         force_convert: Whether to convert again although the entry is there.
         progress: None shows a bar where a person is looking and logs a line where not; True and False decide that;
             a function is called with `(task, bytes done, bytes in all)`.
+        strict: Whether every tensor without use is an error. Otherwise a warning names those that no model reads:
+            rotary tables, a value head (`v_head.*`), biases that are zero.
+        config: Fields of `config.json` that are to have other values: `{"field": None}` for one that does not matter,
+            `{"text_config": {"field": None}}` for one of a part.
         family: The architecture, where it is none of those that are known.
 
     Returns:
@@ -169,14 +178,17 @@ def from_pretrained(
     stopwatch = Stopwatch()
     mesh = mesh_or_default(mesh)
     reference = ModelReference(model, revision, token, local_files_only)
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
     with stopwatch.entering("open", opened) as request:
-        wanted = shardings(mesh, rules, target_axes(request.target.layout, request.architecture))
+        wanted = shardings(mesh, rules, request.axes)
         entry, reasons = _entry(request, force_convert, progress, stopwatch)
+        stored = request.as_stored(entry.manifest.arrays)
+        if stored is not request:
+            wanted = shardings(mesh, rules, stored.axes)
         with stopwatch.stage("restore"), entry.in_use():
             arrays = read(entry.path, entry.manifest.arrays, wanted, request.storage)
         with stopwatch.stage("build"):
-            built = request.target.build(request.architecture, arrays)
+            built = stored.target.build(stored.architecture, arrays)
         _report(request, entry, reasons, stopwatch, restored=True)
     return built
 
@@ -193,6 +205,8 @@ def convert(
     local_files_only: bool = False,
     force_convert: bool = False,
     progress: ProgressOption = None,
+    strict: bool = False,
+    config: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> CachedCheckpoint:
     """Makes sure that the converted checkpoint is in the cache, without loading it.
@@ -208,6 +222,8 @@ def convert(
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
         progress: How progress is shown.
+        strict: Whether every tensor without use is an error.
+        config: Fields of `config.json` that are to have other values.
         family: The architecture, where it is none of those that are known.
 
     Raises:
@@ -218,7 +234,7 @@ def convert(
     """
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only)
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
     with stopwatch.entering("open", opened) as request:
         entry, reasons = _entry(request, force_convert, progress, stopwatch)
         _report(request, entry, reasons, stopwatch)
@@ -235,9 +251,14 @@ def plan(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    strict: bool = False,
+    config: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> Plan:
-    """Says what a load would do. Nothing is read but `config.json` and the headers of the weights; nothing is written.
+    """Says what a load would do. Nothing is written.
+
+    Nothing is read but `config.json` and the headers of the weights; and embedding and output projection where both are
+    stored although `config.json` ties them, until they differ.
 
     Args:
         model: See `from_pretrained`, here and below.
@@ -248,6 +269,8 @@ def plan(
         cache_dir: The cache's root.
         token: A hub token.
         local_files_only: Whether the hub must not be asked.
+        strict: Whether every tensor without use is an error.
+        config: Fields of `config.json` that are to have other values.
         family: The architecture, where it is none of those that are known.
 
     Raises:
@@ -257,8 +280,8 @@ def plan(
         >>> print(lazyload.plan("Qwen/Qwen3-8B").nbytes)  # doctest: +SKIP
     """
     reference = ModelReference(model, revision, token, local_files_only)
-    with open_request(reference, dtype, layout, storage, cache_dir, family) as request:
-        conversion = request.conversion()
+    with open_request(reference, dtype, layout, storage, cache_dir, family, strict, config) as request:
+        conversion = request.settled().conversion()
     parameters = {
         path: Parameter(lazy.shape, lazy.dtype.name, conversion.axes[path], lazy.nbytes, lazy.sources)
         for path, lazy in conversion.tensors.items()
@@ -270,6 +293,7 @@ def plan(
         layout=request.target.layout.name,
         parameters=parameters,
         skipped=conversion.skipped,
+        unread=conversion.unread,
         nbytes=sum(parameter.nbytes for parameter in parameters.values()),
         key=request.key.digest,
         hit=entry is not None,
@@ -284,9 +308,14 @@ def _entry(
     cache, key = request.cache, request.key
     found = cache.find(key)
     if found and not force:
+        if request.strict:
+            # The entry does not tell whether tensors were left aside.
+            with stopwatch.stage("plan"):
+                request.settled().conversion()
         return found, None
     reasons = ("asked to convert again",) if force else tuple(cache.explain(key, request.source.name))
     with stopwatch.stage("plan"):
+        request = request.settled()
         conversion = request.conversion()
     with stopwatch.entering("wait", cache.lock(key)):
         published = cache.find(key)

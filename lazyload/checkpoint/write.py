@@ -8,6 +8,7 @@ nothing is registered with them.
 import collections
 import contextlib
 import errno
+import logging
 import math
 import os
 import threading
@@ -28,6 +29,8 @@ from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box
 from lazyload.storage import Storage
+
+logger = logging.getLogger("lazyload")
 
 _DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _THREADS = min(4, max(2, os.cpu_count() or 2))
@@ -73,6 +76,7 @@ def write(
         for path, lazy in tensors.items()
     }
     checksums: dict[str, dict[int, int]] = collections.defaultdict(dict)
+    overflowed: dict[str, dict[int, int]] = collections.defaultdict(dict)
     try:
         arrays = folder / item
         arrays.mkdir(exist_ok=True)
@@ -81,7 +85,7 @@ def write(
 
         def write_chunk(path: str, number: int, box: Box) -> None:
             memory, chunk = writes.array([cut.stop - cut.start for cut in box], tensors[path].dtype)
-            tensors[path].read_into(chunk, box)
+            overflowed[path][number] = tensors[path].read_into(chunk, box)
             checksums[path][number] = chunk_checksum(chunk)
             writes.add(stores[path][box].write(chunk, can_reference_source_data_indefinitely=True), memory)
             advance(chunk.nbytes)
@@ -110,7 +114,16 @@ def write(
         if str(folder) not in str(error):
             raise
         raise _write_error(folder, str(error)) from error
+    _tell_overflows({path: sum(counts.values()) for path, counts in overflowed.items()}, tensors)
     return {path: record.as_dict() for path, record in records.items()}
+
+
+def _tell_overflows(counts: Mapping[str, int], tensors: Mapping[str, LazyTensor]) -> None:
+    """Warns of values that are infinite in float16 and were not before."""
+    some = [f"{count} of {path} ({', '.join(tensors[path].sources[:2])})" for path, count in counts.items() if count]
+    if some:
+        shown = ", ".join(some[:20]) + (f" and of {len(some) - 20} more arrays" if len(some) > 20 else "")
+        logger.warning("values too large for float16 have become infinite: %s; use dtype='bfloat16'", shown)
 
 
 def _create(

@@ -98,7 +98,8 @@ def _rope(
     partial: bool = False,
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> Rope:
-    parameters = Fields(values, where=f"{fields.where}: rope_parameters or rope_scaling")
+    name = "rope_scaling" if fields.optional("rope_scaling", dict) else "rope_parameters"
+    parameters = Fields(values, where=f"{fields.where}: {name}")
     legacy = parameters.get("type", "default")
     kind = parameters.get("rope_type", legacy)
     share = parameters.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))

@@ -156,13 +156,20 @@ def sliding(fields: Fields, default: Sequence[bool]) -> list[bool]:
     return [kind == "sliding_attention" for kind in layer_types(fields, kinds)]
 
 
-def window(fields: Fields, *, default: int | None = None) -> int | None:
+def window(fields: Fields, *, default: int | None = None, used: bool = True) -> int | None:
     """The width of the sliding window.
+
+    Args:
+        fields: The model's `config.json`.
+        default: The same where the file does not say.
+        used: Whether it is switched on; where it is not, 0 stands for none, too.
 
     Raises:
         ConfigError: It is not positive.
     """
     value = fields.optional("sliding_window", int, default)
+    if value == 0 and not used:
+        return None
     if value is not None and value <= 0:
         raise ConfigError(f"{fields.where}: sliding_window = {value} must be positive, or null for none")
     return value
@@ -174,8 +181,9 @@ def windows(fields: Fields) -> list[int | None]:
     Raises:
         ConfigError: The fields contradict each other.
     """
-    width = window(fields, default=4096)
-    if not fields.get("use_sliding_window", False):
+    used = fields.get("use_sliding_window", False)
+    width = window(fields, default=4096, used=used)
+    if not used:
         width = None
     first = fields.get("max_window_layers", 28)
     slides = sliding(fields, [width is not None and n >= first for n in range(fields.size("num_hidden_layers"))])

@@ -48,8 +48,9 @@ def qwen3_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
     fields.ignore("dual_chunk_attention_config")
     bias = fields.get("attention_bias", False)
     mixer = attention(fields, qkv_bias=bias, o_bias=bias, qk_norm="head", norm=norm(fields))
-    width = window(fields, default=4096)
-    if not fields.get("use_sliding_window", False):
+    used = fields.get("use_sliding_window", False)
+    width = window(fields, default=4096, used=used)
+    if not used:
         width = None
     mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim), window=width)
     # Unlike in Qwen 3, the window is the same in all layers.

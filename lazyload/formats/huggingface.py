@@ -100,13 +100,15 @@ def decoder(
         **{f"model.layers.{{layer}}.{name}": entry for name, entry in layer.items()},
         "lm_head.weight": "lm_head : vocab embed",
     }
-    # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice.
+    # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice, or by its other name only.
     twice = ["lm_head.weight", "*.lm_head.weight"] if config.tied else []
+    heads = ["lm_head.weight", *(other + "weight" for prefix, other in aliases if prefix == "lm_head.")]
+    other_names = [("model.embed_tokens.weight", head) for head in heads] if config.tied else []
     # Models that make embeddings of texts are stored without what would predict a token, and without the prefix.
     return Layout(
         rows,
         name="huggingface",
         skipped=["*rotary_emb.inv_freq", *skipped, *twice],
-        aliases=[*aliases, ("model.", "")],
+        aliases=[*aliases, ("model.", ""), *other_names],
         general=True,
     )

@@ -9,7 +9,7 @@ import fnmatch
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import ml_dtypes
@@ -36,11 +36,13 @@ class Conversion:
         tensors: By target path, in the order of the target's tables.
         axes: By target path, the logical axis of every dimension, for sharding.
         skipped: Source tensors that are knowingly not used.
+        unread: Source tensors that neither layout knows, and that the caller lets pass.
     """
 
     tensors: Mapping[str, LazyTensor]
     axes: Mapping[str, tuple[str, ...]]
     skipped: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def digest(source: Layout, target: Layout, model: Axes) -> str:
@@ -67,7 +69,14 @@ def target_axes(target: Layout, model: Axes) -> dict[str, tuple[tuple[int, ...],
     return {path: (array.shape, array.logical_axes) for path, array in unroll_tree(target, model).items()}
 
 
-def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: Axes, dtype: np.dtype) -> Conversion:
+def resolve(
+    source: TensorSource,
+    source_layout: Layout,
+    target: Layout,
+    model: Axes,
+    dtype: np.dtype,
+    passes: Callable[[str], bool] = lambda name: False,
+) -> Conversion:
     """Resolves the conversion of a checkpoint.
 
     Args:
@@ -76,6 +85,7 @@ def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: 
         target: The layout wanted.
         model: The sizes of the axes.
         dtype: What floating-point tensors become, where the target does not name a dtype of its own.
+        passes: Whether a tensor that neither layout knows may be left aside.
 
     Raises:
         LayoutError: A layout does not fit the model, its paths make no tree, or the layouts do not fit each other.
@@ -89,9 +99,11 @@ def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: 
     left = [name for name in source.tensors if name not in used]
     globs = _globs((*source_layout.skipped, *target.skipped), source)
     skipped = tuple(sorted(name for name in left if any(fnmatch.fnmatchcase(name, glob) for glob in globs)))
+    unknown = sorted(set(left) - set(skipped))
+    unread = tuple(name for name in unknown if passes(name))
     problems = _shape_problems(source, stored) + [
         f"{name}: in the checkpoint, but layout {target.name!r} has no use for it"
-        for name in sorted(set(left) - set(skipped))
+        for name in sorted(set(unknown) - set(unread))
     ]
     if problems:
         raise TensorMismatchError(
@@ -103,7 +115,7 @@ def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: 
         path: LazyTensor(array.shape, _dtype(path, regions[path], source, dtype), regions[path], source)
         for path, array in wanted.items()
     }
-    return Conversion(tensors, {path: array.logical_axes for path, array in wanted.items()}, skipped)
+    return Conversion(tensors, {path: array.logical_axes for path, array in wanted.items()}, skipped, unread)
 
 
 def _regions(wanted: Mapping[str, Array], stored: Sequence[Array]) -> dict[str, tuple[Region, ...]]:

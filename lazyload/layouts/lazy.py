@@ -104,14 +104,18 @@ class LazyTensor:
         self.read_into(block, index)
         return block
 
-    def read_into(self, out: np.ndarray, index: Box) -> None:
+    def read_into(self, out: np.ndarray, index: Box) -> int:
         """Reads one block into `out`, whatever its strides; safe to call from several threads.
 
         Args:
             out: Of the block's shape and the tensor's dtype.
             index: One slice a dimension, step 1.
+
+        Returns:
+            How many values overflow float16, see `copy_cast`.
         """
         index = normalised(index, self.shape)
+        overflowed = 0
         if self._has_padding:
             out[...] = 0
         for region in self.regions:
@@ -123,36 +127,41 @@ class LazyTensor:
             if all(start < stop for start, stop in ranges):
                 shifts = [offset - cut.start for cut, offset in zip(index, offsets, strict=True)]
                 window = [slice(a + shift, b + shift) for (a, b), shift in zip(ranges, shifts, strict=True)]
-                self._read_region(_view(out, window), region, ranges)
+                overflowed += self._read_region(_view(out, window), region, ranges)
+        return overflowed
 
     @property
     def _has_padding(self) -> bool:
         return sum(math.prod(region.pattern.extents) for region in self.regions) < math.prod(self.shape)
 
-    def _read_region(self, out: np.ndarray, region: Region, ranges: Sequence[Range]) -> None:
+    def _read_region(self, out: np.ndarray, region: Region, ranges: Sequence[Range]) -> int:
         """Fills `out` with the given ranges of a region's dimensions."""
         stretches = [
             _stretches(*limits, [axis.size for axis in composite])
             for limits, composite in zip(ranges, region.pattern.dimensions, strict=True)
         ]
+        overflowed = 0
         for combination in itertools.product(*stretches):
             of_axes = [limits for _, every in combination for limits in every]
             # Splitting a dimension never copies, so that writing to the view writes to `out`.
             view = _view(out, [window for window, _ in combination]).reshape([stop - start for start, stop in of_axes])
-            self._read_box(view, region, of_axes)
+            overflowed += self._read_box(view, region, of_axes)
+        return overflowed
 
-    def _read_box(self, view: np.ndarray, region: Region, ranges: Sequence[Range]) -> None:
+    def _read_box(self, view: np.ndarray, region: Region, ranges: Sequence[Range]) -> int:
         """Fills `view`, one dimension an axis, from every source tensor that the box meets."""
         names = [axis.name for axis in region.pattern.axes]
         walked = [names.index(name) for name in region.walked]
         shared = {name: limits for name, limits in zip(names, ranges, strict=True) if name not in region.walked}
+        overflowed = 0
         for indices in itertools.product(*(range(*ranges[number]) for number in walked)):
             at: list[int | slice] = [slice(None)] * len(names)
             for number, index in zip(walked, indices, strict=True):
                 at[number] = index - ranges[number][0]
-            self._read(_view(view, at), region, region.contributions[indices], shared)
+            overflowed += self._read(_view(view, at), region, region.contributions[indices], shared)
+        return overflowed
 
-    def _read(self, out: np.ndarray, region: Region, given: Contribution, shared: Mapping[str, Range]) -> None:
+    def _read(self, out: np.ndarray, region: Region, given: Contribution, shared: Mapping[str, Range]) -> int:
         """Fills `out`, one dimension a shared axis in the target's order, from one source tensor."""
         box: list[slice] = []
         inner: list[int | slice] = []
@@ -172,7 +181,7 @@ class LazyTensor:
         values = self.source.read(given.tensor, tuple(box)).reshape(shape)[tuple(inner)]
         stored, wanted = given.pattern.operations, region.pattern.operations
         factors = (stored.scale, stored.offset, wanted.scale, wanted.offset)
-        copy_cast(out, values.transpose([names.index(name) for name in shared]), factors)
+        return copy_cast(out, values.transpose([names.index(name) for name in shared]), factors)
 
 
 def _stretches(start: int, stop: int, sizes: Sequence[int]) -> list[tuple[slice, tuple[Range, ...]]]:

@@ -17,6 +17,10 @@ _PICKLED = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
 _OTHER = re.compile(r".*\.(gguf|h5|msgpack|onnx|npz)")
 
 
+class MissingFileError(SourceNotFoundError):
+    """It is known that there is no such file; other errors leave that open."""
+
+
 class Files(Protocol):
     """The files of one checkpoint, readable in part."""
 
@@ -41,7 +45,7 @@ class Files(Protocol):
         """The size of a file in bytes.
 
         Raises:
-            SourceNotFoundError: There is no such file.
+            MissingFileError: There is no such file.
         """
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
@@ -64,7 +68,7 @@ class WeightFiles:
 
     Attributes:
         names: The files, in order.
-        tensors: From tensor to file, where an index says so; empty for a checkpoint of one file.
+        tensors: From tensor to file, where an index says so; empty without one.
     """
 
     names: tuple[str, ...]
@@ -74,14 +78,16 @@ class WeightFiles:
 def weight_files(files: Files) -> WeightFiles:
     """Finds the files that hold the weights.
 
-    Those are the ones that `model.safetensors.index.json` names, else `model.safetensors`, else whatever safetensors
-    files there are.
+    That is `model.safetensors`, as in transformers, else the files that `model.safetensors.index.json` names, else
+    whatever safetensors files there are.
 
     Raises:
         CorruptSourceError: The index is malformed, or names a file outside the checkpoint.
         SourceNotFoundError: There are no weights, or a file that the index names is missing.
         UnsupportedFormatError: There are weights, but not as safetensors.
     """
+    if _exists(files, SINGLE):
+        return WeightFiles((SINGLE,))
     content = files.find(INDEX)
     if content is not None:
         tensors = _parse_index(files.name, content)
@@ -93,8 +99,6 @@ def weight_files(files: Files) -> WeightFiles:
                 "is not there; download the checkpoint again"
             )
         return WeightFiles(names, tensors)
-    if _exists(files, SINGLE):
-        return WeightFiles((SINGLE,))
     present = files.names()
     found = tuple(sorted(name for name in present if name.endswith(".safetensors")))
     if not found:
@@ -120,7 +124,7 @@ def parse_json(where: str, content: bytes) -> dict[str, Any]:
 def _exists(files: Files, name: str) -> bool:
     try:
         files.size(name)
-    except SourceNotFoundError:
+    except MissingFileError:
         return False
     return True
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyload.errors import AccessDeniedError, CorruptSourceError, SourceNotFoundError
-from lazyload.sources.files import CONFIG, INDEX, weight_files
+from lazyload.sources.files import CONFIG, INDEX, MissingFileError, weight_files
 from lazyload.sources.safetensors import read_header
 
 
@@ -51,7 +51,7 @@ class LocalFiles:
         try:
             with self._explained(name):
                 return (self.folder / name).read_bytes()
-        except SourceNotFoundError:
+        except MissingFileError:
             return None
 
     def size(self, name: str) -> int:
@@ -103,7 +103,7 @@ class LocalFiles:
         except (CorruptSourceError, SourceNotFoundError):
             raise
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise SourceNotFoundError(f"{path}: {error.strerror}") from error
+            raise MissingFileError(f"{path}: {error.strerror}") from error
         except PermissionError as error:
             raise AccessDeniedError(f"{path}: {error.strerror}; check who may read it") from error
         except OSError as error:
