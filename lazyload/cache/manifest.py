@@ -119,17 +119,13 @@ def _is_object_of_objects(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
 
 
+def _is_folder_name(value: Any) -> bool:
+    """Whether it names a folder inside another one, or with no name at all that one."""
+    return isinstance(value, str) and Path(value).name == value != ".."
+
+
 def _is_data_name(value: Any) -> bool:
     return _is_folder_name(value) and value.startswith("data-")
-
-
-def _is_item_name(value: Any) -> bool:
-    return value == "" or _is_folder_name(value)
-
-
-def _is_folder_name(value: Any) -> bool:
-    """Whether it names a folder inside another one."""
-    return isinstance(value, str) and Path(value).name == value != ".."
 
 
 def _is_amount(value: Any) -> bool:
@@ -155,7 +151,7 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "fields": _is_object,
     "model": _is_text,
     "data": _is_data_name,
-    "item": _is_item_name,
+    "item": _is_folder_name,
     "nbytes": _is_whole_amount,
     "arrays": _is_object_of_objects,
     "source": _is_object,

@@ -80,7 +80,7 @@ def _shown(values: Any) -> str:
 
 def chunk_checksum(chunk: np.ndarray) -> int:
     """The CRC-32 of a C-contiguous chunk's bytes, without padding at the array's edge."""
-    return zlib.crc32(chunk.reshape(-1).view(np.uint8).data) if chunk.size else 0
+    return zlib.crc32(chunk.reshape(-1).view(np.uint8).data)
 
 
 def combined(checksums: Iterable[int]) -> str:

@@ -1,7 +1,9 @@
 """Checkpoints written and read: every storage, any mesh, what plain Orbax sees, and damage."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -102,11 +104,30 @@ def test_verifying_finds_a_flipped_bit(storage: Storage, tmp_path: Path) -> None
     assert problem.startswith("big: ")
 
 
+RECORD = ArrayRecord((3, 4), "bfloat16", (3, 2), 24, "crc32:00000000")
+
+
 def test_records_survive_json() -> None:
-    record = ArrayRecord((3, 4), "bfloat16", (3, 2), 24, "crc32:00000000")
-    assert ArrayRecord.from_dict(record.as_dict()) == record
-    with pytest.raises(ValueError, match="not the record of an array"):
-        ArrayRecord.from_dict({"shape": [3]})
+    for record in (RECORD, ArrayRecord((), "int64", (), 8, ""), ArrayRecord((0, 4), "float32", (1, 4), 0, "")):
+        assert ArrayRecord.from_dict(json.loads(json.dumps(record.as_dict()))) == record
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    {
+        "shape": [None, 12, [3], [3, 4, 1], [3.0, 4], ["3", 4], [-3, -4], [True, 12], [3, 5]],
+        "dtype": [None, 7, "bfloat17", "object", "finfo", "float32", "<f2"],
+        "chunks": [None, 6, [3], [3, 0], [3, -2], [3, 2.0], [3, True], [3, 1 << 63]],
+        "nbytes": [None, "24", 24.0, 25, 10**400],
+        "checksum": [None, 0],
+    }.items(),
+)
+def test_a_record_that_is_none_is_refused(field: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=r"not the (record|sizes) of an array|there is no dtype"):
+            ArrayRecord.from_dict({**RECORD.as_dict(), field: value})
+    with pytest.raises(ValueError, match=r"not the record of an array: \{'"):
+        ArrayRecord.from_dict({name: value for name, value in RECORD.as_dict().items() if name != field})
 
 
 @given(
