@@ -24,6 +24,8 @@ class GatedDeltaNet:
         value_dim: Width of a value.
         conv_width: How many tokens the convolution spans.
         activation: Of what the convolution puts out.
+        fused: Whether one projection makes queries, keys, values and gates, and another one what decides correction and
+            decay (Qwen 3 Next), instead of one for queries, keys and values, and one for each of the rest (Qwen 3.5).
         norm: The norm of each value head's output, before its gate.
     """
 
@@ -35,6 +37,7 @@ class GatedDeltaNet:
     value_dim: int
     conv_width: int
     activation: Activation = "silu"
+    fused: bool = True
     norm: Norm = RMS_NORM
 
     def __post_init__(self) -> None:
@@ -75,9 +78,21 @@ class GatedDeltaNet:
 
         The decay is an exponential of exponentials, so that its parameters stay in float32.
         """
+        if self.fused:
+            projections = {
+                "in_proj_qkvz.kernel": "delta.qkvz : embed key_head qkvz",
+                "in_proj_ba.kernel": "delta.ba : embed key_head beta_alpha",
+            }
+        else:
+            projections = {
+                "in_proj_qkv.kernel": "delta.q | delta.k | delta.v : "
+                "embed key_head (key_dim | key_dim | group value_dim)",
+                "in_proj_z.kernel": "delta.z : embed key_head group value_dim",
+                "in_proj_b.kernel": "delta.b : embed key_head group",
+                "in_proj_a.kernel": "delta.a : embed key_head group",
+            }
         return {
-            "in_proj_qkvz.kernel": "delta.qkvz : embed key_head qkvz",
-            "in_proj_ba.kernel": "delta.ba : embed key_head beta_alpha",
+            **projections,
             "conv1d.kernel": "delta.conv_q | delta.conv_k | delta.conv_v : "
             "conv_width key_head (key_dim | key_dim | group value_dim)",
             "A_log": "delta.a_log : key_head group ; as float32",

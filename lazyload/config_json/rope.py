@@ -6,7 +6,7 @@ in `transformers.modeling_rope_utils` (version 5).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +26,7 @@ def read(
     partial: bool = False,
     interleaved: bool = False,
     names: Mapping[str, str] | None = None,
+    ignored: Sequence[str] = (),
 ) -> Rope:
     """The rotary embedding that all layers share.
 
@@ -36,6 +37,7 @@ def read(
         partial: Whether `partial_rotary_factor` may reduce `dim`.
         interleaved: Whether a rotated pair is two neighbours.
         names: What this kind of model means by some kinds of scaling.
+        ignored: What stands beside the embedding's parameters and is no matter of it.
 
     Raises:
         ConfigError: The scaling is unknown, or lacks or has fields that it must or cannot have.
@@ -43,6 +45,7 @@ def read(
     parameters = parameters_of(fields)
     if any(name in parameters for name in _LAYER_TYPES):
         raise ConfigError(f"{fields.where}: this kind of model cannot have rope_parameters for each type of layer")
+    parameters = {name: value for name, value in parameters.items() if name not in ignored}
     rope = _rope(fields, parameters, dim, fields.get("rope_theta", theta), partial=partial, names=names or {})
     return replace(rope, interleaved=interleaved)
 

@@ -14,11 +14,14 @@ from lazyload.families import (
     gpt_oss,
     granite,
     llama,
+    mistral3,
     mixtral,
     olmo,
     phi,
     qwen,
+    qwen3_5,
     qwen3_next,
+    qwen3_vl,
     smollm,
 )
 from lazyload.families.family import Family
@@ -62,10 +65,16 @@ def find(config: Mapping[str, Any]) -> Family:
 for _family in (
     llama.LLAMA,
     llama.MISTRAL,
+    mistral3.MINISTRAL3,
+    mistral3.MISTRAL3,
     qwen.QWEN2,
     qwen.QWEN3,
     qwen.QWEN3_MOE,
     qwen3_next.QWEN3_NEXT,
+    qwen3_5.QWEN3_5,
+    qwen3_5.QWEN3_5_MOE,
+    qwen3_vl.QWEN3_VL,
+    qwen3_vl.QWEN3_VL_MOE,
     mixtral.MIXTRAL,
     gemma.GEMMA,
     gemma.GEMMA2,
@@ -76,8 +85,10 @@ for _family in (
     smollm.SMOLLM3,
     granite.GRANITE,
     glm.GLM4,
+    glm.GLM4_MOE,
     gpt_oss.GPT_OSS,
     deepseek.DEEPSEEK_V2,
     deepseek.DEEPSEEK_V3,
+    deepseek.KIMI,
 ):
     register(_family)

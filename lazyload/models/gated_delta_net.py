@@ -79,8 +79,14 @@ class GatedDeltaNet(nnx.Module):
 
     def __init__(self, block: architecture.GatedDeltaNet, parameters: Parameters):
         self.block = block
-        self.in_proj_qkvz = Projection(parameters["in_proj_qkvz"])
-        self.in_proj_ba = Projection(parameters["in_proj_ba"])
+        if block.fused:
+            self.in_proj_qkvz = Projection(parameters["in_proj_qkvz"])
+            self.in_proj_ba = Projection(parameters["in_proj_ba"])
+        else:
+            self.in_proj_qkv = Projection(parameters["in_proj_qkv"])
+            self.in_proj_z = Projection(parameters["in_proj_z"])
+            self.in_proj_b = Projection(parameters["in_proj_b"])
+            self.in_proj_a = Projection(parameters["in_proj_a"])
         self.conv1d = DepthwiseConv(parameters["conv1d"])
         self.A_log = parameters.declare("A_log", nnx.initializers.zeros_init())
         self.dt_bias = parameters.declare("dt_bias", nnx.initializers.ones_init())
@@ -94,18 +100,17 @@ class GatedDeltaNet(nnx.Module):
         """
         block, real = self.block, context.real()
         conv, state = (None, None) if cache is None else (cache["conv"], cache["state"])
-        qkv, gate = jnp.split(self.in_proj_qkvz(x), [block.axes["qkv"]], axis=-1)
+        qkv, gate, beta, alpha = self._projected(x)
         qkv, conv = self.conv1d(qkv, conv, real)
         query, key, value = jnp.split(ACTIVATIONS[block.activation](qkv), [block.key_dim, 2 * block.key_dim], axis=-1)
-        beta, alpha = jnp.split(self.in_proj_ba(x).astype(jnp.float32), 2, axis=-1)
-        log_decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(alpha + self.dt_bias[...])
+        log_decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(alpha.astype(jnp.float32) + self.dt_bias[...])
         values = (*x.shape[:2], block.num_value_heads)
         mixed, state = gated_delta_rule(
             query,
             key,
             value.reshape(*values, block.value_dim),
             log_decay.reshape(values),
-            jax.nn.sigmoid(beta).reshape(values),
+            jax.nn.sigmoid(beta.astype(jnp.float32)).reshape(values),
             state,
             real,
         )
@@ -115,6 +120,17 @@ class GatedDeltaNet(nnx.Module):
         if cache is None:
             return y, None
         return y, {"conv": conv, "state": state, "end_index": cache["end_index"] + x.shape[1]}
+
+    def _projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values before the convolution, the output's gate, and what decides correction and decay.
+
+        All are `[batch, length, key_head, ...]`.
+        """
+        if not self.block.fused:
+            return self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
+        qkv, gate = jnp.split(self.in_proj_qkvz(x), [self.block.axes["qkv"]], axis=-1)
+        beta, alpha = jnp.split(self.in_proj_ba(x), 2, axis=-1)
+        return qkv, gate, beta, alpha
 
 
 class DepthwiseConv(nnx.Module):
