@@ -112,8 +112,8 @@ def _rope(
     if not 0 < share <= 1:
         raise ConfigError(f"{fields.where}: partial_rotary_factor = {share!r} must be above 0, and 1 at most")
     rope = Rope(theta=parameters.positive("rope_theta", theta), dim=int(dim * share))
-    factor = values.get("factor")
-    if is_number(factor) and factor <= 0:
+    factor: Any = values.get("factor")
+    if is_number(factor) and not factor > 0:
         raise ConfigError(f"{parameters.where}: factor = {factor!r} must be positive")
     # A length where none is needed, how the weights were trained, and a name by which transformers knows no factor.
     parameters.ignore("original_max_position_embeddings", "finetuned", "attn_factor")

@@ -64,7 +64,7 @@ def drop_field(draw: random.Random, folder: Path) -> None:
 def add_field(draw: random.Random, folder: Path) -> None:
     path = folder / "config.json"
     name = draw.choice(["quantization_config", "rope_scaling", "rope_parameters", "layer_types", "text_config",
-                        "dtype", "num_local_experts", "is_causal", "sliding_window", "vocab_size", "head_dim", "new"])  # fmt: skip
+                        "dtype", "num_local_experts", "is_causal", "sliding_window", "vocab_size", "new"])  # fmt: skip
     text = path.read_text().rstrip().rstrip("}")
     path.write_text(f"{text}, {json.dumps(name)}: {json.dumps(draw.choice(NUMBERS + ODD))}}}")
 
