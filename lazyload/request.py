@@ -21,7 +21,7 @@ from lazyload.errors import AccessDeniedError, LayoutError, SourceNotFoundError,
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
-from lazyload.formats.stored import has_own_head, may_be_left_aside
+from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible
 from lazyload.formats.target import Target, nested
 from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes
 from lazyload.layouts.layout import Layout
@@ -81,9 +81,11 @@ class Request:
 
         Raises:
             CorruptSourceError: A file of the checkpoint is malformed.
+            ConfigError: `config.json` speaks of far more than is stored.
             TensorMismatchError: The tensors are not those that the family has.
         """
         source_layout = self.family.huggingface(self.architecture)
+        require_plausible(self.source, source_layout, self.architecture)
         conversion = resolve(
             self.source,
             source_layout,

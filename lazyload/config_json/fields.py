@@ -14,6 +14,16 @@ from lazyload.errors import ConfigError
 T = TypeVar("T")
 
 
+_MOST_OF_ANY = (1 << 31) - 1
+_MOST = {
+    "num_hidden_layers": 1 << 12,
+    "num_experts": 1 << 14,
+    "num_local_experts": 1 << 14,
+    "n_routed_experts": 1 << 14,
+}
+"""More than any model has: what there are several values of is held against this before it is made."""
+
+
 class Fields:
     """The fields of one `config.json`, or of a part of it.
 
@@ -67,8 +77,20 @@ class Fields:
             ConfigError: It is missing and there is no default, or it is not positive.
         """
         value = self.need(name, int) if default is None else self.get(name, default)
+        most = _MOST.get(name, _MOST_OF_ANY)
+        if not 0 < value <= most:
+            raise ConfigError(f"{self.where}: {name} = {value} must be positive, and not larger than {most}")
+        return value
+
+    def positive(self, name: str, default: float) -> float:
+        """A number above zero, or the default where it is missing or null.
+
+        Raises:
+            ConfigError: It is not above zero.
+        """
+        value = self.get(name, default)
         if value <= 0:
-            raise ConfigError(f"{self.where}: {name} = {value} must be positive")
+            raise ConfigError(f"{self.where}: {name} = {value!r} must be positive")
         return value
 
     def optional(self, name: str, kind: type[T], default: T | None = None) -> T | None:

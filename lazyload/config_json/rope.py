@@ -110,13 +110,18 @@ def _rope(
         raise ConfigError(
             f"{fields.where}: partial_rotary_factor = {share!r} is not implemented for this kind of model"
         )
+    if theta <= 0:
+        raise ConfigError(f"{fields.where}: rope_theta = {theta!r} must be positive")
     rotated = int(dim * share)
     if share != 1.0 and (rotated % 2 or not 0 < rotated <= dim):
         raise ConfigError(
             f"{fields.where}: partial_rotary_factor = {share!r} makes {rotated} of {dim} dimensions rotate, "
             "which must be an even number of them"
         )
-    rope = Rope(theta=parameters.get("rope_theta", theta), dim=rotated)
+    rope = Rope(theta=parameters.positive("rope_theta", theta), dim=rotated)
+    factor: Any = values.get("factor")
+    if is_number(factor) and not factor > 0:
+        raise ConfigError(f"{parameters.where}: factor = {factor!r} must be positive")
     # A length where none is needed, how the weights were trained, and a name by which transformers knows no factor.
     parameters.ignore("original_max_position_embeddings", "finetuned", "attn_factor")
     match names.get(kind, kind):
@@ -157,6 +162,8 @@ def _original_length(fields: Fields, parameters: Fields) -> int:
 
 
 def _extension(fields: Fields, parameters: Fields, original: int) -> float:
+    if original < 2:
+        raise ConfigError(f"{fields.where}: original_max_position_embeddings = {original} must be 2 or more")
     factor = parameters.optional("factor", float)
     return fields.size("max_position_embeddings") / original if factor is None else factor
 

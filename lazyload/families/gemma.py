@@ -48,7 +48,7 @@ def gemma2_config(values: Mapping[str, Any]) -> DecoderConfig:
     mixer = attention(
         fields,
         **_biases(fields),
-        query_scale=fields.get("query_pre_attn_scalar", 256.0) ** -0.5,
+        query_scale=fields.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         softcap=fields.optional("attn_logit_softcapping", float, 50.0),
     )
     mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim))
@@ -82,7 +82,7 @@ def gemma3_config(values: Mapping[str, Any]) -> DecoderConfig:
     mixer = attention(
         fields,
         **_biases(fields),
-        query_scale=fields.get("query_pre_attn_scalar", 256.0) ** -0.5,
+        query_scale=fields.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         qk_norm="head",
         norm=_norm(fields),
     )

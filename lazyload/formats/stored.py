@@ -1,17 +1,21 @@
 """What a checkpoint stores decides where `config.json` says something else, or nothing.
 
-Two questions are answered from the tensors themselves, as transformers answers them when it loads: whether the output
-projection of a model that `config.json` calls tied is one of its own, and whether a tensor without use may be left
-aside.
+Three questions are answered from the tensors themselves: whether there can be as many as `config.json` speaks of,
+before they are listed one by one; and, as transformers answers it when it loads, whether the output projection of a
+model that `config.json` calls tied is one of its own, and whether a tensor without use may be left aside.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 
 import numpy as np
 
-from lazyload.layouts.layout import Layout
+from lazyload.errors import ConfigError
+from lazyload.layouts.axes import Axes
+from lazyload.layouts.layout import Layout, Table
+from lazyload.layouts.notation import Line
 from lazyload.layouts.source import TensorSource
 
 _BYTES_AT_ONCE = 16 << 20
@@ -20,6 +24,40 @@ _MOST_BIAS_BYTES = 16 << 20
 # Rotary tables that old releases saved, and the value head that training with rewards leaves behind: no decoder of
 # transformers has such parameters.
 _NEVER_READ = re.compile(r"(?:.*\.)?rotary_emb\.(?:(?:cos|sin)_cached|original_inv_freq)|(?:v_head|value_head)\..*")
+
+
+# Beyond what is stored: missing layers and other small differences are told tensor by tensor.
+_TIMES, _MORE_TENSORS, _MORE_VALUES = 4, 1000, 1_000_000
+
+
+def require_plausible(source: TensorSource, layout: Layout, model: Axes) -> None:
+    """Holds what a model would consist of against what is stored, without listing it.
+
+    Raises:
+        ConfigError: The model has several times as many tensors or values.
+    """
+    sizes = [_sizes(table, line, model) for table in layout.tables for line in table.parsed]
+    tensors, values = (sum(numbers) for numbers in zip(*sizes, strict=True)) if sizes else (0, 0)
+    stored = sum(math.prod(info.shape) for info in source.tensors.values())
+    if tensors > _TIMES * len(source.tensors) + _MORE_TENSORS or values > _TIMES * stored + _MORE_VALUES:
+        raise ConfigError(
+            f"config.json describes a model of {tensors:,} tensors with {values:,} values, but {len(source.tensors):,} "
+            f"with {stored:,} are stored: they do not belong together; check num_hidden_layers, vocab_size, "
+            "hidden_size, intermediate_size and the number of experts"
+        )
+
+
+def _sizes(table: Table, line: Line, model: Axes) -> tuple[int, int]:
+    """How many arrays a line describes at most, and how many values they hold."""
+    arrays = values = 0
+    for role, pattern in zip(line.roles, line.patterns, strict=True):
+        for group in model.groups(role):
+            sizes = {**group.sizes, **table.sizes, "layer": len(group.layers)}
+            sizes |= {axis: min(len(only), sizes.get(axis, 0)) for axis, only in table.only.items()}
+            in_path = math.prod(len(axis.names) or sizes.get(axis.axis, 1) for axis in line.path_axes)
+            arrays += in_path if role == line.roles[0] else 0
+            values += in_path * math.prod(sizes.get(axis, 1) for dimension in pattern for axis in dimension)
+    return arrays, values
 
 
 def has_own_head(source: TensorSource, untied: Layout) -> bool:

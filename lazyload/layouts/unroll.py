@@ -141,6 +141,9 @@ def _indices(axis: str, table: Table, sizes: Mapping[str, int], layers: Sequence
     """The indices of an axis that a table holds for."""
     if axis not in sizes:
         raise LayoutError(f"unknown axis {axis!r}; axes known: {', '.join(sorted(sizes))}")
+    # An axis may be long, and only layers and what a table names are looked at one by one.
+    if axis != LAYER and axis not in table.only:
+        return range(sizes[axis])
     indices = list(table.only.get(axis, range(sizes[axis])))
     if any(not 0 <= index < sizes[axis] for index in indices):
         raise LayoutError(f"a table for {axis} {indices}, but there are {sizes[axis]}")

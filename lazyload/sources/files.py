@@ -1,6 +1,5 @@
 """Where the files of a checkpoint lie, and which of them hold its weights."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,10 +7,14 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from lazyload.errors import CorruptSourceError, SourceNotFoundError, UnsupportedFormatError
+from lazyload.sources import strict_json
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+MOST_JSON_BYTES = 32 << 20
+"""Of `config.json` and of an index; that of DeepSeek V3, with 91,991 tensors, has 9 MB."""
 
 _PICKLED = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
 _OTHER = re.compile(r".*\.(gguf|h5|msgpack|onnx|npz)")
@@ -113,8 +116,8 @@ def parse_json(where: str, content: bytes) -> dict[str, Any]:
         CorruptSourceError: It is none.
     """
     try:
-        parsed = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        parsed = strict_json.loads(content, MOST_JSON_BYTES)
+    except ValueError as error:
         raise CorruptSourceError(f"{where} is not JSON ({error}); download it again") from None
     if not isinstance(parsed, dict):
         raise CorruptSourceError(f"{where} holds no JSON object; download it again")
