@@ -44,5 +44,6 @@ class LoadOptions(TypedDict, total=False):
     token: str | bool | None
     local_files_only: bool
     force_convert: bool
+    lock_timeout: float | None
     progress: ProgressOption
     family: Family | None
