@@ -7,7 +7,6 @@
 """
 
 import contextlib
-import errno
 import glob
 import hashlib
 import logging
@@ -18,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from lazyload.cache.disk import explained
 from lazyload.cache.entry import Entry, Form, problem_of, read_entry
 from lazyload.cache.key import Key
 from lazyload.cache.lock import hold
@@ -156,7 +156,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _lock(self, digest: str, timeout: float | None) -> Iterator[None]:
-        with self._writing():
+        with explained(self.root):
             locks = self.root / ".locks"
             locks.mkdir(parents=True, exist_ok=True)
             tag = self.root / "CACHEDIR.TAG"
@@ -173,11 +173,13 @@ class Cache:
             CacheError: The cache cannot be written to, or the disk has not the space.
         """
         folder = self.root / _folder_name(model) / key.digest
-        for leftover in leftovers(folder):
-            with contextlib.suppress(OSError):
-                remove(leftover.path)
-        self._require_space(nbytes)
-        with self._writing(), new_staging(folder, key, model) as staging:
+        with contextlib.ExitStack() as held:
+            with explained(self.root):
+                for leftover in leftovers(folder):
+                    with contextlib.suppress(OSError):
+                        remove(leftover.path)
+                self._require_space(nbytes)
+                staging = held.enter_context(new_staging(folder, key, model))
             yield staging
 
     def remove(self, *targets: str, dry_run: bool = False, force: bool = False) -> list[Removal]:
@@ -257,7 +259,8 @@ class Cache:
             max_bytes: Also those used longest ago, until the rest takes no more than this.
             dry_run: Whether to say only what would be removed.
         """
-        removals = [leftover for folder in self._folders() for leftover in leftovers(folder)]
+        with explained(self.root):
+            removals = [leftover for folder in self._folders() for leftover in leftovers(folder)]
         entries = sorted((e for e in self.entries() if not e.is_in_use()), key=lambda entry: entry.last_used)
         sizes = {entry.folder: size(entry.folder) for entry in entries}
         total = sum(size(folder) for folder in self._folders()) - sum(removal.nbytes for removal in removals)
@@ -318,9 +321,9 @@ class Cache:
             except LockTimeoutError as error:
                 if not force:
                     return str(error)
-            if not is_still_right(removal):
-                return "it has been used or replaced meanwhile"
             try:
+                if not is_still_right(removal):
+                    return "it has been used or replaced meanwhile"
                 return remove(removal.path, force=force)
             except OSError as error:
                 return f"it cannot be removed: {error.strerror}"
@@ -333,24 +336,6 @@ class Cache:
                 f"{self.root}: the converted checkpoint takes {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; "
                 "make space (`lazyload cache ls`, `lazyload cache rm`) or give another cache_dir"
             )
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns what the operating system says about a cache that cannot be written to into an error of ours."""
-        try:
-            yield
-        except CacheError:
-            raise
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            where = Path(error.filename or self.root)
-            ours = where.is_relative_to(self.root) or self.root.is_relative_to(where)
-            if not ours or not (error.filename or full):
-                raise
-            remedy = "make space (`lazyload cache ls`, `lazyload cache rm`)" if full else "check who may write there"
-            raise CacheError(
-                f"{where}: {error.strerror}; {remedy} or give another cache_dir (LAZYLOAD_CACHE)"
-            ) from error
 
 
 def _lock_timeout() -> float | None:

@@ -73,9 +73,9 @@ def marked(path: Path) -> Iterator[int]:
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}.mark")
     with contextlib.ExitStack() as undo:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        undo.callback(os.close, descriptor)
         undo.callback(_unlink, temporary)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        undo.callback(_close, descriptor)
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(descriptor, json.dumps(asdict(this_process())).encode())
@@ -114,7 +114,7 @@ def locked_shared(folder: Path) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield descriptor
     finally:
-        os.close(descriptor)
+        _close(descriptor)
 
 
 def is_locked(path: Path, probe: int = fcntl.LOCK_SH) -> bool:
@@ -130,7 +130,7 @@ def is_locked(path: Path, probe: int = fcntl.LOCK_SH) -> bool:
     except OSError:
         return False
     finally:
-        os.close(descriptor)
+        _close(descriptor)
     return False
 
 
@@ -216,3 +216,8 @@ def _beat(descriptor: int, stopped: threading.Event) -> None:
 def _unlink(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(descriptor)

@@ -41,10 +41,16 @@ def hold(path: Path, timeout: float | None = None) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as held:
-        held.callback(lock.release)
+        held.callback(_release, lock)
         with contextlib.suppress(OSError):
             held.enter_context(liveness.marked(holder))
         yield
+
+
+def _release(lock: FileLock) -> None:
+    # It ends with the process at the latest, and what was done under it is done.
+    with contextlib.suppress(OSError):
+        lock.release()
 
 
 def _acquire(lock: FileLock, holder: Path, timeout: float | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyload.cache import generation, liveness
+from lazyload.cache.disk import explained
 from lazyload.cache.entry import Entry, read_entry
 from lazyload.cache.files import Files, changed_files, list_files
 from lazyload.cache.key import Key
@@ -55,46 +56,47 @@ class Staging:
         """Makes the staged data, or its folder `item`, the entry's checkpoint, in one atomic step.
 
         Raises:
-            CacheError: The data is not what was written: somebody has removed it, or some of it.
-            OSError: The manifest cannot be written.
+            CacheError: The manifest cannot be written, or the data is not what was written: somebody has removed it, or
+                some of it.
         """
-        files = list_files(self.path)
-        self._require_complete(files)
-        writer = liveness.this_process()
-        manifest = Manifest(
-            key=self.key.digest,
-            fields=self.key.fields,
-            model=self.model,
-            data=self.path.name,
-            item=item,
-            nbytes=nbytes,
-            arrays=arrays,
-            files=files,
-            source=source,
-            config=config,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(seconds, 3),
-            versions=_versions(),
-            writer={"host": writer.host, "pid": writer.pid},
-        )
-        temporary = self.folder / f"{FILE_NAME}.{uuid.uuid4().hex}"
-        try:
-            with temporary.open("w") as file:
-                file.write(manifest.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(UnreadableManifestError, OSError):
-                # Marks when it was replaced: loads that began before still read it for a while.
-                os.utime(read_entry(self.folder).data)
+        with explained(self.path):
+            files = list_files(self.path)
             self._require_complete(files)
-            self.may_be_published = True
-            os.replace(temporary, self.folder / FILE_NAME)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(self.folder)
-        return Entry(self.folder, manifest)
+            writer = liveness.this_process()
+            manifest = Manifest(
+                key=self.key.digest,
+                fields=self.key.fields,
+                model=self.model,
+                data=self.path.name,
+                item=item,
+                nbytes=nbytes,
+                arrays=arrays,
+                files=files,
+                source=source,
+                config=config,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds=round(seconds, 3),
+                versions=_versions(),
+                writer={"host": writer.host, "pid": writer.pid},
+            )
+            temporary = self.folder / f"{FILE_NAME}.{uuid.uuid4().hex}"
+            try:
+                with temporary.open("w") as file:
+                    file.write(manifest.to_json())
+                    file.flush()
+                    os.fsync(file.fileno())
+                with contextlib.suppress(UnreadableManifestError, OSError):
+                    # Marks when it was replaced: loads that began before still read it for a while.
+                    os.utime(read_entry(self.folder).data)
+                self._require_complete(files)
+                self.may_be_published = True
+                os.replace(temporary, self.folder / FILE_NAME)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+                raise
+            _sync_folder(self.folder)
+            return Entry(self.folder, manifest)
 
     def _require_complete(self, files: Files) -> None:
         """Makes sure that folder, mark and files are those that this process made."""
