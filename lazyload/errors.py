@@ -77,5 +77,9 @@ class CacheError(LazyLoadError, OSError):
     """The cache cannot be used: not writable, disk full, not ours."""
 
 
+class EntryRemovedError(CacheError):
+    """A converted checkpoint has been removed, or converted again, since it was found."""
+
+
 class LockTimeoutError(CacheError, TimeoutError):
     """Another process has been converting the same checkpoint for longer than the limit."""

@@ -5,16 +5,20 @@ On a miss it converts under the key's lock. Either way it ends with an entry, fr
 shards.
 """
 
+import contextlib
 import logging
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
+from lazyload.cache.termination import cleaning_up
+from lazyload.errors import CacheError, EntryRemovedError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from lazyload.sharding import Rules
 
 Built = TypeVar("Built")
+Used = TypeVar("Used")
 
 logger = logging.getLogger("lazyload")
 
@@ -53,6 +58,21 @@ class CachedCheckpoint:
     key: str
     converted: bool
     manifest: Manifest
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps the checkpoint from being removed while the body runs, for readers that outlive the call.
+
+        Raises:
+            EntryRemovedError: It has been removed, or converted again, since the call.
+
+        Example:
+            >>> with lazyload.convert("Qwen/Qwen3-8B").in_use():  # doctest: +SKIP
+            ...     restore(converted.path)
+        """
+        folder = self.path.parents[1] if self.manifest.item else self.path.parent
+        with Entry(folder, self.manifest).in_use():
+            yield
 
 
 @dataclass(frozen=True)
@@ -128,6 +148,7 @@ def from_pretrained(
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_convert: bool = False,
+    lock_timeout: float | None = None,
     progress: ProgressOption = None,
     strict: bool = False,
     config: Mapping[str, Any] | None = None,
@@ -154,6 +175,8 @@ def from_pretrained(
         token: A hub token; None for the one that is logged in, False for none. Public models need none.
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
+        lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
+            `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
         progress: None shows a bar where a person is looking and logs a line where not; True and False decide that;
             a function is called with `(task, bytes done, bytes in all)`.
         strict: Whether every tensor without use is an error. Otherwise a warning names those that no model reads:
@@ -179,14 +202,16 @@ def from_pretrained(
     mesh = mesh_or_default(mesh)
     reference = ModelReference(model, revision, token, local_files_only)
     opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
-    with stopwatch.entering("open", opened) as request:
+    with cleaning_up(), stopwatch.entering("open", opened) as request:
         wanted = shardings(mesh, rules, request.axes)
-        entry, reasons = _entry(request, force_convert, progress, stopwatch)
-        stored = request.as_stored(entry.manifest.arrays)
-        if stored is not request:
-            wanted = shardings(mesh, rules, stored.axes)
-        with stopwatch.stage("restore"), entry.in_use():
-            arrays = read(entry.path, entry.manifest.arrays, wanted, request.storage)
+
+        def restore(entry: Entry) -> "tuple[Request, dict[str, jax.Array]]":
+            stored = request.as_stored(entry.manifest.arrays)
+            places = wanted if stored is request else shardings(mesh, rules, stored.axes)
+            with stopwatch.stage("restore"):
+                return stored, read(entry.path, entry.manifest.arrays, places, request.storage)
+
+        (stored, arrays), entry, reasons = _used(request, restore, force_convert, progress, lock_timeout, stopwatch)
         with stopwatch.stage("build"):
             built = stored.target.build(stored.architecture, arrays)
         _report(request, entry, reasons, stopwatch, restored=True)
@@ -204,6 +229,7 @@ def convert(
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_convert: bool = False,
+    lock_timeout: float | None = None,
     progress: ProgressOption = None,
     strict: bool = False,
     config: Mapping[str, Any] | None = None,
@@ -221,6 +247,7 @@ def convert(
         token: A hub token.
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
+        lock_timeout: Seconds to wait at most for another process.
         progress: How progress is shown.
         strict: Whether every tensor without use is an error.
         config: Fields of `config.json` that are to have other values.
@@ -235,8 +262,8 @@ def convert(
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only)
     opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
-    with stopwatch.entering("open", opened) as request:
-        entry, reasons = _entry(request, force_convert, progress, stopwatch)
+    with cleaning_up(), stopwatch.entering("open", opened) as request:
+        _, entry, reasons = _used(request, lambda entry: None, force_convert, progress, lock_timeout, stopwatch)
         _report(request, entry, reasons, stopwatch)
     return CachedCheckpoint(entry.path, entry.key, reasons is not None, entry.manifest)
 
@@ -286,7 +313,7 @@ def plan(
         path: Parameter(lazy.shape, lazy.dtype.name, conversion.axes[path], lazy.nbytes, lazy.sources)
         for path, lazy in conversion.tensors.items()
     }
-    entry = request.cache.find(request.key)
+    entry = request.cache.find(request.key, *request.forms)
     return Plan(
         model=request.source.name,
         family=request.family.name,
@@ -301,30 +328,85 @@ def plan(
     )
 
 
-def _entry(
-    request: Request, force: bool, progress: ProgressOption, stopwatch: Stopwatch
-) -> tuple[Entry, tuple[str, ...] | None]:
-    """The entry, converted if need be; and why, if this call converted it."""
+def _used(
+    request: Request,
+    use: Callable[[Entry], Used],
+    force: bool,
+    progress: ProgressOption,
+    lock_timeout: float | None,
+    stopwatch: Stopwatch,
+) -> tuple[Used, Entry, tuple[str, ...] | None]:
+    """Uses the entry, converted if need be; and says why, if this call converted it.
+
+    An entry that is there is used without a lock, so that others may remove it until its lease begins; what is lost
+    then, or damaged, is looked for and converted under the lock.
+    """
     cache, key = request.cache, request.key
-    found = cache.find(key)
+    found = cache.find(key, *request.forms)
     if found and not force:
         if request.strict:
             # The entry does not tell whether tensors were left aside.
             with stopwatch.stage("plan"):
                 request.settled().conversion()
-        return found, None
-    reasons = ("asked to convert again",) if force else tuple(cache.explain(key, request.source.name))
+        try:
+            with found.in_use():
+                return use(found), found, None
+        except CacheError as error:
+            if not isinstance(error, EntryRemovedError) and not found.lost_files():
+                raise
+            logger.warning("converting again: %s", error)
+    reasons: tuple[str, ...] | None = ("asked to convert again",)
+    if not force:
+        reasons = tuple(cache.explain(key, request.source.name))
     with stopwatch.stage("plan"):
         request = request.settled()
         conversion = request.conversion()
-    with stopwatch.entering("wait", cache.lock(key)):
-        published = cache.find(key)
-        if published and published != found:
-            return published, None
-        with stopwatch.stage("fetch"):
-            request.source.fetch()
-        with stopwatch.stage("convert"):
-            return _convert(request, conversion, progress), reasons
+    with contextlib.ExitStack() as lease:
+        with stopwatch.entering("wait", _locked(request, lock_timeout)):
+            published = cache.find(key, *request.forms)
+            if published and not (force and published == found):
+                lease.enter_context(published.in_use())
+                entry, reasons = published, None
+            else:
+                with stopwatch.stage("fetch"):
+                    request.source.fetch()
+                with stopwatch.stage("convert"):
+                    entry = _convert(request, conversion, progress, lease)
+        return use(entry), entry, reasons
+
+
+@contextlib.contextmanager
+def _locked(request: Request, timeout: float | None) -> Iterator[None]:
+    """Holds the key's lock, unless this very conversion is what waits for the caller."""
+    if request.key.digest in _reporting.keys:
+        raise CacheError(
+            f"{request.source.name} is being converted by the call whose progress this is; call again when it is done"
+        )
+    with request.cache.lock(request.key, timeout):
+        yield
+
+
+class _Reporting(threading.local):
+    """The keys of the conversions whose progress a thread is reporting."""
+
+    keys: tuple[str, ...] = ()
+
+
+_reporting = _Reporting()
+
+
+def _marked(advance: Callable[[int], None], key: str) -> Callable[[int], None]:
+    """The same function, during which `_reporting` has the key."""
+
+    def marked(nbytes: int) -> None:
+        before = _reporting.keys
+        _reporting.keys = (*before, key)
+        try:
+            advance(nbytes)
+        finally:
+            _reporting.keys = before
+
+    return marked
 
 
 def _report(
@@ -347,8 +429,8 @@ def _report(
     logger.info("%s", report)
 
 
-def _convert(request: Request, conversion: Conversion, progress: ProgressOption) -> Entry:
-    """Streams the conversion into a staging folder and publishes it."""
+def _convert(request: Request, conversion: Conversion, progress: ProgressOption, lease: contextlib.ExitStack) -> Entry:
+    """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
     # TensorStore takes a while to import, and neither plans nor the cache's commands need it.
     from lazyload.checkpoint.write import write
 
@@ -363,10 +445,10 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption)
                 metadata=request.target.metadata,
                 scalars=request.target.scalars,
                 item=request.target.item,
-                advance=advance,
+                advance=_marked(advance, request.key.digest),
             )
         request.source.check_unchanged()
-        return staging.publish(
+        entry = staging.publish(
             arrays=arrays,
             nbytes=nbytes,
             item=request.target.item,
@@ -374,3 +456,5 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption)
             config=request.source.config,
             seconds=time.perf_counter() - started,
         )
+        lease.enter_context(entry.in_use_by_writer())
+    return entry

@@ -61,5 +61,6 @@ class LoadOptions(TypedDict, total=False):
     force_convert: bool
     strict: bool
     config: Mapping[str, Any] | None
+    lock_timeout: float | None
     progress: ProgressOption
     family: Family | None

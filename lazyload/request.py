@@ -23,7 +23,7 @@ from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible
 from lazyload.formats.target import Target, nested
-from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes
+from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes, target_form
 from lazyload.layouts.layout import Layout
 from lazyload.options import DTypeOption, LayoutOption
 from lazyload.sources import ModelReference, Source, open_source
@@ -133,6 +133,12 @@ class Request:
     def axes(self) -> Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]:
         """Shape and logical axes of every array of the entry, by path."""
         return target_axes(self.target.layout, self.architecture)
+
+    @property
+    def forms(self) -> list[Mapping[str, tuple[tuple[int, ...], str]]]:
+        """What the entry's arrays can be, shapes and dtypes by path: as `config.json` has it, or untied."""
+        requests = [self] if self._untied is None else [self, self._untied]
+        return [target_form(request.target.layout, request.architecture, request.dtype) for request in requests]
 
     @functools.cached_property
     def _untied(self) -> Self | None:

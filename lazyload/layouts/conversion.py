@@ -69,6 +69,18 @@ def target_axes(target: Layout, model: Axes) -> dict[str, tuple[tuple[int, ...],
     return {path: (array.shape, array.logical_axes) for path, array in unroll_tree(target, model).items()}
 
 
+def target_form(target: Layout, model: Axes, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The shape and the dtype of every array of a layout, by path, where its source is of floating-point numbers.
+
+    Raises:
+        LayoutError: As for `target_axes`.
+    """
+    return {
+        path: (array.shape, (array.patterns[0].operations.dtype or dtype).name)
+        for path, array in unroll_tree(target, model).items()
+    }
+
+
 def resolve(
     source: TensorSource,
     source_layout: Layout,
