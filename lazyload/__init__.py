@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from lazyload import errors
 from lazyload.architecture.decoder import DecoderConfig
-from lazyload.cache.cache import Cache, Removal
+from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
+from lazyload.cache.removal import Removal
 from lazyload.families import register
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText

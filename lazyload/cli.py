@@ -163,13 +163,14 @@ def ls(
     from lazyload.cache.cache import Cache
 
     cache = Cache(cache_dir)
-    entries = cache.entries()
+    entries, problems = cache.entries(), cache.problems()
     if as_json:
-        print(json.dumps([_entry_fields(entry) for entry in entries], indent=1))
+        damaged = [{"key": folder.name, "path": str(folder), "problem": text} for folder, text in problems.items()]
+        print(json.dumps([*(_entry_fields(entry) for entry in entries), *damaged], indent=1))
     elif quiet:
         print(*(entry.key for entry in entries), sep="\n", end="\n" if entries else "")
     elif not entries:
-        print(f"nothing in {cache.root}")
+        print(f"nothing in {cache.root}" if not problems else f"nothing in {cache.root} that can be used")
     else:
         rows = [
             (
@@ -185,15 +186,24 @@ def ls(
         ]
         _table(("key", "model", "layout", "dtype", "storage", "size", "last used"), rows)
         print(f"\n{len(entries)} in {cache.root}, {_size(sum(entry.nbytes for entry in entries))}")
+    if not as_json and not quiet:
+        for folder, problem in problems.items():
+            print(f"{folder.name[:8]}  {folder.parent.name}: cannot be used: {problem}")
 
 
 @cache_app.command("rm")
-def rm(targets: Targets, cache_dir: CacheDir = None, yes: Yes = False, dry_run: DryRun = False) -> None:
-    """Remove converted checkpoints."""
+def rm(
+    targets: Targets,
+    cache_dir: CacheDir = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove also what somebody writes or reads.")] = False,
+) -> None:
+    """Remove converted checkpoints; the exit code is 1 if one is kept because somebody writes or reads it."""
     from lazyload.cache.cache import Cache
 
     cache = Cache(cache_dir)
-    _remove(lambda dry: cache.remove(*targets, dry_run=dry), yes, dry_run)
+    _remove(lambda dry: cache.remove(*targets, dry_run=dry, force=force), yes, dry_run)
 
 
 @cache_app.command("prune")
@@ -220,20 +230,15 @@ def verify(
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Compare every array with its checksum; the exit code is 1 if one differs."""
+    """Compare everything that was written with its checksum; the exit code is 1 if something differs."""
     import lazyload
 
     verifications = lazyload.verify(*(targets or ()), cache_dir=cache_dir)
     if as_json:
-        print(
-            json.dumps(
-                [{"key": v.entry.key, "model": v.entry.model, "problems": v.problems} for v in verifications], indent=1
-            )
-        )
+        print(json.dumps([{"key": v.key, "model": v.model, "problems": v.problems} for v in verifications], indent=1))
     else:
         for verification in verifications:
-            entry = verification.entry
-            print(f"{entry.key[:8]}  {entry.model}: {'; '.join(verification.problems) or 'ok'}")
+            print(f"{verification.key[:8]}  {verification.model}: {'; '.join(verification.problems) or 'ok'}")
     if any(verification.problems for verification in verifications):
         raise typer.Exit(1)
 
@@ -261,8 +266,8 @@ def _remove(remove: Callable[[bool], Sequence[Any]], yes: bool, dry_run: bool) -
     elif dry_run:
         print(f"would free {total}")
     elif yes or typer.confirm(f"Remove {len(planned)} and free {total}?"):
-        remove(False)
-        print(f"freed {total}")
+        removed = remove(False)
+        print(f"freed {_size(sum(removal.nbytes for removal in removed))}")
     else:
         raise typer.Exit(1)
 

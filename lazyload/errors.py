@@ -6,9 +6,16 @@ so that code which knows nothing of this library handles it too. Messages say wh
 
 from collections.abc import Sequence
 
+_MOST_CHARACTERS = 8000
+
 
 class LazyLoadError(Exception):
     """The base of every error raised on purpose by lazyload."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        # What is quoted may come from a file of any size.
+        return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}... ({len(text)} characters)"
 
 
 class SourceNotFoundError(LazyLoadError, FileNotFoundError):
@@ -68,6 +75,10 @@ class InputError(LazyLoadError, ValueError):
 
 class CacheError(LazyLoadError, OSError):
     """The cache cannot be used: not writable, disk full, not ours."""
+
+
+class EntryRemovedError(CacheError):
+    """A converted checkpoint has been removed, or converted again, since it was found."""
 
 
 class LockTimeoutError(CacheError, TimeoutError):

@@ -5,20 +5,24 @@ On a miss it converts under the key's lock. Either way it ends with an entry, fr
 shards.
 """
 
+import contextlib
 import logging
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
+from lazyload.cache.termination import cleaning_up
+from lazyload.errors import CacheError, EntryRemovedError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
-from lazyload.layouts.conversion import Conversion, target_axes
+from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.layout import Layout
 from lazyload.options import DTypeOption, LayoutOption, LoadOptions
 from lazyload.progress import ProgressOption, show_progress
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from lazyload.sharding import Rules
 
 Built = TypeVar("Built")
+Used = TypeVar("Used")
 
 logger = logging.getLogger("lazyload")
 
@@ -53,6 +58,21 @@ class CachedCheckpoint:
     key: str
     converted: bool
     manifest: Manifest
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps the checkpoint from being removed while the body runs, for readers that outlive the call.
+
+        Raises:
+            EntryRemovedError: It has been removed, or converted again, since the call.
+
+        Example:
+            >>> with lazyload.convert("Qwen/Qwen3-8B").in_use():  # doctest: +SKIP
+            ...     restore(converted.path)
+        """
+        folder = self.path.parents[1] if self.manifest.item else self.path.parent
+        with Entry(folder, self.manifest).in_use():
+            yield
 
 
 @dataclass(frozen=True)
@@ -84,6 +104,7 @@ class Plan:
         layout: The layout's name.
         parameters: The arrays, by path.
         skipped: Source tensors that are knowingly not used.
+        unread: Source tensors that are left aside, because no model of this kind reads them.
         nbytes: The size of all arrays.
         key: The key of the entry.
         hit: Whether the entry is in the cache.
@@ -95,6 +116,7 @@ class Plan:
     layout: str
     parameters: Mapping[str, Parameter]
     skipped: tuple[str, ...]
+    unread: tuple[str, ...]
     nbytes: int
     key: str
     hit: bool
@@ -126,7 +148,10 @@ def from_pretrained(
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_convert: bool = False,
+    lock_timeout: float | None = None,
     progress: ProgressOption = None,
+    strict: bool = False,
+    config: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> Any:
     """Loads a pretrained model onto the devices of a mesh.
@@ -141,7 +166,8 @@ def from_pretrained(
             `fsdp`.
         rules: From logical axis (`vocab embed layer head kv_head head_dim mlp expert expert_mlp ...`) to mesh axis, to
             several, or to None; what is not named follows the default rules.
-        dtype: The stored and returned dtype of floating-point parameters: bfloat16, float16 or float32.
+        dtype: The stored and returned dtype of floating-point parameters: bfloat16, float16 or float32, as NumPy, JAX,
+            PyTorch or a text name it; `"auto"` for the one that `config.json` names.
         layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, a
             `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build from it, too.
         storage: How the converted checkpoint is stored; None for the platform's defaults.
@@ -149,8 +175,14 @@ def from_pretrained(
         token: A hub token; None for the one that is logged in, False for none. Public models need none.
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
+        lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
+            `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
         progress: None shows a bar where a person is looking and logs a line where not; True and False decide that;
             a function is called with `(task, bytes done, bytes in all)`.
+        strict: Whether every tensor without use is an error. Otherwise a warning names those that no model reads:
+            rotary tables, a value head (`v_head.*`), biases that are zero.
+        config: Fields of `config.json` that are to have other values: `{"field": None}` for one that does not matter,
+            `{"text_config": {"field": None}}` for one of a part.
         family: The architecture, where it is none of those that are known.
 
     Returns:
@@ -169,14 +201,19 @@ def from_pretrained(
     stopwatch = Stopwatch()
     mesh = mesh_or_default(mesh)
     reference = ModelReference(model, revision, token, local_files_only)
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family)
-    with stopwatch.entering("open", opened) as request:
-        wanted = shardings(mesh, rules, target_axes(request.target.layout, request.architecture))
-        entry, reasons = _entry(request, force_convert, progress, stopwatch)
-        with stopwatch.stage("restore"), entry.in_use():
-            arrays = read(entry.path, entry.manifest.arrays, wanted, request.storage)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
+    with cleaning_up(), stopwatch.entering("open", opened) as request:
+        wanted = shardings(mesh, rules, request.axes)
+
+        def restore(entry: Entry) -> "tuple[Request, dict[str, jax.Array]]":
+            stored = request.as_stored(entry.manifest.arrays)
+            places = wanted if stored is request else shardings(mesh, rules, stored.axes)
+            with stopwatch.stage("restore"):
+                return stored, read(entry.path, entry.manifest.arrays, places, request.storage)
+
+        (stored, arrays), entry, reasons = _used(request, restore, force_convert, progress, lock_timeout, stopwatch)
         with stopwatch.stage("build"):
-            built = request.target.build(request.architecture, arrays)
+            built = stored.target.build(stored.architecture, arrays)
         _report(request, entry, reasons, stopwatch, restored=True)
     return built
 
@@ -192,7 +229,10 @@ def convert(
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_convert: bool = False,
+    lock_timeout: float | None = None,
     progress: ProgressOption = None,
+    strict: bool = False,
+    config: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> CachedCheckpoint:
     """Makes sure that the converted checkpoint is in the cache, without loading it.
@@ -207,7 +247,10 @@ def convert(
         token: A hub token.
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
+        lock_timeout: Seconds to wait at most for another process.
         progress: How progress is shown.
+        strict: Whether every tensor without use is an error.
+        config: Fields of `config.json` that are to have other values.
         family: The architecture, where it is none of those that are known.
 
     Raises:
@@ -218,9 +261,9 @@ def convert(
     """
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only)
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family)
-    with stopwatch.entering("open", opened) as request:
-        entry, reasons = _entry(request, force_convert, progress, stopwatch)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
+    with cleaning_up(), stopwatch.entering("open", opened) as request:
+        _, entry, reasons = _used(request, lambda entry: None, force_convert, progress, lock_timeout, stopwatch)
         _report(request, entry, reasons, stopwatch)
     return CachedCheckpoint(entry.path, entry.key, reasons is not None, entry.manifest)
 
@@ -235,9 +278,14 @@ def plan(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    strict: bool = False,
+    config: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> Plan:
-    """Says what a load would do. Nothing is read but `config.json` and the headers of the weights; nothing is written.
+    """Says what a load would do. Nothing is written.
+
+    Nothing is read but `config.json` and the headers of the weights; and embedding and output projection where both are
+    stored although `config.json` ties them, until they differ.
 
     Args:
         model: See `from_pretrained`, here and below.
@@ -248,6 +296,8 @@ def plan(
         cache_dir: The cache's root.
         token: A hub token.
         local_files_only: Whether the hub must not be asked.
+        strict: Whether every tensor without use is an error.
+        config: Fields of `config.json` that are to have other values.
         family: The architecture, where it is none of those that are known.
 
     Raises:
@@ -257,19 +307,20 @@ def plan(
         >>> print(lazyload.plan("Qwen/Qwen3-8B").nbytes)  # doctest: +SKIP
     """
     reference = ModelReference(model, revision, token, local_files_only)
-    with open_request(reference, dtype, layout, storage, cache_dir, family) as request:
-        conversion = request.conversion()
+    with open_request(reference, dtype, layout, storage, cache_dir, family, strict, config) as request:
+        conversion = request.settled().conversion()
     parameters = {
         path: Parameter(lazy.shape, lazy.dtype.name, conversion.axes[path], lazy.nbytes, lazy.sources)
         for path, lazy in conversion.tensors.items()
     }
-    entry = request.cache.find(request.key)
+    entry = request.cache.find(request.key, *request.forms)
     return Plan(
         model=request.source.name,
         family=request.family.name,
         layout=request.target.layout.name,
         parameters=parameters,
         skipped=conversion.skipped,
+        unread=conversion.unread,
         nbytes=sum(parameter.nbytes for parameter in parameters.values()),
         key=request.key.digest,
         hit=entry is not None,
@@ -277,25 +328,85 @@ def plan(
     )
 
 
-def _entry(
-    request: Request, force: bool, progress: ProgressOption, stopwatch: Stopwatch
-) -> tuple[Entry, tuple[str, ...] | None]:
-    """The entry, converted if need be; and why, if this call converted it."""
+def _used(
+    request: Request,
+    use: Callable[[Entry], Used],
+    force: bool,
+    progress: ProgressOption,
+    lock_timeout: float | None,
+    stopwatch: Stopwatch,
+) -> tuple[Used, Entry, tuple[str, ...] | None]:
+    """Uses the entry, converted if need be; and says why, if this call converted it.
+
+    An entry that is there is used without a lock, so that others may remove it until its lease begins; what is lost
+    then, or damaged, is looked for and converted under the lock.
+    """
     cache, key = request.cache, request.key
-    found = cache.find(key)
+    found = cache.find(key, *request.forms)
     if found and not force:
-        return found, None
-    reasons = ("asked to convert again",) if force else tuple(cache.explain(key, request.source.name))
+        if request.strict:
+            # The entry does not tell whether tensors were left aside.
+            with stopwatch.stage("plan"):
+                request.settled().conversion()
+        try:
+            with found.in_use():
+                return use(found), found, None
+        except CacheError as error:
+            if not isinstance(error, EntryRemovedError) and not found.lost_files():
+                raise
+            logger.warning("converting again: %s", error)
+    reasons: tuple[str, ...] | None = ("asked to convert again",)
+    if not force:
+        reasons = tuple(cache.explain(key, request.source.name))
     with stopwatch.stage("plan"):
+        request = request.settled()
         conversion = request.conversion()
-    with stopwatch.entering("wait", cache.lock(key)):
-        published = cache.find(key)
-        if published and published != found:
-            return published, None
-        with stopwatch.stage("fetch"):
-            request.source.fetch()
-        with stopwatch.stage("convert"):
-            return _convert(request, conversion, progress), reasons
+    with contextlib.ExitStack() as lease:
+        with stopwatch.entering("wait", _locked(request, lock_timeout)):
+            published = cache.find(key, *request.forms)
+            if published and not (force and published == found):
+                lease.enter_context(published.in_use())
+                entry, reasons = published, None
+            else:
+                with stopwatch.stage("fetch"):
+                    request.source.fetch()
+                with stopwatch.stage("convert"):
+                    entry = _convert(request, conversion, progress, lease)
+        return use(entry), entry, reasons
+
+
+@contextlib.contextmanager
+def _locked(request: Request, timeout: float | None) -> Iterator[None]:
+    """Holds the key's lock, unless this very conversion is what waits for the caller."""
+    if request.key.digest in _reporting.keys:
+        raise CacheError(
+            f"{request.source.name} is being converted by the call whose progress this is; call again when it is done"
+        )
+    with request.cache.lock(request.key, timeout):
+        yield
+
+
+class _Reporting(threading.local):
+    """The keys of the conversions whose progress a thread is reporting."""
+
+    keys: tuple[str, ...] = ()
+
+
+_reporting = _Reporting()
+
+
+def _marked(advance: Callable[[int], None], key: str) -> Callable[[int], None]:
+    """The same function, during which `_reporting` has the key."""
+
+    def marked(nbytes: int) -> None:
+        before = _reporting.keys
+        _reporting.keys = (*before, key)
+        try:
+            advance(nbytes)
+        finally:
+            _reporting.keys = before
+
+    return marked
 
 
 def _report(
@@ -318,8 +429,8 @@ def _report(
     logger.info("%s", report)
 
 
-def _convert(request: Request, conversion: Conversion, progress: ProgressOption) -> Entry:
-    """Streams the conversion into a staging folder and publishes it."""
+def _convert(request: Request, conversion: Conversion, progress: ProgressOption, lease: contextlib.ExitStack) -> Entry:
+    """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
     # TensorStore takes a while to import, and neither plans nor the cache's commands need it.
     from lazyload.checkpoint.write import write
 
@@ -334,10 +445,10 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption)
                 metadata=request.target.metadata,
                 scalars=request.target.scalars,
                 item=request.target.item,
-                advance=advance,
+                advance=_marked(advance, request.key.digest),
             )
         request.source.check_unchanged()
-        return staging.publish(
+        entry = staging.publish(
             arrays=arrays,
             nbytes=nbytes,
             item=request.target.item,
@@ -345,3 +456,5 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption)
             config=request.source.config,
             seconds=time.perf_counter() - started,
         )
+        lease.enter_context(entry.in_use_by_writer())
+    return entry

@@ -1,6 +1,7 @@
 """The types of what a call accepts."""
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 import numpy as np
@@ -26,8 +27,22 @@ class HasDType(Protocol):
         """The dtype."""
 
 
-DTypeOption = Literal["bfloat16", "float16", "float32"] | type[Any] | np.dtype[Any] | HasDType
-"""A dtype of parameters: its name, or what JAX takes for a dtype."""
+class TorchDType(Protocol):
+    """What tells `torch.bfloat16` and its like from other objects, without PyTorch."""
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether it is of floating-point numbers."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+
+
+DTypeName = Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float", "auto"]
+
+DTypeOption = DTypeName | type[Any] | np.dtype[Any] | HasDType | TorchDType
+"""A dtype of parameters: its name, what JAX takes for a dtype, or PyTorch's; `"auto"` for the one in `config.json`."""
 
 LayoutOption = Literal["nnx"] | Layout | MaxText | Target[Any]
 
@@ -44,5 +59,8 @@ class LoadOptions(TypedDict, total=False):
     token: str | bool | None
     local_files_only: bool
     force_convert: bool
+    strict: bool
+    config: Mapping[str, Any] | None
+    lock_timeout: float | None
     progress: ProgressOption
     family: Family | None

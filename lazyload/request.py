@@ -4,23 +4,26 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import ml_dtypes
 import numpy as np
 
 from lazyload import families
+from lazyload.architecture import DecoderConfig
 from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
+from lazyload.config_json.overrides import overridden
 from lazyload.errors import AccessDeniedError, LayoutError, SourceNotFoundError, UnsupportedFormatError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
+from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible
 from lazyload.formats.target import Target, nested
-from lazyload.layouts.conversion import Conversion, digest, resolve
+from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes, target_form
 from lazyload.layouts.layout import Layout
 from lazyload.options import DTypeOption, LayoutOption
 from lazyload.sources import ModelReference, Source, open_source
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lazyload")
 
-ENTRY_FORMAT = 1
+ENTRY_FORMAT = 2
 """Raised whenever entries of the same key come to look different on disk."""
 
 _DTYPES: Mapping[str, np.dtype] = {
@@ -42,6 +45,7 @@ _DTYPES: Mapping[str, np.dtype] = {
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
 }
+_SPELLINGS = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Request:
         family: Its family.
         architecture: What its `config.json` means.
         target: What is wanted.
+        layout: The same, as the call named it.
+        strict: Whether a tensor without use is an error even where it cannot matter.
         dtype: The dtype of floating-point parameters.
         storage: How the entry is stored, every flag concrete.
         cache: Where entries are.
@@ -63,6 +69,8 @@ class Request:
     family: Family
     architecture: Any
     target: Target[Any]
+    layout: LayoutOption
+    strict: bool
     dtype: np.dtype
     storage: Storage
     cache: Cache
@@ -73,10 +81,72 @@ class Request:
 
         Raises:
             CorruptSourceError: A file of the checkpoint is malformed.
+            ConfigError: `config.json` speaks of far more than is stored.
             TensorMismatchError: The tensors are not those that the family has.
         """
         source_layout = self.family.huggingface(self.architecture)
-        return resolve(self.source, source_layout, self.target.layout, self.architecture, self.dtype)
+        require_plausible(self.source, source_layout, self.architecture)
+        conversion = resolve(
+            self.source,
+            source_layout,
+            self.target.layout,
+            self.architecture,
+            self.dtype,
+            lambda name: not self.strict and may_be_left_aside(name, self.source),
+        )
+        if conversion.unread:
+            logger.warning(
+                "%s: left aside, because no model of this kind reads them: %s; strict=True makes this an error",
+                self.source.name,
+                ", ".join(conversion.unread),
+            )
+        return conversion
+
+    def settled(self) -> "Request":
+        """The request for what is stored: a model that `config.json` calls tied may have a head of its own.
+
+        Looks at the headers of the source's files; reads embedding and head where both are there. The entry's key is
+        the same: what is stored follows from the source's identity, which it covers, and so does how either kind of
+        model is converted.
+        """
+        untied = self._untied
+        if untied is None or not has_own_head(self.source, untied.family.huggingface(untied.architecture)):
+            return self
+        logger.warning(
+            "%s: config.json ties the output projection to the embedding, but another one is stored: it is used",
+            self.source.name,
+        )
+        return untied
+
+    def as_stored(self, arrays: Collection[str]) -> "Request":
+        """The request for what an entry of this key holds.
+
+        Args:
+            arrays: The paths of the entry's arrays.
+        """
+        untied = self._untied
+        if untied is None or set(arrays) != untied.axes.keys() or set(arrays) == self.axes.keys():
+            return self
+        return untied
+
+    @functools.cached_property
+    def axes(self) -> Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+        """Shape and logical axes of every array of the entry, by path."""
+        return target_axes(self.target.layout, self.architecture)
+
+    @property
+    def forms(self) -> list[Mapping[str, tuple[tuple[int, ...], str]]]:
+        """What the entry's arrays can be, shapes and dtypes by path: as `config.json` has it, or untied."""
+        requests = [self] if self._untied is None else [self, self._untied]
+        return [target_form(request.target.layout, request.architecture, request.dtype) for request in requests]
+
+    @functools.cached_property
+    def _untied(self) -> Self | None:
+        """The same with a head of its own; None where it has one already, or is no decoder of this library."""
+        untied = _with_own_head(self.architecture)
+        if untied is None:
+            return None
+        return replace(self, architecture=untied, target=_target(self.layout, self.family, untied))
 
 
 @contextlib.contextmanager
@@ -87,21 +157,27 @@ def open_request(
     storage: Storage | None,
     cache_dir: str | os.PathLike[str] | None,
     family: Family | None,
+    strict: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised.
 
     The source is open while the body runs.
     """
     storage = (storage or Storage()).resolve()
-    parameter_dtype = _dtype(dtype)
+    parameter_dtype = None if _is_auto(dtype) else _dtype(dtype)
     cache = Cache(cache_dir)
     with contextlib.closing(_open_source(reference, cache)) as source:
-        family = family or families.find(source.config)
-        architecture = family.config(source.config)
+        values = overridden(source.config, config)
+        family = family or families.find(values)
+        architecture = family.config(values)
+        parameter_dtype = parameter_dtype or _dtype_of(values)
         target = _target(layout, family, architecture)
         fields = {
             "source": dict(source.identity),
+            "config": config,
             "mapping": digest(family.huggingface(architecture), target.layout, architecture),
+            "own_head": _own_head_digest(layout, family, architecture),
             "layout": target.layout.name,
             "container": target.description(),
             "dtype": parameter_dtype.name,
@@ -109,7 +185,8 @@ def open_request(
             "storage": storage.fields(),
             "format": ENTRY_FORMAT,
         }
-        yield Request(source, family, architecture, target, parameter_dtype, storage, cache, Key(fields))
+        key = Key(fields)
+        yield Request(source, family, architecture, target, layout, strict, parameter_dtype, storage, cache, key)
 
 
 def _open_source(reference: ModelReference, cache: Cache) -> Source | RememberedSource:
@@ -152,14 +229,51 @@ def _commit_of(reference: ModelReference) -> str | None:
     return current_commit(reference)
 
 
+def _with_own_head(architecture: Any) -> DecoderConfig | None:
+    """A tied decoder, untied; None for everything else."""
+    is_tied = isinstance(architecture, DecoderConfig) and architecture.tied
+    return replace(architecture, tied=False) if is_tied else None
+
+
+def _own_head_digest(layout: LayoutOption, family: Family, architecture: Any) -> str | None:
+    """How the model is converted if the checkpoint turns out to have a head of its own."""
+    untied = _with_own_head(architecture)
+    if untied is None:
+        return None
+    return digest(family.huggingface(untied), _target(layout, family, untied).layout, untied)
+
+
+def _is_auto(dtype: DTypeOption) -> bool:
+    return isinstance(dtype, str) and dtype == "auto"
+
+
 def _dtype(dtype: DTypeOption) -> np.dtype:
+    """The dtype of floating-point parameters, however it is written."""
+    inner = getattr(dtype, "dtype", None)
+    given: Any = inner if isinstance(inner, np.dtype) else dtype
     try:
-        name = np.dtype(_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype).name
+        # NumPy would take None for float64, and does not know bfloat16 by name.
+        name = str(given) if given is None or isinstance(given, str) else np.dtype(given).name
     except TypeError:
-        name = str(dtype)
+        # PyTorch's are called `torch.bfloat16`.
+        name = str(given)
+    name = name.removeprefix("torch.")
+    name = _SPELLINGS.get(name, name)
     if name not in _DTYPES:
-        raise UnsupportedFormatError(f"dtype {name!r} cannot be stored; parameters can be {', '.join(_DTYPES)}")
+        raise UnsupportedFormatError(
+            f"dtype {dtype!r}: parameters can be {', '.join(_DTYPES)}, or 'auto' for what config.json says"
+        )
     return _DTYPES[name]
+
+
+def _dtype_of(config: Mapping[str, Any]) -> np.dtype:
+    """The dtype that `config.json` says its weights are in."""
+    parts = (config, config.get("text_config"))
+    named = (part.get(name) for part in parts if isinstance(part, Mapping) for name in ("dtype", "torch_dtype"))
+    name = next((name for name in named if name is not None), None)
+    if not isinstance(name, str) or name == "auto":
+        raise UnsupportedFormatError(f"dtype 'auto': config.json does not say which; give {', '.join(_DTYPES)}")
+    return _dtype(name)  # type: ignore[arg-type]
 
 
 def _target(layout: LayoutOption, family: Family, architecture: Any) -> Target[Any]:

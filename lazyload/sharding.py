@@ -19,9 +19,15 @@ MeshAxes = str | Sequence[str] | None
 Rules = Mapping[str, MeshAxes] | Sequence[tuple[str, MeshAxes]]
 """From logical axis to mesh axes."""
 
-_TENSOR = ("tp", "tensor", "model")
-_DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {"embed": ("fsdp",), "vocab": _TENSOR, "expert": ("ep", "expert")}
-"""The usual names of mesh axes for logical axes; those that a mesh has are used."""
+_FULLY_SHARDED = ("fsdp", "zero")
+_DATA = ("data", "dp", "batch")
+_TENSOR = ("tp", "tensor", "model", "mp", "mdl")
+_EXPERT = ("ep", "expert", "experts")
+"""The usual names of mesh axes: of MaxText, PyTorch, Praxis and Megatron. Over an axis of data, parameters are sharded
+where there is none for that."""
+
+_DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {"embed": _FULLY_SHARDED, "vocab": _TENSOR, "expert": _EXPERT}
+"""For logical axes the mesh axes that they are sharded over; those that a mesh has are used."""
 
 _SPLIT_BY_TENSOR = ("head", "mlp")
 """What the names of logical axes end in that tensor parallelism splits: `kv_head`, `expert_mlp`, ..."""
@@ -57,7 +63,7 @@ def shardings(
         arrays: Shape and logical axes by path.
 
     Raises:
-        ShardingError: A rule names an axis that the mesh, or the model, does not have.
+        ShardingError: A rule names an axis that the mesh, or the model, does not have, or one twice.
     """
     named = _checked(mesh, rules, arrays)
     defaults = _defaults(mesh, arrays)
@@ -78,6 +84,8 @@ def shardings(
         while spec and spec[-1] is None:
             spec.pop()
         places[path] = NamedSharding(mesh, PartitionSpec(*spec))
+    if rules is None and mesh.size > 1 and all(place.is_fully_replicated for place in places.values()):
+        _tell_replicated(mesh, defaults)
     for (axis, size), paths in uneven.items():
         where = f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else paths[0]
         logger.info(
@@ -90,20 +98,36 @@ def _defaults(mesh: Mesh, arrays: Mapping[str, tuple[tuple[int, ...], tuple[str,
     """For each logical axis, those of its usual mesh axes that the mesh has."""
     split = {axis: _TENSOR for _, axes in arrays.values() for axis in axes if axis.endswith(_SPLIT_BY_TENSOR)}
     rules = {**split, **_DEFAULT_RULES}
+    if not set(_FULLY_SHARDED) & set(mesh.axis_names):
+        rules["embed"] = _DATA
     return {axis: tuple(name for name in names if name in mesh.axis_names) for axis, names in rules.items()}
+
+
+def _tell_replicated(mesh: Mesh, defaults: Mapping[str, tuple[str, ...]]) -> None:
+    """Warns that nothing is sharded, with rules that would shard."""
+    first, *others = sorted(mesh.axis_names, key=lambda name: -mesh.shape[name])
+    by_tensor = {axis: others[0] for axis in defaults if axis != "embed" and others}
+    logger.warning(
+        "the mesh %s has no axis that shards: every device gets a copy of all parameters; "
+        "rules={} says that this is meant, rules=%r would shard them",
+        dict(mesh.shape),
+        {"embed": first, **by_tensor},
+    )
 
 
 def _checked(
     mesh: Mesh, rules: Rules | None, arrays: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
 ) -> dict[str, tuple[str, ...]]:
     """The user's rules, each as a tuple of mesh axes."""
-    pairs = list(rules.items() if isinstance(rules, Mapping) else rules or ())
+    pairs = _pairs(rules)
     known = {axis for _, axes in arrays.values() for axis in axes} | set(_DEFAULT_RULES)
     checked: dict[str, tuple[str, ...]] = {}
     for axis, names in pairs:
         if axis not in known:
             raise ShardingError(f"rules: there is no logical axis {axis!r}; this model has {', '.join(sorted(known))}")
         several = () if names is None else (names,) if isinstance(names, str) else tuple(names)
+        if len(set(several)) < len(several):
+            raise ShardingError(f"rules: {axis!r} is to go to {several!r}, which names a mesh axis twice")
         unknown = [name for name in several if name not in mesh.axis_names]
         if unknown:
             raise ShardingError(
@@ -111,3 +135,28 @@ def _checked(
             )
         checked.setdefault(axis, several)
     return checked
+
+
+def _pairs(rules: Rules | None) -> list[tuple[str, MeshAxes]]:
+    """Rules as pairs.
+
+    Raises:
+        ShardingError: They are something else.
+    """
+    pairs = list(rules.items()) if isinstance(rules, Mapping) else rules or ()
+    is_list = isinstance(pairs, Sequence) and not isinstance(pairs, str)
+    if not is_list or not all(_is_pair(pair) for pair in pairs):
+        raise ShardingError(
+            f"rules: {rules!r:.200} are none; give mesh axes by logical axis, such as {{'embed': 'fsdp', 'mlp': ('tp', "
+            "'sp'), 'vocab': None}"
+        )
+    return [(axis, names) for axis, names in pairs]
+
+
+def _is_pair(pair: object) -> bool:
+    match pair:
+        case (str(), None | str()):
+            return True
+        case (str(), names) if isinstance(names, Sequence):
+            return all(isinstance(name, str) for name in names)
+    return False

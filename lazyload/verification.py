@@ -1,29 +1,44 @@
-"""Verifying the cache: every array of an entry is read again and compared with its checksum."""
+"""Verifying the cache: everything that was written is read again and compared with its checksum."""
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from lazyload.cache.cache import Cache
-from lazyload.cache.entry import Entry
+from lazyload.cache.entry import Entry, read_entry
+from lazyload.cache.files import damaged_files
+from lazyload.cache.manifest import UnreadableManifestError
 from lazyload.errors import StorageError
 from lazyload.storage import Storage
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The comparison of one entry with its checksums.
+    """The comparison of what is in one entry's folder with what was written.
 
     Attributes:
-        entry: The entry.
+        folder: The entry's folder.
+        entry: The entry; None where its manifest or its data keep it from being one.
         problems: What is wrong, a sentence each; none if all is well.
     """
 
-    entry: Entry
+    folder: Path
+    entry: Entry | None
     problems: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The key's digest."""
+        return self.folder.name
+
+    @property
+    def model(self) -> str:
+        """The model's name; of what is no entry, the name of its folder."""
+        return self.entry.model if self.entry else self.folder.parent.name
 
 
 def verify(*targets: str, cache_dir: str | os.PathLike[str] | None = None) -> list[Verification]:
-    """Compares every array of cached checkpoints with its checksum.
+    """Compares every array and file of cached checkpoints with what was written.
 
     Args:
         targets: Names of models, or the starts of keys (4 characters at least); none for all entries.
@@ -40,8 +55,15 @@ def verify(*targets: str, cache_dir: str | os.PathLike[str] | None = None) -> li
         []
     """
     cache = Cache(cache_dir)
-    entries = cache.select(*targets) if targets else cache.entries()
-    return [Verification(entry, _problems(entry)) for entry in entries]
+    return [_verified(folder) for folder in cache.folders(*targets)]
+
+
+def _verified(folder: Path) -> Verification:
+    try:
+        entry = read_entry(folder)
+    except UnreadableManifestError as error:
+        return Verification(folder, None, (str(error),))
+    return Verification(folder, entry, _problems(entry))
 
 
 def _problems(entry: Entry) -> tuple[str, ...]:
@@ -52,4 +74,8 @@ def _problems(entry: Entry) -> tuple[str, ...]:
         storage = Storage.from_fields(entry.manifest.fields.get("storage"))
     except StorageError as error:
         return (f"its manifest does not say how it is stored: {error}",)
-    return tuple(find_damage(entry.path, entry.manifest.arrays, storage))
+    try:
+        files = damaged_files(entry.data, entry.manifest.files)
+    except OSError as error:
+        files = [f"{error.filename}: cannot be read now: {error.strerror}"]
+    return (*find_damage(entry.path, entry.manifest.arrays, storage), *files)

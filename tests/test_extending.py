@@ -54,6 +54,8 @@ def test_a_module_of_one_s_own(example: ModuleType, llama: Path, tmp_path: Path)
     module = lazyload.from_pretrained(llama, layout=example.BIGRAMS, cache_dir=tmp_path, mesh=mesh)
     assert run(module, jnp.array([[1, 2]])).shape == (1, 2, 1024)
     assert module.head.kernel[...].sharding.spec == jax.sharding.PartitionSpec("fsdp", "tp")
+    specs = nnx.get_partition_spec(nnx.state(module))
+    assert jax.tree.leaves(specs["head"]) == [jax.sharding.PartitionSpec("fsdp", "tp")]
     plan = lazyload.plan(llama, layout=example.BIGRAMS, cache_dir=tmp_path)
     assert plan.hit
     assert len(plan.parameters) == 3
@@ -80,7 +82,7 @@ def test_a_family_registered_later_wins(example: ModuleType) -> None:
 
 
 def test_a_changed_table_is_another_key(example: ModuleType, llama: Path, tmp_path: Path) -> None:
-    entries = dict(example.BIGRAMS.layout.tables[0].entries)
+    entries = dict(example.BIGRAMS.layout.tables[0].lines)
     other = lazyload.Layout(
         entries | {"head.kernel": "lm_head : vocab embed"}, name="bigrams", skipped=["model.layers.*"]
     )
@@ -100,9 +102,8 @@ def test_a_changed_table_is_another_key(example: ModuleType, llama: Path, tmp_pa
     ],
 )
 def test_a_mistake_in_a_table_is_explained(llama: Path, tmp_path: Path, entry: str, complaint: str) -> None:
-    layout = lazyload.Layout({"head": entry}, skipped=["*"])
     with pytest.raises(errors.LayoutError, match=complaint):
-        lazyload.convert(llama, layout=layout, cache_dir=tmp_path)
+        lazyload.convert(llama, layout=lazyload.Layout({"head": entry}, skipped=["*"]), cache_dir=tmp_path)
     assert not list(tmp_path.rglob("manifest.json"))
 
 

@@ -58,9 +58,8 @@ def test_values_are_the_source_s(qwen: Path, warm: Path) -> None:
     files = {name: array for file in qwen.glob("*.safetensors") for name, array in load_file(file).items()}
     kernel = files["model.layers.2.self_attn.q_proj.weight"].reshape(4, 16, 64).transpose(2, 0, 1)
     np.testing.assert_array_equal(parameters["layers.2.attn.q_proj.kernel"], kernel)
-    np.testing.assert_array_equal(
-        parameters["layers.1.mlp.up_proj.kernel"], files["model.layers.1.mlp.up_proj.weight"].T
-    )
+    up = files["model.layers.1.mlp.up_proj.weight"]
+    np.testing.assert_array_equal(parameters["layers.1.mlp.up_proj.kernel"], up.T)
     assert len(parameters) == len(files)
     assert {array.dtype for array in parameters.values()} == {jnp.dtype(jnp.bfloat16)}
 
@@ -172,12 +171,25 @@ def test_a_broken_entry_is_a_miss_and_is_converted_again(qwen: Path, tmp_path: P
 
 
 def test_damaged_data_is_an_error_that_says_what_to_do(qwen: Path, tmp_path: Path) -> None:
+    storage = lazyload.Storage(ocdbt=False, compression="zstd")
+    path = lazyload.convert(qwen, cache_dir=tmp_path, storage=storage).path
+    chunk = next(file for file in (path / "layers.0.mlp.gate_proj.kernel" / "c").rglob("*") if file.is_file())
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    with pytest.raises(errors.CacheError, match=r"layers\.0\.mlp\.gate_proj\.kernel.*force_convert=True"):
+        lazyload.from_pretrained(qwen, cache_dir=tmp_path, storage=storage)
+
+
+def test_data_that_has_lost_some_is_converted_again(
+    qwen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     storage = lazyload.Storage(ocdbt=False, zarr3=False)
     path = lazyload.convert(qwen, cache_dir=tmp_path, storage=storage).path
     chunk = next(file for file in sorted((path / "layers.0.mlp.gate_proj.kernel").rglob("*")) if file.name[0].isdigit())
     chunk.write_bytes(chunk.read_bytes()[:-10])
-    with pytest.raises(errors.CacheError, match=r"layers\.0\.mlp\.gate_proj\.kernel"):
-        lazyload.from_pretrained(qwen, cache_dir=tmp_path, storage=storage)
+    lazyload.from_pretrained(qwen, cache_dir=tmp_path, storage=storage)
+    assert not lazyload.last_report().hit
+    assert "layers.0.mlp.gate_proj.kernel/0.0: has" in caplog.text
+    assert "damaged" in lazyload.last_report().reasons[0]
 
 
 def test_a_layout_of_one_s_own_without_a_builder_gives_the_tree(qwen: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Where parameters go: default rules, the user's, axes that do not divide, and meshes that cannot be used."""
 
+import ast
 import logging
+import re
 
 import jax
 import numpy as np
@@ -29,7 +31,7 @@ def mesh(**sizes: int) -> Mesh:
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=jax.devices()[: np.prod(list(sizes.values()))])
 
 
-@pytest.mark.parametrize("tensor", ["tp", "tensor", "model"])
+@pytest.mark.parametrize("tensor", ["tp", "tensor", "model", "mp", "mdl"])
 def test_the_usual_names(tensor: str) -> None:
     found = specs(mesh(fsdp=4, **{tensor: 2}))
     assert found["embed"] == P(tensor, "fsdp")
@@ -38,13 +40,48 @@ def test_the_usual_names(tensor: str) -> None:
     assert found["norm"] == P()
 
 
-@pytest.mark.parametrize("expert", ["ep", "expert"])
+@pytest.mark.parametrize("data", ["data", "dp", "batch"])
+def test_over_data_where_nothing_else_shards(data: str) -> None:
+    assert specs(mesh(**{data: 4}, mp=2))["up"] == P(data, "mp")
+    assert specs(mesh(**{data: 4}, fsdp=2))["up"] == P("fsdp")
+
+
+@pytest.mark.parametrize("expert", ["ep", "expert", "experts"])
 def test_experts_have_an_axis_of_their_own(expert: str) -> None:
     assert specs(mesh(fsdp=2, **{expert: 2}, tp=2))["experts"] == P(expert, "fsdp", "tp")
 
 
-def test_other_axes_replicate() -> None:
-    assert set(specs(mesh(data=4, stage=2)).values()) == {P()}
+@pytest.mark.parametrize("sizes", [{"x": 2, "y": 4}, {"devices": 8}])
+def test_a_mesh_that_shards_nothing_is_told_with_the_rules_that_would(
+    sizes: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = mesh(**sizes)
+    assert set(specs(odd).values()) == {P()}
+    (record,) = caplog.records
+    assert str(sizes) in record.getMessage()
+    rules = ast.literal_eval(re.search(r"rules=({'.*})", record.getMessage())[1])
+    caplog.clear()
+    found = specs(odd, rules)
+    assert found["up"] == (P("y", "x") if "y" in sizes else P("devices"))
+    assert not caplog.records
+
+
+def test_replicas_that_are_meant_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert set(specs(mesh(stage=2), {}).values()) == {P()}
+    assert set(specs(mesh(stage=1)).values()) == {P()}
+    assert set(specs(mesh(fsdp=2), {"embed": None}).values()) == {P()}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("rules", ["fsdp", 7, [("embed",)], [("embed", 3)], {"embed": 3}, {7: "fsdp"}, ["fsdp"]])
+def test_rules_that_are_none_say_what_they_could_be(rules: object) -> None:
+    with pytest.raises(ShardingError, match="give mesh axes by logical axis"):
+        specs(mesh(fsdp=4), rules)
+
+
+def test_a_rule_that_names_an_axis_twice() -> None:
+    with pytest.raises(ShardingError, match=r"'embed' .* names a mesh axis twice"):
+        specs(mesh(fsdp=4), {"embed": ("fsdp", "fsdp")})
 
 
 def test_what_does_not_divide_is_replicated_and_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from support import checkpoints
 
 import lazyload
 from lazyload.cache.key import Key
+from lazyload.cache.manifest import checksum_of
 from lazyload.errors import CacheError
 
 FILES = lazyload.Storage(ocdbt=False, zarr3=False)
@@ -23,17 +24,18 @@ def test_only_what_is_damaged_has_problems(model: Path, tmp_path: Path) -> None:
     damaged = lazyload.convert(model, cache_dir=tmp_path, storage=FILES)
     chunk = damaged.path / "final_norm.scale" / "0"
     chunk.write_bytes(bytes(chunk.stat().st_size))
-    problems = {found.entry.key: found.problems for found in lazyload.verify(cache_dir=tmp_path)}
+    problems = {found.key: found.problems for found in lazyload.verify(cache_dir=tmp_path)}
     assert problems[sound.key] == ()
-    (problem,) = problems[damaged.key]
+    problem, of_file = problems[damaged.key]
+    assert of_file == "final_norm.scale/0: its content is not what was written"
     assert problem.startswith("final_norm.scale: is crc32:")
     assert f"was written as {damaged.manifest.arrays['final_norm.scale']['checksum']}" in problem
 
 
 def test_targets_choose_entries(model: Path, tmp_path: Path) -> None:
     keys = [lazyload.convert(model, cache_dir=tmp_path, dtype=dtype).key for dtype in ("bfloat16", "float32")]
-    assert [found.entry.key for found in lazyload.verify(keys[1][:8], cache_dir=tmp_path)] == [keys[1]]
-    assert {found.entry.key for found in lazyload.verify(str(model), cache_dir=tmp_path)} == set(keys)
+    assert [found.key for found in lazyload.verify(keys[1][:8], cache_dir=tmp_path)] == [keys[1]]
+    assert {found.key for found in lazyload.verify(str(model), cache_dir=tmp_path)} == set(keys)
     with pytest.raises(CacheError, match="'org/other' is neither a model nor the start of a key"):
         lazyload.verify("org/other", cache_dir=tmp_path)
 
@@ -43,6 +45,8 @@ def rewritten(root: Path, key: str, **changes: object) -> str:
     (manifest,) = root.rglob(f"{key}/manifest.json")
     content = {**json.loads(manifest.read_text()), **changes}
     content["key"] = Key(content["fields"]).digest
+    content.pop("checksum")
+    content["checksum"] = checksum_of(content)
     manifest.write_text(json.dumps(content))
     manifest.parent.rename(manifest.parent.with_name(content["key"]))
     return content["key"]
@@ -58,7 +62,7 @@ def test_storage_flags_that_this_version_does_not_know_are_a_problem_of_that_ent
     other = lazyload.convert(model, cache_dir=tmp_path, dtype="float32")
     made = lazyload.convert(model, cache_dir=tmp_path)
     key = rewritten(tmp_path, made.key, fields={**made.manifest.fields, "storage": storage})
-    problems = {found.entry.key: found.problems for found in lazyload.verify(cache_dir=tmp_path)}
+    problems = {found.key: found.problems for found in lazyload.verify(cache_dir=tmp_path)}
     assert problems[other.key] == ()
     (problem,) = problems[key]
     assert problem.startswith("its manifest does not say how it is stored")
@@ -85,7 +89,7 @@ def test_storage_flags_that_this_version_does_not_know_are_a_problem_of_that_ent
     ],
     ids=str,
 )
-def test_a_record_that_does_not_hold_is_a_problem_of_that_array_and_ends_a_load(
+def test_a_record_that_does_not_hold_is_a_problem_of_that_array_and_no_hit(
     model: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     made = lazyload.convert(model, cache_dir=tmp_path)
@@ -94,8 +98,12 @@ def test_a_record_that_does_not_hold_is_a_problem_of_that_array_and_ends_a_load(
     rewritten(tmp_path, made.key, arrays=arrays)
     ((problem,),) = [found.problems for found in lazyload.verify(cache_dir=tmp_path)]
     assert problem.startswith("final_norm.scale: ")
-    with pytest.raises(CacheError, match=r"final_norm\.scale.*force_convert=True"):
+    if changes.keys() & {"shape", "dtype"}:
         lazyload.from_pretrained(model, cache_dir=tmp_path)
+        assert not lazyload.last_report().hit
+    else:
+        with pytest.raises(CacheError, match=r"final_norm\.scale.*force_convert=True"):
+            lazyload.from_pretrained(model, cache_dir=tmp_path)
 
 
 def test_chunks_that_are_not_those_on_disk_are_a_problem(model: Path, tmp_path: Path) -> None:

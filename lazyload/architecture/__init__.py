@@ -6,7 +6,7 @@ of its parameters, from which follow the Flax module that has them, the layout `
 format speaks of. A wrong value is refused where it is written, with a `ConfigError`.
 """
 
-from lazyload.architecture.attention import Attention
+from lazyload.architecture.attention import Attention, Temperature
 from lazyload.architecture.decoder import DecoderConfig, Layer
 from lazyload.architecture.experts import Experts
 from lazyload.architecture.gated_delta_net import GatedDeltaNet
@@ -26,4 +26,5 @@ __all__ = [
     "Layer",
     "Norm",
     "Rope",
+    "Temperature",
 ]

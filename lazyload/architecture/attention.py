@@ -11,6 +11,22 @@ from lazyload.architecture.rope import Rope
 
 
 @dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """Queries that grow with their position, `query * (1 + beta * log(1 + floor(position / length)))`.
+
+    Attributes:
+        beta: How fast.
+        length: Up to which position they stay.
+    """
+
+    beta: float
+    length: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "length")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attention:
     """Softmax attention; each key and value head serves `num_heads / num_kv_heads` neighbouring query heads.
 
@@ -26,6 +42,7 @@ class Attention:
         rope: The rotary embedding of queries and keys; None for none.
         window: How many positions back (itself included) a token sees; None sees all.
         query_scale: What the logits are multiplied with; None for `head_dim ** -0.5`.
+        temperature: How queries grow with their position, after their rotation; None for not (Ministral 3).
         softcap: Soft cap of the logits; None for none.
         qk_norm: Norm of queries and keys: over each head, over all heads together ("full"), or none.
         norm: What that norm is.
@@ -43,6 +60,7 @@ class Attention:
     rope: Rope | None = None
     window: int | None = None
     query_scale: float | None = None
+    temperature: Temperature | None = None
     softcap: float | None = None
     qk_norm: Literal["head", "full"] | None = None
     norm: Norm = RMS_NORM

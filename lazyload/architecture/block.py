@@ -33,7 +33,8 @@ class CacheArray(NamedTuple):
     """One array of what a mixer keeps of the tokens seen so far.
 
     Attributes:
-        axes: After the batch; `slot` has one place for each token that the cache can hold, the rest are the block's.
+        axes: After the batch; `slot` has one place for each token that the cache can hold, `1` is a dimension of that
+            size, the rest are the block's.
         dtype: The name of its dtype where it is not the one asked for.
     """
 

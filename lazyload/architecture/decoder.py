@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 from lazyload.architecture.block import Block, Mixer
 from lazyload.architecture.checks import require, require_positive
 from lazyload.architecture.norm import Norm
-from lazyload.layouts.notation import parse_entry
-from lazyload.layouts.placement import Group
+from lazyload.layouts.axes import Group
+from lazyload.layouts.notation import parse_line
 
 B = TypeVar("B")
+
+Sizes = tuple[tuple[str, int], ...]
+"""Axes with their sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,23 +140,24 @@ class DecoderConfig:
         return {"head_dim": ("half", "pair")}
 
     def groups(self, role: str) -> tuple[Group, ...]:
-        """The layers that have a role, those of the same sizes together; see `lazyload.layouts.placement.Axes`."""
+        """The layers that have a role, those of the same sizes together; see `lazyload.layouts.axes.Axes`."""
         return self._groups.get(role, ())
 
     @functools.cached_property
     def _groups(self) -> Mapping[str, tuple[Group, ...]]:
-        found: dict[str, dict[tuple[tuple[str, int], ...], list[int]]] = {}
         alike: dict[Layer, list[int]] = {}
         for number, layer in enumerate(self.layers):
             alike.setdefault(layer, []).append(number)
+        found: dict[str, dict[Sizes, tuple[list[int], Mapping[str, int]]]] = {}
         for layer, numbers in alike.items():
-            for role, sizes in _roles(layer):
-                found.setdefault(role, {}).setdefault(sizes, []).extend(numbers)
+            for role, sizes, axes in _roles(layer):
+                layers, _ = found.setdefault(role, {}).setdefault(sizes, ([], axes))
+                layers.extend(numbers)
         groups = {
-            role: tuple(Group(tuple(sorted(numbers)), {**self.axes, **dict(sizes)}) for sizes, numbers in some.items())
+            role: tuple(Group(tuple(sorted(layers)), {**self.axes, **axes}) for layers, axes in some.values())
             for role, some in found.items()
         }
-        own = {role for entry in self.parameters.values() for role in parse_entry(entry).roles}
+        own = {role for row in self.parameters.items() for role in parse_line(*row).roles}
         return groups | {role: (Group((), self.axes),) for role in own}
 
     def _first_attention(self, attribute: str) -> int:
@@ -161,9 +165,15 @@ class DecoderConfig:
         return next((getattr(mixer, attribute) for mixer in mixers if hasattr(mixer, attribute)), 0)
 
 
-def _roles(layer: Layer) -> Iterator[tuple[str, tuple[tuple[str, int], ...]]]:
-    """Every role of a layer, with the sizes of the axes of the block that has it."""
-    tables = [(layer.norms, {}), *((block.parameters, block.axes) for block in layer.blocks)]
+def _roles(layer: Layer) -> Iterator[tuple[str, Sizes, Mapping[str, int]]]:
+    """Every role of a layer, with the sizes of its own axes, and of all axes of the block that has it."""
+    tables: list[tuple[Mapping[str, str], Mapping[str, int]]] = [(layer.norms, {})]
+    tables += [(block.parameters, block.axes) for block in layer.blocks]
     for table, axes in tables:
-        for role in dict.fromkeys(role for entry in table.values() for role in parse_entry(entry).roles):
-            yield role, tuple(axes.items())
+        for line in (parse_line(*row) for row in table.items()):
+            for role, pattern in zip(line.roles, line.patterns, strict=True):
+                words = [
+                    *(axis for dimension in pattern for axis in dimension),
+                    *(axis.axis for axis in line.path_axes),
+                ]
+                yield role, tuple((word, axes[word]) for word in words if word in axes), axes

@@ -82,7 +82,7 @@ class Experts:
     def axes(self) -> Mapping[str, int]:
         """The experts and their widths; gate and up are one role with an axis of two."""
         axes = {"expert": self.num_experts, "expert_mlp": self.mlp_dim, "gate_up": 2}
-        return axes | {"shared_mlp": self.shared_mlp_dim, "shared_gate": 1} if self.shared_mlp_dim else axes
+        return axes | {"shared_mlp": self.shared_mlp_dim} if self.shared_mlp_dim else axes
 
     @property
     def parameters(self) -> Mapping[str, str]:
@@ -115,5 +115,5 @@ class Experts:
                 "shared_experts.down_proj.bias": "shared.out.bias : embed",
             }
         if self.shared_gate:
-            table["shared_gate.kernel"] = "shared.gate : embed shared_gate"
+            table["shared_gate.kernel"] = "shared.gate : embed 1"
         return table

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lazyload.architecture.block import CacheArray
-from lazyload.architecture.checks import require, require_positive
+from lazyload.architecture.checks import require, require_one_of, require_positive
+from lazyload.architecture.mlp import ACTIVATIONS, Activation
 from lazyload.architecture.norm import RMS_NORM, Norm
 
 
@@ -22,6 +23,9 @@ class GatedDeltaNet:
         key_dim: Width of a query and of a key.
         value_dim: Width of a value.
         conv_width: How many tokens the convolution spans.
+        activation: Of what the convolution puts out.
+        fused: Whether one projection makes queries, keys, values and gates, and another one what decides correction and
+            decay (Qwen 3 Next), instead of one for queries, keys and values, and one for each of the rest (Qwen 3.5).
         norm: The norm of each value head's output, before its gate.
     """
 
@@ -32,6 +36,8 @@ class GatedDeltaNet:
     key_dim: int
     value_dim: int
     conv_width: int
+    activation: Activation = "silu"
+    fused: bool = True
     norm: Norm = RMS_NORM
 
     def __post_init__(self) -> None:
@@ -41,6 +47,7 @@ class GatedDeltaNet:
             self,
             f"num_value_heads = {self.num_value_heads} is no multiple of num_key_heads = {self.num_key_heads}",
         )
+        require_one_of(self, "activation", ACTIVATIONS)
         require(self.conv_width > 1, self, f"conv_width = {self.conv_width} must be at least 2")
 
     @property
@@ -63,7 +70,6 @@ class GatedDeltaNet:
             "beta_alpha": 2 * self.group,
             "conv_width": self.conv_width,
             "conv_past": self.conv_width - 1,
-            "conv_input": 1,
         }
 
     @property
@@ -72,11 +78,23 @@ class GatedDeltaNet:
 
         The decay is an exponential of exponentials, so that its parameters stay in float32.
         """
+        if self.fused:
+            projections = {
+                "in_proj_qkvz.kernel": "delta.qkvz : embed key_head qkvz",
+                "in_proj_ba.kernel": "delta.ba : embed key_head beta_alpha",
+            }
+        else:
+            projections = {
+                "in_proj_qkv.kernel": "delta.q | delta.k | delta.v : "
+                "embed key_head (key_dim | key_dim | group value_dim)",
+                "in_proj_z.kernel": "delta.z : embed key_head group value_dim",
+                "in_proj_b.kernel": "delta.b : embed key_head group",
+                "in_proj_a.kernel": "delta.a : embed key_head group",
+            }
         return {
-            "in_proj_qkvz.kernel": "delta.qkvz : embed key_head qkvz",
-            "in_proj_ba.kernel": "delta.ba : embed key_head beta_alpha",
+            **projections,
             "conv1d.kernel": "delta.conv_q | delta.conv_k | delta.conv_v : "
-            "(conv_input conv_width) key_head (key_dim | key_dim | group value_dim)",
+            "conv_width key_head (key_dim | key_dim | group value_dim)",
             "A_log": "delta.a_log : key_head group ; as float32",
             "dt_bias": "delta.dt_bias : key_head group ; as float32",
             "norm.scale": "delta.norm : value_dim",

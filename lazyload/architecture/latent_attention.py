@@ -73,7 +73,6 @@ class LatentAttention:
             "nope_v_dim": self.nope_dim + self.v_dim,
             "v_dim": self.v_dim,
             "rope_dim": self.rope_dim,
-            "latent_kv": 1,
         }
 
     @property
@@ -105,6 +104,6 @@ class LatentAttention:
     def cache(self) -> Mapping[str, CacheArray]:
         """The latents, and the rotated key that all heads share: DeepSeek V3 needs 576 numbers a token, not 40,960."""
         return {
-            "k": CacheArray(("slot", "latent_kv", "kv_rank")),
-            "v": CacheArray(("slot", "latent_kv", "rope_dim")),
+            "k": CacheArray(("slot", "1", "kv_rank")),
+            "v": CacheArray(("slot", "1", "rope_dim")),
         }

@@ -7,7 +7,6 @@
 """
 
 import contextlib
-import errno
 import glob
 import hashlib
 import logging
@@ -15,37 +14,22 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lazyload.cache import liveness
-from lazyload.cache.entry import Entry, Staging, new_staging, owner_of, read_entry
+from lazyload.cache.disk import explained
+from lazyload.cache.entry import Entry, Form, problem_of, read_entry
 from lazyload.cache.key import Key
 from lazyload.cache.lock import hold
-from lazyload.cache.manifest import FILE_NAME, UnreadableManifestError
-from lazyload.errors import CacheError
+from lazyload.cache.manifest import FILE_NAME, AbsentError, InaccessibleError, NewerFormatError, UnreadableManifestError
+from lazyload.cache.removal import Removal, leftovers, remove, size
+from lazyload.cache.staging import Staging, new_staging
+from lazyload.errors import CacheError, LockTimeoutError
 
 logger = logging.getLogger("lazyload")
 
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Converted checkpoints; https://bford.info/cachedir/\n"
-_KEPT_SECONDS = 3600.0
-"""How long data that a newer conversion has replaced is kept for the loads that began before."""
-
-
-@dataclass(frozen=True)
-class Removal:
-    """Something that was removed from the cache, or with `dry_run` would be.
-
-    Attributes:
-        path: The folder or file.
-        nbytes: What it takes on disk.
-        reason: Why.
-    """
-
-    path: Path
-    nbytes: int
-    reason: str
+_KEY = re.compile("[0-9a-f]{32}")
 
 
 class Cache:
@@ -88,18 +72,56 @@ class Cache:
                 found.append(read_entry(folder))
         return sorted(found, key=lambda entry: (entry.model, entry.manifest.created))
 
-    def find(self, key: Key) -> Entry | None:
-        """The entry of a key; None, with the reason logged, where there is none that can be used."""
-        for folder in self.root.glob(f"models--*/{key.digest}"):
+    def problems(self) -> dict[Path, str]:
+        """Folders whose manifest or data keep them from being entries, and why."""
+        found = {folder: problem_of(folder) for folder in self._folders()}
+        return {folder: str(problem) for folder, problem in found.items() if problem}
+
+    def find(self, key: Key, *forms: Form) -> Entry | None:
+        """The entry of a key; None, with the reason logged, where there is none, or one that is damaged.
+
+        Args:
+            key: The key.
+            forms: What its arrays must be, one of these; none for whatever they are.
+
+        Raises:
+            CacheError: There may be one, but it cannot be looked at now, or was made by a newer version.
+        """
+        for folder in self._folders(key=key.digest):
             try:
-                return read_entry(folder)
+                entry = read_entry(folder)
+                problems = min((entry.differences(form) for form in forms), key=len, default=[])
+                problems = problems or entry.lost_files()
+            except AbsentError:
+                continue
+            except InaccessibleError as error:
+                raise CacheError(
+                    f"{error}; try again, see who may read it, or give another cache_dir (LAZYLOAD_CACHE)"
+                ) from None
+            except NewerFormatError as error:
+                raise CacheError(
+                    f"{error}: a newer lazyload made it; install that, or give another cache_dir (LAZYLOAD_CACHE)"
+                ) from None
             except UnreadableManifestError as error:
-                if (folder / FILE_NAME).exists():
-                    logger.warning("not using a cached checkpoint: %s", error)
+                logger.warning("not using a cached checkpoint: %s", error)
+                continue
+            if not problems:
+                return entry
+            logger.warning(
+                "not using a cached checkpoint, which is damaged: %s: %s%s",
+                entry.data,
+                problems[0],
+                f", and {len(problems) - 1} more" if len(problems) > 1 else "",
+            )
         return None
 
     def explain(self, key: Key, model: str) -> list[str]:
         """Why there is no entry of a key: how it differs from the entries of the same model, the closest one."""
+        for folder in self._folders(key=key.digest):
+            if problem := problem_of(folder):
+                return [f"what there is of it cannot be used: {problem}"]
+            if (folder / FILE_NAME).exists():
+                return [f"what there is of it is damaged: {folder}"]
         others = [entry for entry in self.entries(model) if entry.key != key.digest]
         if not others:
             return [f"{model} has not been converted into {self.root}"]
@@ -121,18 +143,26 @@ class Cache:
     def lock(self, key: Key, timeout: float | None = None) -> Iterator[None]:
         """Keeps other processes from converting the same key while the body runs.
 
+        Args:
+            key: The key.
+            timeout: Seconds to wait at most; None for `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
+
         Raises:
-            CacheError: The cache cannot be written to.
+            CacheError: The cache cannot be written to, or the environment's limit is no number of seconds.
             LockTimeoutError: Another process held the lock for `timeout` seconds.
         """
-        with self._writing():
+        with self._lock(key.digest, _lock_timeout() if timeout is None else timeout):
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self, digest: str, timeout: float | None) -> Iterator[None]:
+        with explained(self.root):
             locks = self.root / ".locks"
             locks.mkdir(parents=True, exist_ok=True)
             tag = self.root / "CACHEDIR.TAG"
             if not tag.exists():
                 tag.write_text(_TAG)
-            (locks / f"{key.digest}.lock").touch()
-        with hold(locks / f"{key.digest}.lock", timeout):
+        with hold(locks / f"{digest}.lock", timeout):
             yield
 
     @contextlib.contextmanager
@@ -143,28 +173,38 @@ class Cache:
             CacheError: The cache cannot be written to, or the disk has not the space.
         """
         folder = self.root / _folder_name(model) / key.digest
-        for leftover in self._leftovers(folder):
-            _remove(leftover)
-        self._require_space(nbytes)
-        with self._writing(), new_staging(folder, key, model) as staging:
+        with contextlib.ExitStack() as held:
+            with explained(self.root):
+                for leftover in leftovers(folder):
+                    with contextlib.suppress(OSError):
+                        remove(leftover.path)
+                self._require_space(nbytes)
+                staging = held.enter_context(new_staging(folder, key, model))
             yield staging
 
-    def remove(self, *targets: str, dry_run: bool = False) -> list[Removal]:
+    def remove(self, *targets: str, dry_run: bool = False, force: bool = False) -> list[Removal]:
         """Removes entries.
 
         Args:
             targets: Names of models (hub ids, folders, URLs), or the starts of keys (4 characters at least).
             dry_run: Whether to say only what would be removed.
+            force: Whether to remove also what somebody writes or reads.
 
         Raises:
-            CacheError: A target is not in the cache, or its entry is in use; then nothing is removed.
+            CacheError: A target is not in the cache, and nothing was removed; or somebody writes or reads an entry,
+                which was kept while the others were removed.
         """
-        chosen = self.select(*targets)
-        for entry in chosen:
-            if entry.is_in_use():
-                raise CacheError(f"{entry.model} ({entry.key[:8]}) is being loaded; try again when that is done")
-        removals = [Removal(entry.folder, _size(entry.folder), "asked for") for entry in chosen]
-        return self._carry_out(removals, dry_run)
+        folders = self._select(targets)
+        removals = [Removal(folder, size(folder), "asked for") for folder in folders]
+        if dry_run:
+            return removals
+        removed, kept = self._carry_out(removals, lambda removal: True, force=force)
+        if kept:
+            raise CacheError(
+                "; ".join(f"kept {removal.path}: {reason}" for removal, reason in kept)
+                + f"; removed {len(removed)} of {len(removals)}; try again later, or give force=True (--force)"
+            )
+        return removed
 
     def select(self, *targets: str) -> list[Entry]:
         """The entries that targets name: models, or the starts of keys (4 characters at least).
@@ -172,36 +212,58 @@ class Cache:
         Raises:
             CacheError: A target is not in the cache.
         """
-        chosen: dict[Path, Entry] = {}
-        entries = self.entries()
+        entries = {entry.folder: entry for entry in self.entries()}
+        return [entries[folder] for folder in self._select(targets) if folder in entries]
+
+    def folders(self, *targets: str) -> list[Path]:
+        """The folders that have a manifest, usable or not: all, or those that targets name.
+
+        Raises:
+            CacheError: A target is not in the cache.
+        """
+        chosen = self._select(targets) if targets else self._folders()
+        return [folder for folder in chosen if os.path.lexists(folder / FILE_NAME)]
+
+    def _select(self, targets: Sequence[str]) -> list[Path]:
+        """The folders that targets name; those without a usable manifest by the names of their folders."""
+        entries = {entry.folder: entry.model for entry in self.entries()}
+        folders = self._folders()
+        chosen: dict[Path, None] = {}
         for target in targets:
             names = (target, os.path.abspath(os.path.expanduser(target)))
-            matching = [e for e in entries if e.model in names or (len(target) >= 4 and e.key.startswith(target))]
+            stored = {_folder_name(name) for name in names}
+            matching = [
+                folder
+                for folder in folders
+                if (entries[folder] in names if folder in entries else folder.parent.name in stored)
+                or (len(target) >= 4 and folder.name.startswith(target))
+            ]
             if not matching:
-                known = ", ".join(sorted({entry.model for entry in entries})) or "nothing"
+                known = ", ".join(sorted(set(entries.values()))) or "nothing"
                 raise CacheError(
                     f"{target!r} is neither a model nor the start of a key in {self.root}; there is {known}"
                 )
-            chosen |= {entry.folder: entry for entry in matching}
-        return list(chosen.values())
+            chosen |= dict.fromkeys(matching)
+        return list(chosen)
 
     def prune(
         self, *, older_than: float | None = None, max_bytes: int | None = None, dry_run: bool = False
     ) -> list[Removal]:
         """Removes what no load can use, and on demand what has not been used for long.
 
-        That is: what unfinished conversions left behind, data that a newer conversion replaced, and entries whose
-        manifest cannot be read. What a load or a conversion is using stays.
+        That is: what unfinished conversions and removals left behind, data that a newer conversion replaced, and what
+        is proven to be damaged. What somebody writes or reads stays, and so does what cannot be looked at now.
 
         Args:
             older_than: Also entries that have not been used for so many seconds.
             max_bytes: Also those used longest ago, until the rest takes no more than this.
             dry_run: Whether to say only what would be removed.
         """
-        removals = [leftover for folder in self._folders() for leftover in self._leftovers(folder)]
+        with explained(self.root):
+            removals = [leftover for folder in self._folders() for leftover in leftovers(folder)]
         entries = sorted((e for e in self.entries() if not e.is_in_use()), key=lambda entry: entry.last_used)
-        sizes = {entry.folder: _size(entry.folder) for entry in entries}
-        total = sum(_size(folder) for folder in self._folders()) - sum(removal.nbytes for removal in removals)
+        sizes = {entry.folder: size(entry.folder) for entry in entries}
+        total = sum(size(folder) for folder in self._folders()) - sum(removal.nbytes for removal in removals)
         for entry in entries:
             age = time.time() - entry.last_used
             if older_than is not None and age > older_than:
@@ -212,46 +274,59 @@ class Cache:
                 continue
             removals.append(Removal(entry.folder, sizes[entry.folder], reason))
             total -= sizes[entry.folder]
-        return self._carry_out(removals, dry_run)
+        if dry_run:
+            return removals
+        last_uses = {entry.folder: entry.last_used for entry in entries}
 
-    def _folders(self, models: str = "models--*") -> list[Path]:
-        """The folders of entries, complete or not; nothing outside the cache's own names."""
-        candidates = self.root.glob(f"{models}/*") if self.root.is_dir() else []
+        def is_still_right(removal: Removal) -> bool:
+            if any(removal.path == leftover.path for leftover in leftovers(_entry_folder(removal.path))):
+                return True
+            with contextlib.suppress(UnreadableManifestError):
+                return read_entry(removal.path).last_used == last_uses.get(removal.path)
+            return False
+
+        removed, kept = self._carry_out(removals, is_still_right)
+        for removal, reason in kept:
+            logger.info("kept %s: %s", removal.path, reason)
+        return removed
+
+    def _folders(self, models: str = "models--*", key: str = "*") -> list[Path]:
+        """The folders of entries, complete or not; nothing outside the cache's own names, and no links."""
+        candidates = self.root.glob(f"{models}/{key}") if self.root.is_dir() else []
         return sorted(
             path
             for path in candidates
-            if re.fullmatch("[0-9a-f]{32}", path.name) and path.is_dir() and not path.is_symlink()
+            if _KEY.fullmatch(path.name) and path.is_dir() and not path.is_symlink() and not path.parent.is_symlink()
         )
 
-    def _leftovers(self, folder: Path) -> list[Removal]:
-        """What is left in an entry's folder that neither a load nor a conversion can still use."""
-        try:
-            named = read_entry(folder).manifest.data
-        except UnreadableManifestError:
-            named = None
-        leased = any(liveness.is_alive(lease) for lease in folder.glob("lease-*"))
-        removals = [
-            Removal(mark, 0, "its process is gone")
-            for mark in [*folder.glob("lease-*"), *folder.glob(f"{FILE_NAME}.*")]
-            if not liveness.is_alive(mark)
-        ]
-        for data in folder.glob("data-*"):
-            owner = owner_of(data)
-            if not data.is_dir() or data.name == named or data.is_symlink():
-                continue
-            if owner.exists():
-                if not liveness.is_alive(owner):
-                    removals.append(Removal(data, _size(data), "a conversion that did not finish"))
-            elif not leased and liveness.age(data) > _KEPT_SECONDS:
-                removals.append(Removal(data, _size(data), "replaced by a newer conversion"))
-        return removals
+    def _carry_out(
+        self, removals: Sequence[Removal], is_still_right: Callable[[Removal], bool], *, force: bool = False
+    ) -> tuple[list[Removal], list[tuple[Removal, str]]]:
+        """Removes what can be removed; says what was, and what was kept, and why."""
+        removed: list[Removal] = []
+        kept: list[tuple[Removal, str]] = []
+        for removal in removals:
+            reason = self._carry_out_one(removal, is_still_right, force)
+            if reason is None:
+                removed.append(removal)
+            else:
+                kept.append((removal, reason))
+        return removed, kept
 
-    def _carry_out(self, removals: Sequence[Removal], dry_run: bool) -> list[Removal]:
-        if not dry_run:
-            with self._writing():
-                for removal in removals:
-                    _remove(removal)
-        return list(removals)
+    def _carry_out_one(self, removal: Removal, is_still_right: Callable[[Removal], bool], force: bool) -> str | None:
+        """Removes one thing under its key's lock; why it was kept, if it was."""
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._lock(_entry_folder(removal.path).name, 0.0))
+            except LockTimeoutError as error:
+                if not force:
+                    return str(error)
+            try:
+                if not is_still_right(removal):
+                    return "it has been used or replaced meanwhile"
+                return remove(removal.path, force=force)
+            except OSError as error:
+                return f"it cannot be removed: {error.strerror}"
 
     def _require_space(self, nbytes: int) -> None:
         existing = next(path for path in [self.root, *self.root.parents] if path.exists())
@@ -262,49 +337,21 @@ class Cache:
                 "make space (`lazyload cache ls`, `lazyload cache rm`) or give another cache_dir"
             )
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns what the operating system says about a cache that cannot be written to into an error of ours."""
-        try:
-            yield
-        except CacheError:
-            raise
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            where = Path(error.filename or self.root)
-            ours = where.is_relative_to(self.root) or self.root.is_relative_to(where)
-            if not ours or not (error.filename or full):
-                raise
-            remedy = "make space (`lazyload cache ls`, `lazyload cache rm`)" if full else "check who may write there"
-            raise CacheError(
-                f"{where}: {error.strerror}; {remedy} or give another cache_dir (LAZYLOAD_CACHE)"
-            ) from error
+
+def _lock_timeout() -> float | None:
+    """What the environment says of waiting for another process."""
+    text = os.environ.get("LAZYLOAD_LOCK_TIMEOUT")
+    if not text:
+        return None
+    with contextlib.suppress(ValueError):
+        if (seconds := float(text)) >= 0:
+            return seconds
+    raise CacheError(f"LAZYLOAD_LOCK_TIMEOUT={text!r}: give a number of seconds")
 
 
-def _remove(removal: Removal) -> None:
-    """Removes a folder or a file, a manifest before everything else, so that no half entry is ever seen."""
-    path = removal.path
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    (path / FILE_NAME).unlink(missing_ok=True)
-    if any(liveness.is_alive(lease) for lease in path.glob("lease-*")):
-        # A load began at this very moment; it keeps its data, and a later prune takes it away.
-        return
-    shutil.rmtree(path, ignore_errors=True)
-    owner_of(path).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        path.parent.rmdir()
-
-
-def _size(folder: Path) -> int:
-    """What a folder takes on disk, in bytes."""
-    total = 0
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(parent, name)).st_size
-    return total
+def _entry_folder(path: Path) -> Path:
+    """The entry's folder that a path is, or is in."""
+    return path if _KEY.fullmatch(path.name) else path.parent
 
 
 def _folder_name(model: str) -> str:

@@ -1,24 +1,28 @@
-"""An entry of the cache, and the staging folder from which one is published."""
+"""An entry of the cache: a complete converted checkpoint."""
 
 import contextlib
-import os
-import platform
-import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from lazyload.cache import liveness
+from lazyload.cache import generation
+from lazyload.cache.files import changed_files
 from lazyload.cache.key import Key
-from lazyload.cache.manifest import FILE_NAME, Manifest, UnreadableManifestError, read_manifest
-from lazyload.errors import CacheError
+from lazyload.cache.manifest import (
+    FILE_NAME,
+    AbsentError,
+    DamagedError,
+    InaccessibleError,
+    Manifest,
+    UnreadableManifestError,
+    read_manifest,
+)
+from lazyload.errors import EntryRemovedError
 
-_PROGRAMS = ("lazyload", "tensorstore", "numpy", "ml_dtypes", "huggingface_hub", "orbax-checkpoint", "jax")
+Form = Mapping[str, tuple[tuple[int, ...], str]]
+"""The shape and the dtype of every array of a checkpoint, by path; whole numbers keep the source's dtype instead."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,14 @@ class Entry:
         return self.manifest.model
 
     @property
+    def data(self) -> Path:
+        """The data folder."""
+        return self.folder / self.manifest.data
+
+    @property
     def path(self) -> Path:
         """The Orbax checkpoint."""
-        return self.folder / self.manifest.data / self.manifest.item
+        return self.data / self.manifest.item
 
     @property
     def nbytes(self) -> int:
@@ -62,143 +71,94 @@ class Entry:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keeps the entry from being removed while the body runs; a read-only cache needs no such protection.
+        """Keeps the entry from being removed while the body runs, and counts as use.
 
         Raises:
-            CacheError: It has been removed since it was found.
+            EntryRemovedError: It has been removed, or converted again, since it was found.
         """
-        with liveness.marked(self.folder / f"lease-{uuid.uuid4().hex}"):
-            with contextlib.suppress(OSError):
-                (self.folder / "last-used").touch()
-            if not self.path.is_dir() or not (self.folder / FILE_NAME).exists():
-                raise CacheError(f"{self.folder} has just been removed by another process; call again to convert anew")
+        with generation.leased(self.data):
+            if not self._is_there():
+                raise EntryRemovedError(f"{self.data} has just been removed by another process; call again")
+            self._touch()
+            yield
+
+    @contextlib.contextmanager
+    def in_use_by_writer(self) -> Iterator[None]:
+        """The same for who has just published it: the data stays even if somebody else has published since."""
+        with generation.leased(self.data):
+            self._touch()
             yield
 
     def is_in_use(self) -> bool:
         """Whether a load that is in progress reads it."""
-        return any(liveness.is_alive(lease) for lease in self.folder.glob("lease-*"))
+        return generation.user_of(self.data) is not None
+
+    def _is_there(self) -> bool:
+        try:
+            return read_manifest(self.folder / FILE_NAME).data == self.manifest.data and self.data.is_dir()
+        except UnreadableManifestError:
+            return False
+
+    def _touch(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.folder / "last-used").touch()
+
+    def differences(self, form: Form) -> list[str]:
+        """How the recorded arrays differ from those wanted: sentences."""
+        records = self.manifest.arrays
+        problems = [f"{path}: is no array of this layout" for path in records.keys() - form.keys()]
+        for path, (shape, dtype) in form.items():
+            record = records.get(path, {})
+            whole = str(record.get("dtype")).startswith(("int", "uint", "bool"))
+            # As text, for which 64.0 is not 64.
+            if str(record.get("shape")) != str(list(shape)) or not (whole or record.get("dtype") == dtype):
+                problems.append(f"{path}: is {record.get('dtype')}{record.get('shape')}, not {dtype}{list(shape)}")
+        return problems
+
+    def lost_files(self) -> list[str]:
+        """Files of the data that are gone or have another size: sentences; costs a `stat` each.
+
+        Raises:
+            InaccessibleError: One cannot be looked at now.
+        """
+        try:
+            return changed_files(self.data, self.manifest.files)
+        except OSError as error:
+            raise InaccessibleError(f"{error.filename}: cannot be looked at now: {error.strerror}") from None
 
 
 def read_entry(folder: Path) -> Entry:
     """The entry of a folder.
 
     Raises:
-        UnreadableManifestError: There is no complete entry; the message says why.
+        UnreadableManifestError: There is no complete entry; the subclass says why.
     """
     manifest = read_manifest(folder / FILE_NAME)
-    if Key(manifest.fields).digest != folder.name or manifest.key != folder.name:
-        raise UnreadableManifestError(f"{folder / FILE_NAME}: the key does not belong to this folder")
+    where = folder / FILE_NAME
+    try:
+        belongs = Key(manifest.fields).digest == folder.name == manifest.key
+    except ValueError as error:
+        raise DamagedError(f"{where}: {error}") from None
+    if not belongs:
+        raise DamagedError(f"{where}: the key does not belong to this folder")
     entry = Entry(folder, manifest)
     try:
         is_empty = not any(entry.path.iterdir())
-    except (OSError, ValueError) as error:
-        raise UnreadableManifestError(f"{folder / FILE_NAME}: its data cannot be looked at: {error}") from None
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise DamagedError(f"{where}: its data {manifest.data!a} is not there") from None
+    except OSError as error:
+        raise InaccessibleError(f"{where}: its data cannot be looked at now: {error.strerror}") from None
     if is_empty:
-        raise UnreadableManifestError(f"{folder / FILE_NAME}: its data {manifest.data} is empty")
+        raise DamagedError(f"{where}: its data {manifest.data!a} is empty")
     return entry
 
 
-@dataclass(frozen=True)
-class Staging:
-    """A data folder that is being written; no entry until it is published.
-
-    Attributes:
-        folder: The entry's folder.
-        path: The data folder.
-        key: What it will be.
-        model: The model's name.
-    """
-
-    folder: Path
-    path: Path
-    key: Key
-    model: str
-
-    def publish(
-        self,
-        *,
-        arrays: Mapping[str, Mapping[str, Any]],
-        nbytes: int,
-        item: str = "",
-        source: Mapping[str, Any],
-        config: Mapping[str, Any],
-        seconds: float,
-    ) -> Entry:
-        """Makes the staged data, or its folder `item`, the entry's checkpoint, in one atomic step."""
-        writer = liveness.this_process()
-        manifest = Manifest(
-            key=self.key.digest,
-            fields=self.key.fields,
-            model=self.model,
-            data=self.path.name,
-            item=item,
-            nbytes=nbytes,
-            arrays=arrays,
-            source=source,
-            config=config,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(seconds, 3),
-            versions=_versions(),
-            writer={"host": writer.host, "pid": writer.pid},
-        )
-        target = self.folder / FILE_NAME
-        temporary = self.folder / f"{FILE_NAME}.{uuid.uuid4().hex}"
-        with temporary.open("w") as file:
-            file.write(manifest.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(UnreadableManifestError):
-            # Marks when it was replaced: loads that began before still read it for a while.
-            os.utime(self.folder / read_entry(self.folder).manifest.data)
-        os.replace(temporary, target)
-        _sync_folder(self.folder)
-        return Entry(self.folder, manifest)
-
-
-@contextlib.contextmanager
-def new_staging(folder: Path, key: Key, model: str) -> Iterator[Staging]:
-    """A fresh data folder in an entry's folder; removed again unless the body publishes it."""
-    staging = Staging(folder, folder / f"data-{uuid.uuid4().hex}", key, model)
-    owner = owner_of(staging.path)
-    folder.mkdir(parents=True, exist_ok=True)
-    liveness.write(owner)
+def problem_of(folder: Path) -> UnreadableManifestError | None:
+    """What keeps a folder from being an entry; None where it is one, and where there is nothing."""
     try:
-        staging.path.mkdir()
-        yield staging
-    finally:
-        if not _is_published(staging):
-            shutil.rmtree(staging.path, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            owner.unlink()
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-            folder.parent.rmdir()
-
-
-def owner_of(data: Path) -> Path:
-    """The mark of the process that is writing a data folder; gone once it is published."""
-    return data.with_name(f"{data.name}.owner")
-
-
-def _is_published(staging: Staging) -> bool:
-    try:
-        return read_manifest(staging.folder / FILE_NAME).data == staging.path.name
-    except UnreadableManifestError:
-        return False
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for program in _PROGRAMS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[program] = metadata.version(program)
-    return versions
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        read_entry(folder)
+    except AbsentError:
+        return None
+    except UnreadableManifestError as error:
+        return error
+    return None

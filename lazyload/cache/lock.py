@@ -37,16 +37,19 @@ def hold(path: Path, timeout: float | None = None) -> Iterator[None]:
     except (NotImplementedError, OSError) as error:
         if isinstance(error, LockTimeoutError):
             raise
-        logger.warning("%s cannot be locked (%s); converting without a lock", path, error)
+        logger.warning("%s cannot be locked (%s); going on without a lock", path, error)
         yield
         return
-    try:
+    with contextlib.ExitStack() as held:
+        held.callback(_release, lock)
         with contextlib.suppress(OSError):
-            liveness.write(holder)
+            held.enter_context(liveness.marked(holder))
         yield
-    finally:
-        with contextlib.suppress(OSError):
-            holder.unlink()
+
+
+def _release(lock: FileLock) -> None:
+    # It ends with the process at the latest, and what was done under it is done.
+    with contextlib.suppress(OSError):
         lock.release()
 
 
@@ -60,19 +63,11 @@ def _acquire(lock: FileLock, holder: Path, timeout: float | None) -> None:
             waited = time.monotonic() - started
             if timeout is not None and waited >= timeout:
                 raise LockTimeoutError(
-                    f"{lock.lock_file} has been held for {waited:.0f} s by {_described(holder)}; "
+                    f"{lock.lock_file} has been held for {waited:.0f} s by {liveness.described(holder)}; "
                     "wait for that conversion, or end it if it hangs: its unfinished work is cleaned up"
                 ) from None
-            logger.warning("waiting for a conversion of the same checkpoint by %s", _described(holder))
+            logger.warning("waiting for a conversion of the same checkpoint by %s", liveness.described(holder))
             left = float("inf") if timeout is None else timeout - waited
             wait = min(_SAY_AGAIN_SECONDS, left)
         else:
             return
-
-
-def _described(holder: Path) -> str:
-    process = liveness.read(holder)
-    if process is None:
-        return "another process"
-    since = time.strftime("%H:%M:%S", time.localtime(process.since))
-    return f"process {process.pid} on {process.host} (since {since})"

@@ -1,21 +1,45 @@
 """The manifest: the file whose presence makes an entry, and which says all that is known of it."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-FORMAT = 1
-"""Raised whenever older programs would misread a manifest."""
+FORMAT = 2
+"""Raised whenever older programs would misread a manifest. The first one had no checksum and listed no files.
+
+Every format from the second on has the checksum, computed in the same way: so a newer one is told from a damaged one.
+"""
 
 FILE_NAME = "manifest.json"
 
 
 class UnreadableManifestError(ValueError):
-    """A manifest that is damaged, or of another format; to the cache, its entry does not exist."""
+    """There is no manifest that can be used; each of the errors below is a reason of its own."""
+
+
+class AbsentError(UnreadableManifestError):
+    """There is no manifest."""
+
+
+class InaccessibleError(UnreadableManifestError):
+    """It is there, but cannot be looked at now: no permission, a stale file handle, a failing disk."""
+
+
+class DamagedError(UnreadableManifestError):
+    """It is not what was written, or its data is not: proven."""
+
+
+class OlderFormatError(UnreadableManifestError):
+    """It is of an older format, which says too little."""
+
+
+class NewerFormatError(UnreadableManifestError):
+    """It is sound, and of a format that this version does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +49,7 @@ class Manifest:
     On disk it is JSON:
 
         {
-          "format": 1,
+          "format": 2,
           "key": "0f3c...",
           "fields": {"source": {"kind": "hub", "id": "Qwen/Qwen3-8B", "commit": "b968..."}, "dtype": "bfloat16", ...},
           "model": "Qwen/Qwen3-8B",
@@ -33,13 +57,17 @@ class Manifest:
           "item": "",
           "nbytes": 16381470720,
           "arrays": {"embed.embedding": {"shape": [151936, 4096], "dtype": "bfloat16", ...}, ...},
+          "files": {"d/0f6a...": {"size": 2147481034}, "_METADATA": {"size": 81034, "sha256": "91b4..."}, ...},
           "source": {"id": "Qwen/Qwen3-8B", "revision": null, "commit": "b968..."},
           "config": {"model_type": "qwen3", ...},
           "created": "2026-11-23T20:26:42+00:00",
           "seconds": 21.4,
           "versions": {"lazyload": "0.1.0", ...},
-          "writer": {"host": "...", "pid": 4711}
+          "writer": {"host": "...", "pid": 4711},
+          "checksum": "sha256:5e88..."
         }
+
+    The checksum is that of everything else as canonical JSON: sorted keys, no spaces, ASCII.
 
     Attributes:
         key: The digest of the key, which is the entry's folder, too.
@@ -49,6 +77,7 @@ class Manifest:
         item: The folder in it that is the checkpoint; empty where it is that itself.
         nbytes: Bytes of all arrays.
         arrays: By path, what the checkpoint's writer recorded: shape, dtype, chunks, checksum.
+        files: Every file of the data folder by its path in it, with `/`: its size, and its SHA-256 where it is small.
         source: Where the weights came from.
         config: The model's `config.json`.
         created: When, in ISO 8601, UTC.
@@ -65,6 +94,7 @@ class Manifest:
     item: str
     nbytes: int
     arrays: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, Mapping[str, Any]]
     source: Mapping[str, Any]
     config: Mapping[str, Any]
     created: str
@@ -75,28 +105,49 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text on disk."""
-        return json.dumps(asdict(self), indent=1)
+        content = asdict(self)
+        return json.dumps(content | {"checksum": checksum_of(content)}, indent=1)
 
 
 def read_manifest(path: Path) -> Manifest:
     """Reads a manifest.
 
     Raises:
-        UnreadableManifestError: It is not there, damaged, or of another format.
+        UnreadableManifestError: It cannot be used; the subclass says why.
     """
     try:
-        content = json.loads(path.read_bytes(), parse_float=_finite, parse_constant=_finite)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnreadableManifestError(f"{path}: {error}") from None
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise AbsentError(f"{path}: {error.strerror}") from None
+    except IsADirectoryError:
+        raise DamagedError(f"{path}: is a folder") from None
+    except OSError as error:
+        raise InaccessibleError(f"{path}: cannot be read now: {error.strerror}") from None
+    try:
+        content = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        checksum = content.pop("checksum", None) if isinstance(content, dict) else None
+        is_sound = checksum == checksum_of(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path}: {error}") from None
     if not isinstance(content, dict):
-        raise UnreadableManifestError(f"{path}: not a JSON object")
-    if content.get("format") != FORMAT:
-        raise UnreadableManifestError(f"{path}: format {content.get('format')!r:.50}, this version reads {FORMAT}")
+        raise DamagedError(f"{path}: not a JSON object")
+    if checksum is None and content.get("format") == 1:
+        raise OlderFormatError(f"{path}: made by lazyload 0.1, whose manifests do not list their files")
+    if not is_sound:
+        raise DamagedError(f"{path}: its checksum is not that of its content")
+    if isinstance(content.get("format"), int) and content["format"] > FORMAT:
+        raise NewerFormatError(f"{path}: format {content['format']!r:.50}, this version reads {FORMAT}")
     malformed = [name for name, is_right in _CHECKS.items() if not is_right(content.get(name))]
     if malformed:
         shown = ", ".join(f"{name} ({content.get(name)!r:.50})" for name in malformed)
-        raise UnreadableManifestError(f"{path}: missing or malformed: {shown}")
+        raise DamagedError(f"{path}: missing or malformed: {shown}")
     return Manifest(**{name: content[name] for name in _CHECKS})
+
+
+def checksum_of(content: Any) -> str:
+    """The checksum of a manifest's content."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _finite(number: str) -> float:
@@ -120,12 +171,29 @@ def _is_object_of_objects(value: Any) -> bool:
 
 
 def _is_folder_name(value: Any) -> bool:
-    """Whether it names a folder inside another one, or with no name at all that one."""
-    return isinstance(value, str) and Path(value).name == value != ".."
+    """Whether it names a folder inside another one, in a length that file systems have, or with no name that one."""
+    return isinstance(value, str) and Path(value).name == value != ".." and len(value) < 256
 
 
 def _is_data_name(value: Any) -> bool:
     return _is_folder_name(value) and value.startswith("data-")
+
+
+def _is_files(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_inside(path) and _is_file(file) for path, file in value.items())
+
+
+def _is_inside(path: str) -> bool:
+    """Whether it names something below a folder."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and "/" not in parts and ".." not in parts and "\0" not in path
+
+
+def _is_file(value: Any) -> bool:
+    match value:
+        case {"size": size, **rest}:
+            return _is_whole_amount(size) and (not rest or (rest.keys() == {"sha256"} and _is_text(rest["sha256"])))
+    return False
 
 
 def _is_amount(value: Any) -> bool:
@@ -135,6 +203,10 @@ def _is_amount(value: Any) -> bool:
 
 def _is_whole_amount(value: Any) -> bool:
     return isinstance(value, int) and _is_amount(value)
+
+
+def _is_format(value: Any) -> bool:
+    return _is_whole_amount(value) and value == FORMAT
 
 
 def _is_time(value: Any) -> bool:
@@ -154,11 +226,13 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "item": _is_folder_name,
     "nbytes": _is_whole_amount,
     "arrays": _is_object_of_objects,
+    "files": _is_files,
     "source": _is_object,
     "config": _is_object,
     "created": _is_time,
     "seconds": _is_amount,
     "versions": _is_object,
     "writer": _is_object,
+    "format": _is_format,
 }
 """What every field must be."""

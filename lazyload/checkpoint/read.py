@@ -22,7 +22,7 @@ from jax.sharding import Sharding
 from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.records import ArrayRecord, Records
 from lazyload.checkpoint.store import array_spec, context
-from lazyload.errors import CacheError
+from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box
 from lazyload.storage import Storage, is_pathways
@@ -204,7 +204,10 @@ def _explained(folder: Path, path: str) -> Iterator[None]:
     """Turns what a damaged checkpoint raises into an error that says what to do."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except LazyLoadError:
+        raise
+    # TensorStore's errors are ValueErrors, Orbax's bare Exceptions.
+    except Exception as error:
         raise CacheError(
             f"{path} cannot be read from {folder}: {str(error).splitlines()[0][:300]}; look at it with "
             "`lazyload cache verify`, and call again with force_convert=True"

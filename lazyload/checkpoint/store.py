@@ -30,12 +30,12 @@ def context() -> ts.Context:
 
 
 def array_spec(folder: Path, path: str, storage: Storage) -> dict[str, Any]:
-    """How to open an array that exists."""
+    """How to open an array that exists; a chunk that is not there is an error, not zeros."""
     if storage.ocdbt:
         kvstore: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{path}/"}
     else:
         kvstore = {"driver": "file", "path": f"{folder / path}/"}
-    return {"driver": "zarr3" if storage.zarr3 else "zarr", "kvstore": kvstore}
+    return {"driver": "zarr3" if storage.zarr3 else "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
 
 
 def new_array_spec(

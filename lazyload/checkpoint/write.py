@@ -8,10 +8,11 @@ nothing is registered with them.
 import collections
 import contextlib
 import errno
+import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,8 @@ from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box
 from lazyload.storage import Storage
+
+logger = logging.getLogger("lazyload")
 
 _DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _THREADS = min(4, max(2, os.cpu_count() or 2))
@@ -73,44 +76,50 @@ def write(
         for path, lazy in tensors.items()
     }
     checksums: dict[str, dict[int, int]] = collections.defaultdict(dict)
-    try:
-        arrays = folder / item
+    overflowed: dict[str, dict[int, int]] = collections.defaultdict(dict)
+    arrays = folder / item
+    with _explained(folder):
         arrays.mkdir(exist_ok=True)
         stores = _create(arrays, tensors, chunks, storage)
         _write_scalars(arrays, scalars or {}, storage)
 
-        def write_chunk(path: str, number: int, box: Box) -> None:
-            memory, chunk = writes.array([cut.stop - cut.start for cut in box], tensors[path].dtype)
-            tensors[path].read_into(chunk, box)
-            checksums[path][number] = chunk_checksum(chunk)
-            writes.add(stores[path][box].write(chunk, can_reference_source_data_indefinitely=True), memory)
-            advance(chunk.nbytes)
+    def write_chunk(path: str, number: int, box: Box) -> None:
+        memory, chunk = writes.array([cut.stop - cut.start for cut in box], tensors[path].dtype)
+        overflowed[path][number] = tensors[path].read_into(chunk, box)
+        checksums[path][number] = chunk_checksum(chunk)
+        with _explained(folder):
+            writes.add(stores[path][box].write(chunk), memory)
+        advance(chunk.nbytes)
 
-        work = ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path])))
-        largest = max((math.prod(chunks[path]) * lazy.dtype.itemsize for path, lazy in tensors.items()), default=0)
-        with _sent_to_disk_meanwhile(folder), _Writes(_BYTES_IN_FLIGHT, largest) as writes:
-            _run(write_chunk, work)
-        records = {
-            path: ArrayRecord(
-                lazy.shape,
-                lazy.dtype.name,
-                chunks[path],
-                lazy.nbytes,
-                combined(checksums[path][number] for number in sorted(checksums[path])),
-            )
-            for path, lazy in tensors.items()
-        }
+    work = ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path])))
+    largest = max((math.prod(chunks[path]) * lazy.dtype.itemsize for path, lazy in tensors.items()), default=0)
+    with _sent_to_disk_meanwhile(folder), _Writes(folder, _BYTES_IN_FLIGHT, largest) as writes:
+        _run(write_chunk, work)
+    records = {
+        path: ArrayRecord(
+            lazy.shape,
+            lazy.dtype.name,
+            chunks[path],
+            lazy.nbytes,
+            combined(checksums[path][number] for number in sorted(checksums[path])),
+        )
+        for path, lazy in tensors.items()
+    }
+    with _explained(folder):
         write_orbax_files(arrays, records, scalars or {}, storage, metadata or {})
         if item:
             write_composite_file(folder, item, metadata or {})
         _synchronise(folder)
-    except LazyLoadError:
-        raise
-    except (OSError, ValueError) as error:
-        if str(folder) not in str(error):
-            raise
-        raise _write_error(folder, str(error)) from error
+    _tell_overflows({path: sum(counts.values()) for path, counts in overflowed.items()}, tensors)
     return {path: record.as_dict() for path, record in records.items()}
+
+
+def _tell_overflows(counts: Mapping[str, int], tensors: Mapping[str, LazyTensor]) -> None:
+    """Warns of values that are infinite in float16 and were not before."""
+    some = [f"{count} of {path} ({', '.join(tensors[path].sources[:2])})" for path, count in counts.items() if count]
+    if some:
+        shown = ", ".join(some[:20]) + (f" and of {len(some) - 20} more arrays" if len(some) > 20 else "")
+        logger.warning("values too large for float16 have become infinite: %s; use dtype='bfloat16'", shown)
 
 
 def _create(
@@ -122,13 +131,28 @@ def _create(
         for path, lazy in tensors.items()
     }
     futures = {path: ts.open(spec, context=shared) for path, spec in specs.items()}
-    return {path: future.result() for path, future in futures.items()}
+    with _settled(futures.values()):
+        return {path: future.result() for path, future in futures.items()}
 
 
 def _write_scalars(folder: Path, scalars: Mapping[str, int], storage: Storage) -> None:
     for path, value in scalars.items():
         spec = new_array_spec(folder, path, storage, shape=(), dtype=np.dtype(np.int64), chunks=())
-        ts.open(spec, context=context()).result().write(np.int64(value)).result()
+        opening = ts.open(spec, context=context())
+        with _settled([opening]):
+            writing = opening.result().write(np.int64(value))
+        with _settled([writing.commit]):
+            writing.result()
+
+
+@contextlib.contextmanager
+def _settled(futures: Iterable["ts.Future[Any]"]) -> Iterator[None]:
+    """Waits for what TensorStore is at, also after an error: it would make a folder again that has been removed."""
+    try:
+        yield
+    finally:
+        for future in futures:
+            future.exception()
 
 
 def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]]) -> None:
@@ -155,8 +179,9 @@ class _Writes:
     Leaving the context waits for all, also after an error, so that nothing is written any more.
     """
 
-    def __init__(self, limit: int, largest: int):
+    def __init__(self, folder: Path, limit: int, largest: int):
         """`largest` is the size of the largest array."""
+        self._folder = folder
         self._limit = limit
         self._largest = largest
         self._lock = threading.Lock()
@@ -172,7 +197,8 @@ class _Writes:
     ) -> None:
         try:
             if error is None:
-                self._wait_until(0)
+                with _explained(self._folder):
+                    self._wait_until(0)
         finally:
             for write, _ in self._pending:
                 write.commit.exception()
@@ -201,10 +227,23 @@ class _Writes:
                     return
                 write, memory = self._pending.popleft()
                 self._nbytes -= memory.nbytes
-            write.commit.result()
+            with _settled([write.commit]):
+                write.commit.result()
             if memory.nbytes >= _LARGE_ARRAY_BYTES:
                 with self._lock:
                     self._free.append(memory)
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turns what TensorStore or the operating system say of a folder that the body writes to into an error of ours."""
+    try:
+        yield
+    except LazyLoadError:
+        raise
+    # TensorStore's errors are ValueErrors, or NotImplementedErrors of its own choosing.
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise _write_error(folder, str(error)) from error
 
 
 def _write_error(folder: Path, message: str) -> CacheError:
@@ -242,7 +281,8 @@ def _sent_to_disk_meanwhile(folder: Path) -> Iterator[None]:
             yield
         finally:
             finished.set()
-        following.result()
+        with _explained(folder):
+            following.result()
 
 
 def _synchronise(folder: Path) -> None:

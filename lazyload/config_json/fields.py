@@ -5,94 +5,23 @@ or be switched off; a field that this library has never heard of may change the 
 """
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from lazyload.config_json.known import SHARED, is_irrelevant
 from lazyload.errors import ConfigError
 
 T = TypeVar("T")
 
-# What neither the weights nor the forward pass depend on: training, generation, tokens, bookkeeping, and the packing
-# of weights, which the sources read by themselves. Files of older releases spell out every default of a generation.
-_IRRELEVANT = frozenset(
-    {
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_commit_hash",
-        "_flash_attn_2_enabled",
-        "_name_or_path",
-        "architectures",
-        "attn_implementation",
-        "auto_map",
-        "aux_loss_alpha",
-        "bad_words_ids",
-        "cache_implementation",
-        "chunk_size_feed_forward",
-        "diversity_penalty",
-        "do_sample",
-        "dtype",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "ep_size",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "generation_config",
-        "gradient_checkpointing",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "label2id",
-        "length_penalty",
-        "max_length",
-        "max_new_tokens",
-        "max_position_embeddings",
-        "max_sequence_length",
-        "min_length",
-        "min_p",
-        "model_max_length",
-        "model_type",
-        "neftune_noise_alpha",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_labels",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "output_scores",
-        "prefix",
-        "pretraining_tp",
-        "problem_type",
-        "pruned_heads",
-        "quantization_config",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict",
-        "return_dict_in_generate",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-        "seq_aux",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "torchscript",
-        "transformers.js_config",
-        "transformers_version",
-        "typical_p",
-        "unsloth_fixed",
-        "unsloth_version",
-        "use_bfloat16",
-        "use_cache",
-    }
-)
-_IRRELEVANT_PATTERN = re.compile(r".*_token_ids?|.*_token_index|.*_dropout|.*_pdrop|dropout|dropout_.*")
+
+_MOST_OF_ANY = (1 << 31) - 1
+_MOST = {
+    "num_hidden_layers": 1 << 12,
+    "num_experts": 1 << 14,
+    "num_local_experts": 1 << 14,
+    "n_routed_experts": 1 << 14,
+}
+"""More than any model has: what there are several values of is held against this before it is made."""
 
 
 class Fields:
@@ -148,8 +77,20 @@ class Fields:
             ConfigError: It is missing and there is no default, or it is not positive.
         """
         value = self.need(name, int) if default is None else self.get(name, default)
+        most = _MOST.get(name, _MOST_OF_ANY)
+        if not 0 < value <= most:
+            raise ConfigError(f"{self.where}: {name} = {value} must be positive, and not larger than {most}")
+        return value
+
+    def positive(self, name: str, default: float) -> float:
+        """A number above zero, or the default where it is missing or null.
+
+        Raises:
+            ConfigError: It is not above zero.
+        """
+        value = self.get(name, default)
         if value <= 0:
-            raise ConfigError(f"{self.where}: {name} = {value} must be positive")
+            raise ConfigError(f"{self.where}: {name} = {value!r} must be positive")
         return value
 
     def optional(self, name: str, kind: type[T], default: T | None = None) -> T | None:
@@ -171,16 +112,17 @@ class Fields:
         return Fields(self.need(name, dict), where=f"{self.where}: {name}")
 
     def refuse(self, name: str, *allowed: Any) -> None:
-        """Refuses every value of the field but the allowed ones and those that switch it off.
+        """Refuses every value of the field but null and the allowed ones; if none is allowed, but those that are false.
 
         Raises:
             ConfigError: The field has another value.
         """
         value = self._values.get(name)
         self._read.add(name)
-        if value and value not in allowed:
-            expected = f"; only {' or '.join(map(repr, allowed))} is" if allowed else ""
-            raise ConfigError(f"{self.where}: {name} = {value!r} is not implemented{expected}")
+        if value is None or value in allowed or not (value or allowed):
+            return
+        expected = f"; only {' or '.join(map(repr, allowed))} is" if allowed else ""
+        raise ConfigError(f"{self.where}: {name} = {value!r} is not implemented{expected}")
 
     def ignore(self, *names: str) -> None:
         """Fields of this family that the output does not depend on."""
@@ -192,17 +134,29 @@ class Fields:
         Raises:
             ConfigError: There are such fields; all of them are listed with their values.
         """
+        for name in SHARED.keys() & self._values.keys() - self._read:
+            if self._values[name] is not None and self._values[name] not in SHARED[name]:
+                raise ConfigError(
+                    f"{self.where}: {name} = {self._values[name]!r} is not implemented for this kind of model"
+                )
         left = {
             name: value
             for name, value in self._values.items()
-            if value and name not in self._read and name not in _IRRELEVANT and not _IRRELEVANT_PATTERN.fullmatch(name)
+            if value and name not in self._read and name not in SHARED and not is_irrelevant(name)
         }
         if left:
-            listed = ", ".join(f"{name} = {value!r}" for name, value in sorted(left.items()))
+            listed = ", ".join(f"{name} = {value!r:.200}" for name, value in sorted(left.items()))
             raise ConfigError(
                 f"{self.where} has fields that are not known for this kind of model, and that might change its "
-                f"output: {listed}. Set them to null if they do not matter"
+                f"output: {listed}. Where one does not matter, say so: config={self._way_out(min(left))}"
             )
+
+    def _way_out(self, name: str) -> str:
+        """What `config=` has to be for a field to be overlooked."""
+        override: Any = None
+        for part in (name, *reversed(self.where.split(": ")[1:])):
+            override = {part: override}
+        return repr(override)
 
     def _checked(self, name: str, value: Any, kind: type[T]) -> T:
         self._read.add(name)

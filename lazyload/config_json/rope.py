@@ -6,7 +6,7 @@ in `transformers.modeling_rope_utils` (version 5).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +26,7 @@ def read(
     partial: bool = False,
     interleaved: bool = False,
     names: Mapping[str, str] | None = None,
+    ignored: Sequence[str] = (),
 ) -> Rope:
     """The rotary embedding that all layers share.
 
@@ -36,6 +37,7 @@ def read(
         partial: Whether `partial_rotary_factor` may reduce `dim`.
         interleaved: Whether a rotated pair is two neighbours.
         names: What this kind of model means by some kinds of scaling.
+        ignored: What stands beside the embedding's parameters and is no matter of it.
 
     Raises:
         ConfigError: The scaling is unknown, or lacks or has fields that it must or cannot have.
@@ -43,6 +45,7 @@ def read(
     parameters = parameters_of(fields)
     if any(name in parameters for name in _LAYER_TYPES):
         raise ConfigError(f"{fields.where}: this kind of model cannot have rope_parameters for each type of layer")
+    parameters = {name: value for name, value in parameters.items() if name not in ignored}
     rope = _rope(fields, parameters, dim, fields.get("rope_theta", theta), partial=partial, names=names or {})
     return replace(rope, interleaved=interleaved)
 
@@ -98,7 +101,8 @@ def _rope(
     partial: bool = False,
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> Rope:
-    parameters = Fields(values, where=f"{fields.where}: rope_parameters or rope_scaling")
+    name = "rope_scaling" if fields.optional("rope_scaling", dict) else "rope_parameters"
+    parameters = Fields(values, where=f"{fields.where}: {name}")
     legacy = parameters.get("type", "default")
     kind = parameters.get("rope_type", legacy)
     share = parameters.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
@@ -106,7 +110,18 @@ def _rope(
         raise ConfigError(
             f"{fields.where}: partial_rotary_factor = {share!r} is not implemented for this kind of model"
         )
-    rope = Rope(theta=parameters.get("rope_theta", theta), dim=int(dim * share))
+    if theta <= 0:
+        raise ConfigError(f"{fields.where}: rope_theta = {theta!r} must be positive")
+    rotated = int(dim * share)
+    if share != 1.0 and (rotated % 2 or not 0 < rotated <= dim):
+        raise ConfigError(
+            f"{fields.where}: partial_rotary_factor = {share!r} makes {rotated} of {dim} dimensions rotate, "
+            "which must be an even number of them"
+        )
+    rope = Rope(theta=parameters.positive("rope_theta", theta), dim=rotated)
+    factor: Any = values.get("factor")
+    if is_number(factor) and not factor > 0:
+        raise ConfigError(f"{parameters.where}: factor = {factor!r} must be positive")
     # A length where none is needed, how the weights were trained, and a name by which transformers knows no factor.
     parameters.ignore("original_max_position_embeddings", "finetuned", "attn_factor")
     match names.get(kind, kind):
@@ -147,6 +162,8 @@ def _original_length(fields: Fields, parameters: Fields) -> int:
 
 
 def _extension(fields: Fields, parameters: Fields, original: int) -> float:
+    if original < 2:
+        raise ConfigError(f"{fields.where}: original_max_position_embeddings = {original} must be 2 or more")
     factor = parameters.optional("factor", float)
     return fields.size("max_position_embeddings") / original if factor is None else factor
 

@@ -16,6 +16,8 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
+_MOST_EXPERTS = 1 << 17
+"""Of all layers; DeepSeek V3 has 14,848."""
 
 
 def attention(fields: Fields, **options: Any) -> Attention:
@@ -67,10 +69,7 @@ def norm(fields: Fields, *, offset: float = 0.0) -> Norm:
     Raises:
         ConfigError: `rms_norm_eps` is no number above zero.
     """
-    eps = fields.get("rms_norm_eps", 1e-6)
-    if eps <= 0:
-        raise ConfigError(f"{fields.where}: rms_norm_eps = {eps!r} must be positive")
-    return Norm(eps=eps, offset=offset)
+    return Norm(eps=fields.positive("rms_norm_eps", 1e-6), offset=offset)
 
 
 def decoder(fields: Fields, layers: Sequence[Layer], *, tied: bool = False, **options: Any) -> DecoderConfig:
@@ -85,6 +84,9 @@ def decoder(fields: Fields, layers: Sequence[Layer], *, tied: bool = False, **op
     Raises:
         ConfigError: A field is missing, or there are fields that are not known.
     """
+    experts = sum(getattr(layer.feed_forward, "num_experts", 0) for layer in layers)
+    if experts > _MOST_EXPERTS:
+        raise ConfigError(f"{fields.where}: {experts} experts in all layers are more than {_MOST_EXPERTS}")
     config = DecoderConfig(
         vocab_size=fields.size("vocab_size"),
         embed_dim=fields.size("hidden_size"),
@@ -101,10 +103,14 @@ def num_experts(fields: Fields, name: str, *aliases: str) -> int:
     """The number of experts; which of its names transformers writes depends on the release, and it reads them all.
 
     Raises:
-        ConfigError: It is missing, or not positive.
+        ConfigError: It is missing, not positive, or less than a token is sent to.
     """
     fields.ignore(name, *aliases)
-    return fields.size(next((given for given in (name, *aliases) if given in fields), name))
+    used = next((given for given in (name, *aliases) if given in fields), name)
+    count, chosen = fields.size(used), fields.size("num_experts_per_tok")
+    if chosen > count:
+        raise ConfigError(f"{fields.where}: num_experts_per_tok = {chosen}, but {used} = {count}")
+    return count
 
 
 def activation(fields: Fields, name: str = "hidden_act", default: str = "silu") -> Activation:
@@ -156,13 +162,20 @@ def sliding(fields: Fields, default: Sequence[bool]) -> list[bool]:
     return [kind == "sliding_attention" for kind in layer_types(fields, kinds)]
 
 
-def window(fields: Fields, *, default: int | None = None) -> int | None:
+def window(fields: Fields, *, default: int | None = None, used: bool = True) -> int | None:
     """The width of the sliding window.
+
+    Args:
+        fields: The model's `config.json`.
+        default: The same where the file does not say.
+        used: Whether it is switched on; where it is not, 0 stands for none, too.
 
     Raises:
         ConfigError: It is not positive.
     """
     value = fields.optional("sliding_window", int, default)
+    if value == 0 and not used:
+        return None
     if value is not None and value <= 0:
         raise ConfigError(f"{fields.where}: sliding_window = {value} must be positive, or null for none")
     return value
@@ -174,8 +187,9 @@ def windows(fields: Fields) -> list[int | None]:
     Raises:
         ConfigError: The fields contradict each other.
     """
-    width = window(fields, default=4096)
-    if not fields.get("use_sliding_window", False):
+    used = fields.get("use_sliding_window", False)
+    width = window(fields, default=4096, used=used)
+    if not used:
         width = None
     first = fields.get("max_window_layers", 28)
     slides = sliding(fields, [width is not None and n >= first for n in range(fields.size("num_hidden_layers"))])

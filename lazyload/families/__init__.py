@@ -7,7 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from lazyload.errors import ConfigError, UnknownArchitectureError
-from lazyload.families import deepseek, gemma, gpt_oss, granite, llama, mixtral, olmo, phi, qwen, qwen3_next, smollm
+from lazyload.families import (
+    deepseek,
+    gemma,
+    glm,
+    gpt_oss,
+    granite,
+    llama,
+    mistral3,
+    mixtral,
+    olmo,
+    phi,
+    qwen,
+    qwen3_5,
+    qwen3_next,
+    qwen3_vl,
+    smollm,
+)
 from lazyload.families.family import Family
 
 __all__ = ["Family", "find", "known", "register"]
@@ -49,10 +65,16 @@ def find(config: Mapping[str, Any]) -> Family:
 for _family in (
     llama.LLAMA,
     llama.MISTRAL,
+    mistral3.MINISTRAL3,
+    mistral3.MISTRAL3,
     qwen.QWEN2,
     qwen.QWEN3,
     qwen.QWEN3_MOE,
     qwen3_next.QWEN3_NEXT,
+    qwen3_5.QWEN3_5,
+    qwen3_5.QWEN3_5_MOE,
+    qwen3_vl.QWEN3_VL,
+    qwen3_vl.QWEN3_VL_MOE,
     mixtral.MIXTRAL,
     gemma.GEMMA,
     gemma.GEMMA2,
@@ -62,8 +84,11 @@ for _family in (
     olmo.OLMO3,
     smollm.SMOLLM3,
     granite.GRANITE,
+    glm.GLM4,
+    glm.GLM4_MOE,
     gpt_oss.GPT_OSS,
     deepseek.DEEPSEEK_V2,
     deepseek.DEEPSEEK_V3,
+    deepseek.KIMI,
 ):
     register(_family)

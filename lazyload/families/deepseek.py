@@ -1,13 +1,14 @@
-"""DeepSeek V2 and V3 (also R1): latent attention, and experts after the first layers."""
+"""DeepSeek V2 and V3 (also R1), and Kimi K2: latent attention, and experts after the first layers."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from lazyload.architecture import DecoderConfig, Experts, LatentAttention, Layer
+from lazyload.architecture import MLP, DecoderConfig, Experts, LatentAttention, Layer
 from lazyload.config_json import rope
+from lazyload.config_json.experts import routed_experts, sigmoid_experts
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import activation, decoder, mlp, norm, num_experts
-from lazyload.errors import ConfigError
+from lazyload.config_json.multimodal import text_fields
+from lazyload.config_json.shape import decoder, mlp, norm
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
@@ -20,8 +21,14 @@ _LAYER = {
     **huggingface.SHARED_EXPERTS,
 }
 
-# More layers for predicting further tokens than any release has behind those of the model itself.
-_MOST_PREDICTION_LAYERS = 8
+_V3_DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 4096,
+    "q_lora_rank": 1536,
+    "first_k_dense_replace": 3,
+    "n_shared_experts": 1,
+    "n_group": 8,
+    "topk_group": 4,
+}
 
 
 def deepseek_v2_config(values: Mapping[str, Any]) -> DecoderConfig:
@@ -33,41 +40,23 @@ def deepseek_v2_config(values: Mapping[str, Any]) -> DecoderConfig:
     fields.ignore("norm_topk_prob")
     limited = fields.get("topk_method", "greedy") == "group_limited_greedy"
     fields.ignore("n_group", "topk_group")
-    return _decoder(
-        fields,
-        interleaved=True,
-        mlp_bias=fields.get("mlp_bias", False),
-        normalize=False,
-        scale=fields.get("routed_scaling_factor", 1.0),
-        **_groups(fields) if limited else {},
-    )
+    bias = fields.get("mlp_bias", False)
+    scale = fields.get("routed_scaling_factor", 1.0)
+    experts = routed_experts(fields, bias=bias, grouped=limited, normalize=False, scale=scale)
+    return _decoder(fields, mlp(fields, bias=bias), experts, interleaved=True)
 
 
 def deepseek_v3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a DeepSeek V3."""
-    fields = Fields(
-        values,
-        max_position_embeddings=4096,
-        q_lora_rank=1536,
-        first_k_dense_replace=3,
-        n_shared_experts=1,
-        n_group=8,
-        topk_group=4,
-    )
-    fields.refuse("scoring_func", "sigmoid")
-    fields.refuse("topk_method", "noaux_tc")
-    # Layers that predict further tokens are not part of the model.
-    fields.ignore("num_nextn_predict_layers", "num_mtp_layers")
-    return _decoder(
-        fields,
-        interleaved=fields.optional("rope_interleave", bool, True) or False,
-        scores="sigmoid",
-        normalize=fields.optional("norm_topk_prob", bool, True) or False,
-        scale=fields.get("routed_scaling_factor", 2.5),
-        selection_bias=True,
-        group_score="top2",
-        **_groups(fields),
-    )
+    return _v3(Fields(values, **_V3_DEFAULTS))
+
+
+def kimi_config(values: Mapping[str, Any]) -> DecoderConfig:
+    """Reads the `config.json` of a Kimi K2, or the text model's part of a Kimi K2.5: a DeepSeek V3 of other sizes."""
+    if values.get("model_type") == "kimi_k2":
+        return deepseek_v3_config(values)
+    towers = ("projection_hidden_size", "projection_layer_norm_eps")
+    return _v3(text_fields(values, towers=towers, **_V3_DEFAULTS))
 
 
 def deepseek_v2_huggingface(config: DecoderConfig) -> Layout:
@@ -76,28 +65,30 @@ def deepseek_v2_huggingface(config: DecoderConfig) -> Layout:
 
 
 def deepseek_v3_huggingface(config: DecoderConfig) -> Layout:
-    """As in DeepSeek V2, but behind the last layer there may be ones that predict further tokens.
-
-    Those have a projection that no other layer has (https://arxiv.org/abs/2412.19437, section 2.2).
-    """
-    behind = [f"model.layers.{config.num_layers + number}" for number in range(_MOST_PREDICTION_LAYERS)]
-    return huggingface.decoder(config, _LAYER, skipped=[f"{layer}.* if {layer}.eh_proj.weight" for layer in behind])
+    """As in DeepSeek V2, but behind the last layer there may be ones that predict further tokens."""
+    return huggingface.decoder(config, _LAYER, skipped=huggingface.prediction_layers(config))
 
 
-def _decoder(fields: Fields, *, interleaved: bool, mlp_bias: bool = False, **routing: Any) -> DecoderConfig:
-    """What the versions share; `routing` are arguments of `Experts`."""
-    mixer = _latent_attention(fields, interleaved=interleaved)
-    width, shared = fields.size("moe_intermediate_size"), fields.get("n_shared_experts", 0)
-    experts = Experts(
-        num_experts=_num_experts(fields),
-        num_selected=fields.size("num_experts_per_tok"),
-        mlp_dim=width,
-        activation=activation(fields),
-        shared_mlp_dim=width * shared,
-        shared_bias=mlp_bias and shared > 0,
-        **routing,
+def kimi_huggingface(config: DecoderConfig) -> Layout:
+    """As in DeepSeek V3; in Kimi K2.5 behind a prefix, beside what turns images into embeddings."""
+    return huggingface.decoder(
+        config,
+        _LAYER,
+        skipped=[*huggingface.prediction_layers(config), "vision_tower.*", "mm_projector.*"],
+        aliases=huggingface.TEXT_MODEL,
     )
-    dense = mlp(fields, bias=mlp_bias)
+
+
+def _v3(fields: Fields) -> DecoderConfig:
+    # Layers that predict further tokens are not part of the model.
+    fields.ignore("num_nextn_predict_layers", "num_mtp_layers")
+    interleaved = fields.optional("rope_interleave", bool, True) or False
+    return _decoder(fields, mlp(fields), sigmoid_experts(fields, scale=2.5), interleaved=interleaved)
+
+
+def _decoder(fields: Fields, dense: MLP, experts: Experts, *, interleaved: bool) -> DecoderConfig:
+    """What the versions share: a few layers with a plain MLP, the rest with experts."""
+    mixer = _latent_attention(fields, interleaved=interleaved)
     first = fields.get("first_k_dense_replace", 0)
     fields.refuse("moe_layer_freq", 1)
     layers = [
@@ -138,27 +129,6 @@ def _query_scale(fields: Fields, head_dim: int) -> float:
     return scale * magnitude * magnitude
 
 
-def _num_experts(fields: Fields) -> int:
-    return num_experts(fields, "n_routed_experts", "num_experts", "num_local_experts")
-
-
-def _groups(fields: Fields) -> dict[str, Any]:
-    """The groups of experts and how many of them a token may use, as arguments of `Experts`."""
-    num_groups, num_selected = fields.size("n_group", 1), fields.size("topk_group", 1)
-    count, chosen = _num_experts(fields), fields.size("num_experts_per_tok")
-    if count % num_groups or num_selected > num_groups:
-        raise ConfigError(
-            f"{fields.where}: n_group = {num_groups} does not fit n_routed_experts = {count} "
-            f"and topk_group = {num_selected}"
-        )
-    available = num_selected * count // num_groups
-    if chosen > available:
-        raise ConfigError(
-            f"{fields.where}: num_experts_per_tok = {chosen}, but only {available} experts are in "
-            f"topk_group = {num_selected} of n_group = {num_groups} groups"
-        )
-    return {"num_groups": num_groups, "num_selected_groups": num_selected}
-
-
 DEEPSEEK_V2 = Family("deepseek_v2", ("deepseek_v2",), deepseek_v2_config, deepseek_v2_huggingface)
 DEEPSEEK_V3 = Family("deepseek_v3", ("deepseek_v3",), deepseek_v3_config, deepseek_v3_huggingface)
+KIMI = Family("kimi_k2", ("kimi_k2", "kimi_k25"), kimi_config, kimi_huggingface)

@@ -8,6 +8,7 @@ from typing import Any
 from lazyload.architecture import DecoderConfig, Layer, Norm
 from lazyload.config_json import rope
 from lazyload.config_json.fields import Fields
+from lazyload.config_json.multimodal import text_fields
 from lazyload.config_json.shape import attention, decoder, mlp, norm, sliding, window
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
@@ -47,7 +48,7 @@ def gemma2_config(values: Mapping[str, Any]) -> DecoderConfig:
     mixer = attention(
         fields,
         **_biases(fields),
-        query_scale=fields.get("query_pre_attn_scalar", 256.0) ** -0.5,
+        query_scale=fields.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         softcap=fields.optional("attn_logit_softcapping", float, 50.0),
     )
     mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim))
@@ -71,14 +72,17 @@ def gemma2_config(values: Mapping[str, Any]) -> DecoderConfig:
 def gemma3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Gemma 3: of a text model, or the text model's part of a multimodal one."""
     multimodal = values.get("model_type") == "gemma3"
-    fields = _text_part(values) if multimodal else Fields(values, **_GEMMA3_DEFAULTS)
+    # Images enter as embeddings.
+    towers = ("mm_tokens_per_image",)
+    part = text_fields(values, towers=towers, **_GEMMA3_PART_DEFAULTS) if multimodal else None
+    fields = part or Fields(values, **_GEMMA3_DEFAULTS)
     # transformers has the fields, and makes no use of the first, nor of the second beside a vision tower.
     fields.ignore("attn_logit_softcapping")
     softcap = fields.optional("final_logit_softcapping", float)
     mixer = attention(
         fields,
         **_biases(fields),
-        query_scale=fields.get("query_pre_attn_scalar", 256.0) ** -0.5,
+        query_scale=fields.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         qk_norm="head",
         norm=_norm(fields),
     )
@@ -111,24 +115,8 @@ def gemma3_huggingface(config: DecoderConfig) -> Layout:
         config,
         _LAYER,
         skipped=["*vision_tower.*", "*multi_modal_projector.*"],
-        aliases=[
-            ("model.", "language_model.model."),
-            ("model.", "model.language_model."),
-            ("lm_head.", "language_model.lm_head."),
-        ],
+        aliases=huggingface.TEXT_MODEL,
     )
-
-
-def _text_part(values: Mapping[str, Any]) -> Fields:
-    """The text model's fields in the file of a multimodal Gemma 3."""
-    whole = Fields(values)
-    text = whole.need("text_config", dict)
-    # Images enter as embeddings; a text model's weights and output do not depend on how.
-    whole.ignore("vision_config", "mm_tokens_per_image")
-    tied = whole.optional("tie_word_embeddings", bool)
-    whole.finish()
-    outer = {} if tied is None else {"tie_word_embeddings": tied}
-    return Fields({**text, **outer}, where="config.json: text_config", **_GEMMA3_PART_DEFAULTS)
 
 
 def _biases(fields: Fields) -> dict[str, bool]:

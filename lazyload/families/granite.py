@@ -27,7 +27,7 @@ def granite_config(values: Mapping[str, Any]) -> DecoderConfig:
         fields,
         (layer,) * fields.size("num_hidden_layers"),
         embed_scale=fields.get("embedding_multiplier", 1.0),
-        logits_scale=1 / fields.get("logits_scaling", 1.0),
+        logits_scale=1 / fields.positive("logits_scaling", 1.0),
     )
 
 

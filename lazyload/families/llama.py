@@ -26,7 +26,11 @@ def llama_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def mistral_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Mistral: all layers slide, or none."""
-    fields = Fields(values, num_key_value_heads=8, max_position_embeddings=131_072)
+    return mistral(Fields(values, num_key_value_heads=8, max_position_embeddings=131_072))
+
+
+def mistral(fields: Fields) -> DecoderConfig:
+    """Reads the fields of a Mistral, wherever they stand."""
     width, count = window(fields, default=4096), fields.size("num_hidden_layers")
     mixer = attention(fields, window=width)
     mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim))

@@ -12,6 +12,9 @@ from lazyload.families.family import Family
 from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
 
+MROPE = ("mrope_section", "mrope_interleaved")
+"""How the rotary embedding tells the directions of an image apart; the positions of text are alike in all of them."""
+
 
 def qwen2_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Qwen 2 or 2.5."""
@@ -19,20 +22,20 @@ def qwen2_config(values: Mapping[str, Any]) -> DecoderConfig:
     fields.refuse("use_mrope")
     # Their own engine cuts sequences beyond the original length into chunks; transformers does not.
     fields.ignore("dual_chunk_attention_config")
-    return _dense(fields, qkv_bias=True)
+    return dense(fields, qkv_bias=True)
 
 
 def qwen3_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Qwen 3."""
     fields = Fields(values, num_key_value_heads=32, head_dim=128, max_position_embeddings=32_768)
     bias = fields.get("attention_bias", False)
-    return _dense(fields, qkv_bias=bias, o_bias=bias, qk_norm="head", norm=norm(fields))
+    return dense(fields, qkv_bias=bias, o_bias=bias, qk_norm="head", norm=norm(fields))
 
 
-def _dense(fields: Fields, **options: Any) -> DecoderConfig:
+def dense(fields: Fields, *, theta: float = 10_000.0, **options: Any) -> DecoderConfig:
     """What Qwen 2 and 3 share; `options` are arguments of `Attention`."""
     mixer = attention(fields, **options)
-    mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim))
+    mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim, theta=theta, ignored=MROPE))
     layers = [
         Layer(mixer=replace(mixer, window=width), feed_forward=mlp(fields), norm=norm(fields))
         for width in windows(fields)
@@ -46,12 +49,19 @@ def qwen3_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
     # The norms of queries and keys cannot be switched off.
     fields.refuse("use_qk_norm", True)
     fields.ignore("dual_chunk_attention_config")
+    return with_experts(fields, normalize=fields.get("norm_topk_prob", False))
+
+
+def with_experts(fields: Fields, *, normalize: bool, theta: float = 10_000.0) -> DecoderConfig:
+    """What Qwen 3 with experts and its vision models share."""
     bias = fields.get("attention_bias", False)
     mixer = attention(fields, qkv_bias=bias, o_bias=bias, qk_norm="head", norm=norm(fields))
-    width = window(fields, default=4096)
-    if not fields.get("use_sliding_window", False):
+    used = fields.get("use_sliding_window", False)
+    width = window(fields, default=4096, used=used)
+    if not used:
         width = None
-    mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim), window=width)
+    rotary = rope.read(fields, mixer.head_dim, theta=theta, ignored=MROPE)
+    mixer = replace(mixer, rope=rotary, window=width)
     # Unlike in Qwen 3, the window is the same in all layers.
     fields.ignore("max_window_layers", "layer_types")
     dense = mlp(fields)
@@ -60,7 +70,7 @@ def qwen3_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
         num_selected=fields.size("num_experts_per_tok"),
         mlp_dim=fields.size("moe_intermediate_size"),
         activation=activation(fields),
-        normalize=fields.get("norm_topk_prob", False),
+        normalize=normalize,
     )
     layers = [
         Layer(mixer=mixer, feed_forward=experts if sparse else dense, norm=norm(fields))

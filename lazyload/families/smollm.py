@@ -33,8 +33,9 @@ def _mixers(fields: Fields, plain: Attention) -> list[Attention]:
         rotated = [(number + 1) % interval != 0 for number in range(count)]
     if len(rotated) < count:
         raise ConfigError(f"{fields.where}: no_rope_layers has {len(rotated)} values for {count} layers")
-    width = window(fields)
-    switched_on = fields.get("use_sliding_window", False) and width is not None
+    used = fields.get("use_sliding_window", False)
+    width = window(fields, used=used)
+    switched_on = used and width is not None
     fields.ignore("max_window_layers")
     slides = sliding(fields, [switched_on and not rotated[number] for number in range(count)])
     return [

@@ -75,8 +75,27 @@ SANDWICH_NORMS = {
 }
 """With norms after the blocks, the name of the one before the MLP changes its meaning."""
 
+TEXT_MODEL = (
+    ("model.", "language_model.model."),
+    ("model.", "model.language_model."),
+    ("lm_head.", "language_model.lm_head."),
+)
+"""The prefixes of a multimodal checkpoint's text model, as `aliases`; which one there is depends on who saved it."""
+
+_MOST_PREDICTION_LAYERS = 8
+"""More layers for predicting further tokens than any release has behind those of the model itself."""
+
 LAYER = ATTENTION | MLP | NORMS
 """A layer of a Llama, and of most others."""
+
+
+def prediction_layers(config: DecoderConfig) -> list[str]:
+    """Patterns of what follows the last layer to predict further tokens (DeepSeek V3, GLM 4 with experts).
+
+    Those layers have a projection that no other layer has (https://arxiv.org/abs/2412.19437, section 2.2).
+    """
+    behind = [f"model.layers.{config.num_layers + number}" for number in range(_MOST_PREDICTION_LAYERS)]
+    return [f"{layer}.* if {layer}.eh_proj.weight" for layer in behind]
 
 
 def decoder(
@@ -100,13 +119,15 @@ def decoder(
         **{f"model.layers.{{layer}}.{name}": entry for name, entry in layer.items()},
         "lm_head.weight": "lm_head : vocab embed",
     }
-    # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice.
+    # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice, or by its other name only.
     twice = ["lm_head.weight", "*.lm_head.weight"] if config.tied else []
+    heads = ["lm_head.weight", *(other + "weight" for prefix, other in aliases if prefix == "lm_head.")]
+    other_names = [("model.embed_tokens.weight", head) for head in heads] if config.tied else []
     # Models that make embeddings of texts are stored without what would predict a token, and without the prefix.
     return Layout(
         rows,
         name="huggingface",
         skipped=["*rotary_emb.inv_freq", *skipped, *twice],
-        aliases=[*aliases, ("model.", "")],
+        aliases=[*aliases, ("model.", ""), *other_names],
         general=True,
     )

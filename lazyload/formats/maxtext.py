@@ -20,6 +20,10 @@ from lazyload.layouts.layout import Layout, Table
 
 Entries = Mapping[str, str]
 
+_HEAD = "decoder.logits_dense.kernel"
+HEAD = f"params.params.{_HEAD}"
+"""The output projection, where it is not the embedding."""
+
 _MLP = {
     "wi_{gate_up:0,1}.kernel": "mlp.in : embed mlp",
     "wo.kernel": "mlp.out : mlp embed",
@@ -234,10 +238,10 @@ def _layout(
     entries = {
         "token_embedder.embedding": f"embed : vocab embed{scale}{pad}",
         "decoder.decoder_norm.scale": f"final_norm : embed{norm}",
-        "decoder.logits_dense.kernel": f"lm_head : embed vocab{pad}",
+        _HEAD: f"lm_head : embed vocab{pad}",
     }
     placed = [
-        Table(_under("params.params", table.entries), table.only, table.split, table.sizes)
+        Table(_under("params.params", table.lines), table.only, table.split, table.sizes)
         for table in (Table(entries), *tables)
     ]
     return Layout(placed, name=MaxText(scan_layers).name, general=True)

@@ -12,7 +12,7 @@ def layout(config: DecoderConfig) -> Layout:
         >>> attention = Attention(num_heads=4, num_kv_heads=2, head_dim=8)
         >>> layer = Layer(mixer=attention, feed_forward=MLP(mlp_dim=48), norm=Norm())
         >>> config = DecoderConfig(vocab_size=64, embed_dim=32, layers=(layer,) * 2, norm=Norm())
-        >>> layout(config).tables[1].entries["layers.{layer}.attn.q_proj.kernel"]
+        >>> layout(config).tables[1].lines["layers.{layer}.attn.q_proj.kernel"]
         'attn.q : embed head head_dim'
     """
     kinds: dict[tuple[tuple[str, str], ...], list[int]] = {}

@@ -16,7 +16,7 @@ from lazyload.cache.manifest import Manifest, UnreadableManifestError
 from lazyload.errors import ConfigError
 from lazyload.formats import maxtext as tables
 from lazyload.formats.maxtext import MaxText
-from lazyload.loader import convert
+from lazyload.loader import CachedCheckpoint, convert
 from lazyload.options import DTypeOption
 from lazyload.request import Request, open_request
 from lazyload.sources import ModelReference
@@ -131,6 +131,7 @@ def with_checkpoint(
         local_files_only=local_files_only,
         progress=progress,
     )
+    _check_head(config, converted)
     filled: MaxTextConfig = _replaced(config, load_parameters_path=str(converted.path))
     return filled
 
@@ -245,6 +246,20 @@ def _check_fields(config: Any, request: Request) -> None:
         )
 
 
+def _check_head(config: Any, converted: CachedCheckpoint) -> None:
+    """Compares the config with what is stored, which decides whether the output projection is the embedding.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    value, expected = _get(config, "logits_via_embedding"), tables.HEAD not in converted.manifest.arrays
+    if value is not None and value != expected:
+        raise ConfigError(
+            f"the MaxText config (model_name={_get(config, 'model_name')!r}) and {converted.manifest.model} are not of "
+            f"one model:\n  - logits_via_embedding is {value}, the checkpoint means {expected}"
+        )
+
+
 def _expected(request: Request) -> dict[tuple[str, ...], Any]:
     """By the names that MaxText has for a field, the first that a config has counting, what `config.json` says."""
     model = request.architecture
@@ -256,7 +271,8 @@ def _expected(request: Request) -> dict[tuple[str, ...], Any]:
         ("num_query_heads", "base_num_query_heads"): model.num_heads,
         ("num_decoder_layers", "base_num_decoder_layers"): layers,
         ("num_experts",): experts.num_experts if experts else 1,
-        ("logits_via_embedding",): model.tied,
+        # Where config.json ties them, what is stored decides (`_check_head`).
+        **({} if model.tied else {("logits_via_embedding",): False}),
         ("attention_bias",): bool(model.groups("attn.q.bias") or model.groups("attn.kv_a.bias")),
     }
     if dense:

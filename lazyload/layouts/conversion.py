@@ -1,29 +1,30 @@
 """A conversion: two layouts resolved against a checkpoint's tensors into one lazy tensor for each target path.
 
-Both tables are unrolled into *placements*: one array each, with what is known of every axis: in the pattern, or fixed
-by the path. A target array is then filled, role by role, from the source placements of the same role. An axis that
-stands whole in both patterns stays loose; every other one is walked through index by index.
+In the worked example of this folder, `decoder.layers.self_attention.query.kernel` becomes a lazy tensor of shape
+`(16, 2, 4, 8)` over two tensors, `model.layers.{0,1}.self_attn.q_proj.weight`. Every tensor of the source is used, or
+skipped because a layout says so, or an error; so is every array of the target that has no source.
 """
 
 import fnmatch
-import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
 
 from lazyload.errors import LayoutError, TensorMismatchError
+from lazyload.layouts.axes import Axes
 from lazyload.layouts.layout import Layout
-from lazyload.layouts.lazy import Atom, Dimension, LazyTensor, Part, Piece
-from lazyload.layouts.notation import Operations
-from lazyload.layouts.placement import Axes, Digit, Placement, logical_axes, shape_of, unroll, walk
+from lazyload.layouts.lazy import LazyTensor, Region
+from lazyload.layouts.match import StoredRole, fill
+from lazyload.layouts.pattern import Array, Pattern
 from lazyload.layouts.source import TensorSource
+from lazyload.layouts.unroll import unroll, unroll_tree
 
-NOTATION_VERSION = 1
+NOTATION_VERSION = 2
 """Raised whenever the same tables come to mean other bytes."""
 
 
@@ -35,34 +36,59 @@ class Conversion:
         tensors: By target path, in the order of the target's tables.
         axes: By target path, the logical axis of every dimension, for sharding.
         skipped: Source tensors that are knowingly not used.
+        unread: Source tensors that neither layout knows, and that the caller lets pass.
     """
 
     tensors: Mapping[str, LazyTensor]
     axes: Mapping[str, tuple[str, ...]]
     skipped: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def digest(source: Layout, target: Layout, model: Axes) -> str:
     """Identifies how the source's tensors become the target's bytes, without looking at the tensors."""
-    entries = [entry for layout in (source, target) for table in layout.tables for _, entry in table.parsed()]
-    roles = sorted({role for entry in entries for role in entry.roles})
     description = {
         "notation": NOTATION_VERSION,
         "source": source.description(),
         "target": target.description(),
         "splits": {axis: list(parts) for axis, parts in model.splits.items()},
-        "roles": {role: [[list(g.layers), dict(g.sizes)] for g in model.groups(role)] for role in roles},
+        "roles": {
+            role: [[list(group.layers), dict(group.sizes)] for group in model.groups(role)]
+            for role in sorted(source.roles | target.roles)
+        },
     }
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def target_axes(target: Layout, model: Axes) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
-    """The shape and the logical axes of every array of a layout, by path, without a source."""
-    arrays = unroll(target, model)
-    return {path: (shape_of(placements), logical_axes(placements)) for path, placements in arrays.items()}
+    """The shape and the logical axes of every array of a layout, by path, without a source.
+
+    Raises:
+        LayoutError: The layout does not fit the model, or its paths make no tree.
+    """
+    return {path: (array.shape, array.logical_axes) for path, array in unroll_tree(target, model).items()}
 
 
-def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: Axes, dtype: np.dtype) -> Conversion:
+def target_form(target: Layout, model: Axes, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The shape and the dtype of every array of a layout, by path, where its source is of floating-point numbers.
+
+    Raises:
+        LayoutError: As for `target_axes`.
+    """
+    return {
+        path: (array.shape, (array.patterns[0].operations.dtype or dtype).name)
+        for path, array in unroll_tree(target, model).items()
+    }
+
+
+def resolve(
+    source: TensorSource,
+    source_layout: Layout,
+    target: Layout,
+    model: Axes,
+    dtype: np.dtype,
+    passes: Callable[[str], bool] = lambda name: False,
+) -> Conversion:
     """Resolves the conversion of a checkpoint.
 
     Args:
@@ -71,192 +97,105 @@ def resolve(source: TensorSource, source_layout: Layout, target: Layout, model: 
         target: The layout wanted.
         model: The sizes of the axes.
         dtype: What floating-point tensors become, where the target does not name a dtype of its own.
+        passes: Whether a tensor that neither layout knows may be left aside.
 
     Raises:
-        LayoutError: A table is malformed, or the layouts do not fit each other.
+        LayoutError: A layout does not fit the model, its paths make no tree, or the layouts do not fit each other.
         TensorMismatchError: Tensors are missing, unexpected or of the wrong shape; all of them are listed.
     """
-    stored = unroll(source_layout, model)
-    names = {path: _stored_name(path, source, source_layout) for path in stored}
-    problems = _shape_problems(source, stored, names)
-    by_role: dict[tuple[str, int], list[Placement]] = {}
-    for placements in stored.values():
-        for placement in placements:
-            by_role.setdefault((placement.role, placement.group), []).append(placement)
-    holders = {role: _Holders(placements) for role, placements in by_role.items()}
+    stored = [_as_named(array, source, source_layout) for array in unroll(source_layout, model).values()]
     _require_roles(source_layout, target, model)
-    wanted = unroll(target, model)
-    parts = {
-        path: [_part(p, holders.get((p.role, p.group)), names) for p in placements]
-        for path, placements in wanted.items()
-    }
-    used = {piece.name for some in parts.values() for part in some for piece in part.pieces.values()}
-    patterns = _patterns((*source_layout.skipped, *target.skipped), source)
+    wanted = unroll_tree(target, model)
+    regions = _regions(wanted, stored)
+    used = {each.tensor for some in regions.values() for region in some for each in region.contributions.values()}
     left = [name for name in source.tensors if name not in used]
-    skipped = tuple(sorted(name for name in left if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)))
-    unexpected = sorted(set(left) - set(skipped))
-    problems += [f"{name}: in the checkpoint, but layout {target.name!r} has no use for it" for name in unexpected]
+    globs = _globs((*source_layout.skipped, *target.skipped), source)
+    skipped = tuple(sorted(name for name in left if any(fnmatch.fnmatchcase(name, glob) for glob in globs)))
+    unknown = sorted(set(left) - set(skipped))
+    unread = tuple(name for name in unknown if passes(name))
+    problems = _shape_problems(source, stored) + [
+        f"{name}: in the checkpoint, but layout {target.name!r} has no use for it"
+        for name in sorted(set(unknown) - set(unread))
+    ]
     if problems:
         raise TensorMismatchError(
             f"the checkpoint does not fit layout {source_layout.name!r}; check that config.json belongs to these "
             "files, and that they are complete",
             problems,
         )
-    tensors = {}
-    for path, placements in wanted.items():
-        kinds = [source.tensors[piece.name].dtype for part in parts[path] for piece in part.pieces.values()]
-        operations = placements[0].operations
-        tensors[path] = LazyTensor(
-            shape_of(placements), _dtype(path, operations, kinds, dtype), tuple(parts[path]), operations, source
-        )
-    axes = {path: logical_axes(placements) for path, placements in wanted.items()}
-    return Conversion(tensors, axes, skipped)
+    tensors = {
+        path: LazyTensor(array.shape, _dtype(path, regions[path], source, dtype), regions[path], source)
+        for path, array in wanted.items()
+    }
+    return Conversion(tensors, {path: array.logical_axes for path, array in wanted.items()}, skipped, unread)
+
+
+def _regions(wanted: Mapping[str, Array], stored: Sequence[Array]) -> dict[str, tuple[Region, ...]]:
+    """What fills each target array: a region a role."""
+    holders: dict[tuple[str, int], list[tuple[Array, Pattern]]] = {}
+    for array in stored:
+        for pattern in array.patterns:
+            holders.setdefault((pattern.role, pattern.group), []).append((array, pattern))
+    roles = {key: StoredRole(arrays) for key, arrays in holders.items()}
+    regions: dict[str, tuple[Region, ...]] = {}
+    for patterns, group in itertools.groupby(wanted.values(), key=lambda array: array.patterns):
+        arrays = list(group)
+        filled = []
+        for pattern in patterns:
+            if (pattern.role, pattern.group) not in roles:
+                raise LayoutError(f"{arrays[0].path}: the source has no {pattern.role!r} in these layers")
+            filled.append(fill(pattern, arrays, roles[pattern.role, pattern.group]))
+        regions |= dict(zip((array.path for array in arrays), zip(*filled, strict=True), strict=True))
+    return regions
 
 
 def _require_roles(source: Layout, target: Layout, model: Axes) -> None:
     """Makes sure that the source has every role that the target wants of this model."""
-    declared, wanted = (
-        {role for table in layout.tables for _, entry in table.parsed() for role in entry.roles}
-        for layout in (source, target)
-    )
-    there = {role for role in declared if model.groups(role)}
-    missing = {role for role in wanted - there if model.groups(role) or not target.general}
-    if missing:
+    there = {role for role in source.roles if model.groups(role)}
+    lacking = {role for role in target.roles - there if model.groups(role) or not target.general}
+    if lacking:
         raise LayoutError(
-            f"layout {target.name!r} wants {', '.join(sorted(missing))}, which layout {source.name!r} does "
+            f"layout {target.name!r} wants {', '.join(sorted(lacking))}, which layout {source.name!r} does "
             f"not have for this model; it has {', '.join(sorted(there))}"
         )
 
 
-def _part(placement: Placement, holders: "_Holders | None", names: Mapping[str, str]) -> Part:
-    """The pieces that fill one role of a target array."""
-    if holders is None:
-        raise LayoutError(f"{placement.path}: the source has no {placement.role!r} in these layers")
-    if set(placement.indices) != holders.axes:
-        raise LayoutError(
-            f"role {placement.role!r} has axes {', '.join(sorted(holders.axes))} in the source, "
-            f"but {', '.join(sorted(placement.indices))} at {placement.path!r}"
-        )
-    loose = {}
-    for axis in placement.indices:
-        digits = _common_digits(placement.digits_of(axis), holders.digits(axis))
-        if digits and placement.whole(axis) and holders.whole(axis):
-            loose[axis] = digits
-    walked = [axis for axis in placement.indices if axis not in loose]
-    dimensions = _dimensions(placement, loose)
-    order = [atom.name for dimension in dimensions for atom in dimension.atoms if atom.fixed]
-    seen: dict[int, tuple[Dimension, ...]] = {}
-    pieces = {}
-    for steps in itertools.product(*(list(walk(placement, axis)) for axis in walked)):
-        indices = dict(zip(walked, (index for index, _ in steps), strict=True))
-        values = {name: value for _, digits in steps for name, value in digits.items()}
-        holder, fixed = holders.find(indices, placement)
-        if id(holder) not in seen:
-            seen[id(holder)] = _dimensions(holder, loose)
-        piece = Piece(names[holder.path], seen[id(holder)], fixed, holder.operations)
-        pieces[tuple(values[name] for name in order)] = piece
-    return Part(dimensions, pieces)
+def _globs(skipped: Sequence[str], source: TensorSource) -> list[str]:
+    """The globs of skipped tensors that count for this checkpoint: `GLOB`, or `GLOB if TENSOR`."""
+    conditions = [glob.partition(" if ") for glob in skipped]
+    return [glob for glob, _, mark in conditions if not mark or mark in source.tensors]
 
 
-def _dimensions(placement: Placement, loose: Mapping[str, tuple[Digit, ...]]) -> tuple[Dimension, ...]:
-    """An array's dimensions as atoms: the digits of loose axes as both sides can tell them apart, the rest fixed."""
-    dimensions = []
-    for number, merged in enumerate(placement.dimensions):
-        atoms: list[Atom] = []
-        for digit in merged:
-            if digit.axis not in loose:
-                atoms.append(Atom(digit.name, digit.size, fixed=True))
-                continue
-            parts = loose[digit.axis] if digit.name == digit.axis else (digit,)
-            atoms += [Atom(part.name, part.size, fixed=False) for part in parts]
-        dimensions.append(Dimension(tuple(atoms), placement.offset if number == placement.concatenated else 0))
-    return tuple(dimensions)
+def _as_named(array: Array, source: TensorSource, layout: Layout) -> Array:
+    """The array at the path that it has in this checkpoint, which may use another prefix."""
+    path, tensors = array.path, source.tensors
+    if path in tensors:
+        return array
+    others = (other + path[len(prefix) :] for prefix, other in layout.aliases if path.startswith(prefix))
+    return replace(array, path=next((name for name in others if name in tensors), path))
 
 
-def _common_digits(ours: frozenset[Digit], theirs: frozenset[Digit] | None) -> tuple[Digit, ...]:
-    """The digits of an axis that both sides can be written in, outermost first; none if there are no such."""
-    if theirs is None or (len(ours) > 1 and len(theirs) > 1 and ours != theirs):
-        return ()
-    return tuple(sorted(theirs if len(theirs) > len(ours) else ours, key=lambda digit: -digit.stride))
-
-
-class _Holders:
-    """The source arrays that hold a role, and which of them holds which indices."""
-
-    def __init__(self, placements: Sequence[Placement]):
-        self._placements = placements
-        self.axes = set(placements[0].indices)
-        for placement in placements:
-            if set(placement.indices) != self.axes:
-                raise LayoutError(
-                    f"role {placement.role!r} has other axes at {placement.path!r} than at {placements[0].path!r}"
-                )
-        self._whole = {axis: all(placement.whole(axis) for placement in placements) for axis in self.axes}
-        self._found: dict[tuple[str, ...], dict[tuple[int, ...], tuple[Placement, dict[str, int]]]] = {}
-
-    def whole(self, axis: str) -> bool:
-        """Whether every one of the arrays has all of the axis."""
-        return self._whole[axis]
-
-    def digits(self, axis: str) -> frozenset[Digit] | None:
-        """The digits in which all of the arrays write the axis; None if they differ."""
-        return self._digits_of[axis]
-
-    @functools.cached_property
-    def _digits_of(self) -> dict[str, frozenset[Digit] | None]:
-        digits = {axis: {placement.digits_of(axis) for placement in self._placements} for axis in self.axes}
-        return {axis: next(iter(some)) if len(some) == 1 else None for axis, some in digits.items()}
-
-    def find(self, indices: Mapping[str, int], wanted: Placement) -> tuple[Placement, dict[str, int]]:
-        """The array that holds the indices, and the values of their axes' digits in it."""
-        axes = tuple(indices)
-        if axes not in self._found:
-            self._found[axes] = dict(self._index(axes))
-        found = self._found[axes].get(tuple(indices.values()))
-        if found is None:
-            place = ", ".join(f"{axis} {index}" for axis, index in indices.items())
-            raise LayoutError(f"{wanted.path}: the source has no {wanted.role!r} for {place}")
-        return found
-
-    def _index(self, axes: tuple[str, ...]) -> Iterator[tuple[tuple[int, ...], tuple[Placement, dict[str, int]]]]:
-        for placement in self._placements:
-            for steps in itertools.product(*(list(walk(placement, axis)) for axis in axes)):
-                values = {name: value for _, digits in steps for name, value in digits.items()}
-                yield tuple(index for index, _ in steps), (placement, values)
-
-
-def _patterns(skipped: Sequence[str], source: TensorSource) -> list[str]:
-    """The patterns of skipped tensors that count for this checkpoint: `PATTERN`, or `PATTERN if TENSOR`."""
-    conditions = [entry.partition(" if ") for entry in skipped]
-    return [pattern for pattern, _, mark in conditions if not mark or mark in source.tensors]
-
-
-def _stored_name(path: str, source: TensorSource, layout: Layout) -> str:
-    """The path as it is written in this checkpoint, which may use another prefix."""
-    candidates = [path, *(other + path[len(prefix) :] for prefix, other in layout.aliases if path.startswith(prefix))]
-    return next((name for name in candidates if name in source.tensors), path)
-
-
-def _shape_problems(source: TensorSource, stored: Mapping[str, list[Placement]], names: Mapping[str, str]) -> list[str]:
+def _shape_problems(source: TensorSource, stored: Sequence[Array]) -> list[str]:
     """Tensors that are missing or of another shape than the layout says."""
     problems = []
-    for path, placements in stored.items():
-        info = source.tensors.get(names[path])
-        shape = shape_of(placements)
+    for array in stored:
+        info = source.tensors.get(array.path)
         if info is None:
-            problems.append(f"{path}: missing; expected an array of shape {list(shape)}")
-        elif info.shape != shape:
-            problems.append(f"{names[path]}: has shape {list(info.shape)}, expected {list(shape)}")
+            problems.append(f"{array.path}: missing; expected an array of shape {list(array.shape)}")
+        elif info.shape != array.shape:
+            problems.append(f"{array.path}: has shape {list(info.shape)}, expected {list(array.shape)}")
     return problems
 
 
-def _dtype(path: str, operations: Operations, stored: Sequence[np.dtype], wanted: np.dtype) -> np.dtype:
+def _dtype(path: str, regions: Sequence[Region], source: TensorSource, wanted: np.dtype) -> np.dtype:
     """The dtype of a target array: the one asked for where the source has floating-point numbers, else the source's."""
-    if all(_is_floating(kind) for kind in stored):
-        return np.dtype(operations.dtype) if operations.dtype else wanted
-    if len(set(stored)) > 1 or operations.arithmetic:
-        raise LayoutError(f"{path}: cannot combine {', '.join(sorted({str(kind) for kind in stored}))}")
-    return stored[0]
+    stored = {source.tensors[each.tensor].dtype for region in regions for each in region.contributions.values()}
+    operations = regions[0].pattern.operations
+    if all(_is_floating(dtype) for dtype in stored):
+        return operations.dtype or wanted
+    if len(stored) > 1 or operations.arithmetic:
+        raise LayoutError(f"{path}: cannot combine {', '.join(sorted(str(dtype) for dtype in stored))}")
+    return stored.pop()
 
 
 def _is_floating(dtype: np.dtype) -> bool:

@@ -1,40 +1,50 @@
-"""A layout: the description of one checkpoint format by tables of entries."""
+"""A layout: the description of one checkpoint format by tables, a line for each kind of array.
+
+Example:
+    The two formats of the worked example of this folder, and what stands on each side of a line:
+
+    >>> hub = Layout({"model.layers.{layer}.self_attn.q_proj.weight": "attn.q : (head head_dim) embed"}, name="hub")
+    >>> scanned = Layout({"decoder.layers.self_attention.query.kernel": "attn.q : embed layer head (pair half)"})
+    >>> [line.patterns for layout in (hub, scanned) for table in layout.tables for line in table.parsed]
+    [((('head', 'head_dim'), ('embed',)),), ((('embed',), ('layer',), ('head',), ('pair', 'half')),)]
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lazyload.layouts.notation import Entry, PathTemplate, parse_entry, parse_path
+from lazyload.layouts.notation import Line, parse_line
 
 
 @dataclass(frozen=True)
 class Table:
-    """Entries that hold for the whole format, or for a range of an axis.
+    """Lines that hold for the whole format, or for a range of an axis.
 
     Attributes:
-        entries: From path template to entry (see `lazyload.layouts.notation`).
+        lines: From path to what the array there holds (see `lazyload.layouts.notation`).
         only: For some axes, the indices that the table holds for; in patterns the axis counts from their start.
         split: For some axes, the names of two or more axes that make it up, outermost first.
         sizes: The sizes of the axes that `split` introduces, all but the outermost, which follows.
+        parsed: The lines in order, parsed.
+
+    Raises:
+        LayoutError: A line does not follow the notation.
     """
 
-    entries: Mapping[str, str]
+    lines: Mapping[str, str]
     only: Mapping[str, Sequence[int]] = field(default_factory=dict)
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    parsed: tuple[Line, ...] = field(init=False, repr=False, compare=False)
 
-    def parsed(self) -> list[tuple[PathTemplate, Entry]]:
-        """The entries in order, parsed.
-
-        Raises:
-            LayoutError: An entry does not follow the notation.
-        """
-        return [(parse_path(path), parse_entry(entry)) for path, entry in self.entries.items()]
+    def __post_init__(self) -> None:
+        parsed = tuple(parse_line(path, array) for path, array in self.lines.items())
+        object.__setattr__(self, "parsed", parsed)
 
     def description(self) -> dict[str, Any]:
         """The table as JSON values."""
         return {
-            "entries": dict(self.entries),
+            "lines": dict(self.lines),
             "only": {axis: list(indices) for axis, indices in self.only.items()},
             "split": {axis: list(parts) for axis, parts in self.split.items()},
             "sizes": dict(self.sizes),
@@ -47,13 +57,13 @@ class Layout:
 
     Example:
         >>> layout = Layout({"layers.{layer}.query": "attn.q : embed (head head_dim)"}, name="mine")
-        >>> layout.tables[0].entries["layers.{layer}.query"]
+        >>> layout.tables[0].lines["layers.{layer}.query"]
         'attn.q : embed (head head_dim)'
 
     Attributes:
-        tables: The tables; given as one table, several, or just the entries of a single one.
+        tables: The tables; given as one table, several, or just the lines of a single one.
         name: What messages and keys call it.
-        skipped: Patterns, in the manner of `fnmatch`, of source tensors that are knowingly not used; one such as
+        skipped: Globs, as `fnmatch` reads them, of source tensors that are knowingly not used; one such as
             `"layers.9.* if layers.9.mark"` counts only where the checkpoint has the tensor `layers.9.mark`.
         general: Whether it describes many models: rows of roles that a model does not have then hold for nothing.
             Otherwise they are errors.
@@ -86,6 +96,11 @@ class Layout:
         }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Every role that the tables speak of."""
+        return frozenset(role for table in self.tables for line in table.parsed for role in line.roles)
 
     def description(self) -> dict[str, Any]:
         """Everything of the layout that decides bytes on disk, as JSON values; for the cache's key."""

@@ -1,92 +1,57 @@
 """Lazy tensors: arrays of a target layout, described as rearrangements of source tensors and read block by block.
 
-Every dimension, of the source and of the target, is a row-major product of *atoms*: axes, or the parts of axes that
-the two layouts tell apart. An atom is either *loose*: it stands in both arrays and is read as a range; or *fixed*: its
-index is known, because the path of one of the two arrays gives it. So a block of the target becomes, for each
-combination of its fixed atoms, one box of one source tensor, transposed. A slice that cuts through a product of atoms
-is taken apart into boxes that do not.
+An axis that stands in the patterns of both sides is *shared*, and read in ranges. Every other one is *walked*, index by
+index: the path of one of the two arrays gives its index. So a block of the target becomes, for each combination of its
+walked indices, one box of one source tensor, transposed. A slice that cuts through a composite axis is taken apart into
+boxes that do not.
+
+In the worked example of this folder, `embed layer head (pair half)` filled from `(head head_dim) embed`, `layer` is
+walked: each of its indices is another source tensor. The others are shared, `head_dim` as `half` and `pair`. The block
+`[0:16, 1:2, 2:3, 0:8]`, head 2 of layer 1, reads rows 16 to 24 of the layer's tensor: of 4-byte numbers in 16 columns,
+the bytes 1024 to 1536.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lazyload.layouts.boxes import Range, normalised, ranges_of, stretch, widened
 from lazyload.layouts.copying import copy_cast
-from lazyload.layouts.notation import Operations
+from lazyload.layouts.pattern import Pattern
 from lazyload.layouts.source import Box, TensorSource
 
-Range = tuple[int, int]
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one source tensor contributes.
+
+    Attributes:
+        tensor: Its name.
+        pattern: How the role lies in it, shared axes written as in the target's pattern.
+        indices: The indices of the walked axes that stand in its pattern, by name.
+    """
+
+    tensor: str
+    pattern: Pattern
+    indices: Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Atom:
-    """A part of a dimension that moves as one.
+class Region:
+    """What one role fills of an array.
 
     Attributes:
-        name: Unique among the atoms of its array.
-        size: Its extent.
-        fixed: Whether its index differs from piece to piece instead of being read as a range.
+        pattern: How the role lies in the array, shared axes written as in the contributions' patterns.
+        walked: The axes of the pattern that are walked, by name, in order.
+        contributions: By the indices of the walked axes.
     """
 
-    name: str
-    size: int
-    fixed: bool
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """A dimension: a row-major product of atoms, starting at an offset (concatenations, padding).
-
-    Attributes:
-        atoms: Outermost first.
-        offset: Where the product starts in the stored dimension.
-    """
-
-    atoms: tuple[Atom, ...]
-    offset: int = 0
-
-    @property
-    def size(self) -> int:
-        """The extent of the product."""
-        return math.prod(atom.size for atom in self.atoms)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One source tensor's contribution.
-
-    Attributes:
-        name: The source tensor.
-        dimensions: Its dimensions.
-        fixed: The indices of the fixed atoms among them, by name.
-        operations: How the source stores the role's values.
-    """
-
-    name: str
-    dimensions: tuple[Dimension, ...]
-    fixed: Mapping[str, int]
-    operations: Operations
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one role contributes to an array: a product of atoms a dimension, and the pieces that fill it.
-
-    Attributes:
-        dimensions: Of the target, in order.
-        pieces: By the indices of the target's fixed atoms, in the order in which they stand.
-    """
-
-    dimensions: tuple[Dimension, ...]
-    pieces: Mapping[tuple[int, ...], Piece]
-
-    @property
-    def atoms(self) -> tuple[Atom, ...]:
-        """The atoms of all dimensions in order."""
-        return tuple(atom for dimension in self.dimensions for atom in dimension.atoms)
+    pattern: Pattern
+    walked: tuple[str, ...]
+    contributions: Mapping[tuple[int, ...], Contribution]
 
 
 @dataclass(frozen=True)
@@ -96,15 +61,13 @@ class LazyTensor:
     Attributes:
         shape: Its shape.
         dtype: Its dtype.
-        parts: What fills it; several where roles are concatenated. What no part covers is zero (padding).
-        operations: How the role's values are stored in it.
+        regions: What fills it; several where roles are concatenated. What no region covers is zero (padding).
         source: Where the tensors that it is made of are read.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    parts: tuple[Part, ...]
-    operations: Operations
+    regions: tuple[Region, ...]
     source: TensorSource
 
     @property
@@ -115,7 +78,7 @@ class LazyTensor:
     @property
     def sources(self) -> tuple[str, ...]:
         """The source tensors that it reads, each once, in order."""
-        return tuple(dict.fromkeys(piece.name for part in self.parts for piece in part.pieces.values()))
+        return tuple(dict.fromkeys(each.tensor for region in self.regions for each in region.contributions.values()))
 
     @property
     def split_order(self) -> tuple[int, ...]:
@@ -123,171 +86,119 @@ class LazyTensor:
 
         First those that tell source tensors apart, then those that lie outermost in the source.
         """
-        part = max(self.parts, key=lambda part: math.prod(dimension.size for dimension in part.dimensions))
-        piece = next(iter(part.pieces.values()), None)
-        if piece is None:
-            return tuple(range(len(self.shape)))
-        places = {atom.name: place for place, atom in enumerate(a for d in piece.dimensions for a in d.atoms)}
+        region = max(self.regions, key=lambda region: math.prod(region.pattern.extents))
+        stored = next(iter(region.contributions.values())).pattern
+        depths = {axis.name: depth for depth, axis in enumerate(stored.axes)}
 
         def depth(dimension: int) -> tuple[int, int]:
-            atoms = part.dimensions[dimension].atoms
-            first = next((atom for atom in atoms if atom.size > 1), None)
-            return (0, dimension) if first is None or first.fixed else (1, places[first.name])
+            axes = region.pattern.dimensions[dimension]
+            first = next((axis.name for axis in axes if axis.size > 1), None)
+            return (0, dimension) if first is None or first in region.walked else (1, depths[first])
 
         return tuple(sorted(range(len(self.shape)), key=depth))
 
     def __getitem__(self, index: Box) -> np.ndarray:
         """Reads one block; one slice a dimension, step 1."""
-        index = _normalised(index, self.shape)
+        index = normalised(index, self.shape)
         block = np.empty([cut.stop - cut.start for cut in index], self.dtype)
         self.read_into(block, index)
         return block
 
-    def read_into(self, out: np.ndarray, index: Box) -> None:
+    def read_into(self, out: np.ndarray, index: Box) -> int:
         """Reads one block into `out`, whatever its strides; safe to call from several threads.
 
         Args:
             out: Of the block's shape and the tensor's dtype.
             index: One slice a dimension, step 1.
+
+        Returns:
+            How many values overflow float16, see `copy_cast`.
         """
-        index = _normalised(index, self.shape)
-        if self._padded:
+        index = normalised(index, self.shape)
+        overflowed = 0
+        if self._has_padding:
             out[...] = 0
-        for part in self.parts:
-            starts = [dimension.offset for dimension in part.dimensions]
+        for region in self.regions:
+            offsets, extents = region.pattern.offsets, region.pattern.extents
             ranges = [
-                (max(cut.start - start, 0), min(cut.stop - start, dimension.size))
-                for cut, start, dimension in zip(index, starts, part.dimensions, strict=True)
+                (max(cut.start - offset, 0), min(cut.stop - offset, extent))
+                for cut, offset, extent in zip(index, offsets, extents, strict=True)
             ]
-            if all(low < high for low, high in ranges):
-                shifts = [start - cut.start for cut, start in zip(index, starts, strict=True)]
-                window = [slice(low + s, high + s) for (low, high), s in zip(ranges, shifts, strict=True)]
-                self._read_part(_view(out, window), part, ranges)
+            if all(start < stop for start, stop in ranges):
+                shifts = [offset - cut.start for cut, offset in zip(index, offsets, strict=True)]
+                window = [slice(a + shift, b + shift) for (a, b), shift in zip(ranges, shifts, strict=True)]
+                overflowed += self._read_region(_view(out, window), region, ranges)
+        return overflowed
 
     @property
-    def _padded(self) -> bool:
-        covered = sum(math.prod(dimension.size for dimension in part.dimensions) for part in self.parts)
-        return covered < math.prod(self.shape)
+    def _has_padding(self) -> bool:
+        return sum(math.prod(region.pattern.extents) for region in self.regions) < math.prod(self.shape)
 
-    def _read_part(self, out: np.ndarray, part: Part, ranges: list[Range]) -> None:
-        """Fills `out` with the given ranges of a part's dimensions."""
-        cuts = [_boxes(*limits, dimension.atoms) for limits, dimension in zip(ranges, part.dimensions, strict=True)]
-        for combination in itertools.product(*cuts):
-            window = [slice(cut.start, cut.stop) for cut in combination]
-            atom_ranges = [atom_range for cut in combination for atom_range in cut.ranges]
+    def _read_region(self, out: np.ndarray, region: Region, ranges: Sequence[Range]) -> int:
+        """Fills `out` with the given ranges of a region's dimensions."""
+        stretches = [
+            _stretches(*limits, [axis.size for axis in composite])
+            for limits, composite in zip(ranges, region.pattern.dimensions, strict=True)
+        ]
+        overflowed = 0
+        for combination in itertools.product(*stretches):
+            of_axes = [limits for _, every in combination for limits in every]
             # Splitting a dimension never copies, so that writing to the view writes to `out`.
-            view = _view(out, window).reshape([high - low for low, high in atom_ranges])
-            self._read_box(view, part, atom_ranges)
+            view = _view(out, [window for window, _ in combination]).reshape([stop - start for start, stop in of_axes])
+            overflowed += self._read_box(view, region, of_axes)
+        return overflowed
 
-    def _read_box(self, view: np.ndarray, part: Part, ranges: list[Range]) -> None:
-        """Fills `view`, one dimension an atom, from every piece that the box meets."""
-        atoms = part.atoms
-        fixed = [number for number, atom in enumerate(atoms) if atom.fixed]
-        loose = {atom.name: limits for atom, limits in zip(atoms, ranges, strict=True) if not atom.fixed}
-        for indices in itertools.product(*(range(*ranges[number]) for number in fixed)):
-            place: list[int | slice] = [slice(None)] * len(atoms)
-            for number, index in zip(fixed, indices, strict=True):
-                place[number] = index - ranges[number][0]
-            self._read_piece(_view(view, place), part.pieces[indices], loose)
+    def _read_box(self, view: np.ndarray, region: Region, ranges: Sequence[Range]) -> int:
+        """Fills `view`, one dimension an axis, from every source tensor that the box meets."""
+        names = [axis.name for axis in region.pattern.axes]
+        walked = [names.index(name) for name in region.walked]
+        shared = {name: limits for name, limits in zip(names, ranges, strict=True) if name not in region.walked}
+        overflowed = 0
+        for indices in itertools.product(*(range(*ranges[number]) for number in walked)):
+            at: list[int | slice] = [slice(None)] * len(names)
+            for number, index in zip(walked, indices, strict=True):
+                at[number] = index - ranges[number][0]
+            overflowed += self._read(_view(view, at), region, region.contributions[indices], shared)
+        return overflowed
 
-    def _read_piece(self, out: np.ndarray, piece: Piece, loose: Mapping[str, Range]) -> None:
-        """Fills `out`, one dimension a loose atom in the target's order, from one source tensor."""
-        index, shape, inner, names = [], [], [], []
-        for dimension in piece.dimensions:
+    def _read(self, out: np.ndarray, region: Region, given: Contribution, shared: Mapping[str, Range]) -> int:
+        """Fills `out`, one dimension a shared axis in the target's order, from one source tensor."""
+        box: list[slice] = []
+        inner: list[int | slice] = []
+        shape, names = [], []
+        for composite, offset in zip(given.pattern.dimensions, given.pattern.offsets, strict=True):
+            sizes = [axis.size for axis in composite]
             limits = [
-                (piece.fixed[atom.name], piece.fixed[atom.name] + 1) if atom.fixed else loose[atom.name]
-                for atom in dimension.atoms
+                shared[axis.name] if axis.name in shared else _single(given.indices[axis.name]) for axis in composite
             ]
-            widened = _widened(limits, dimension.atoms)
-            start, stop = _flat(widened, dimension.atoms)
-            index.append(slice(start + dimension.offset, stop + dimension.offset))
-            shape += [high - low for low, high in widened]
-            for atom, (low, high), (first, _) in zip(dimension.atoms, limits, widened, strict=True):
-                inner.append(low - first if atom.fixed else slice(low - first, high - first))
-                if not atom.fixed:
-                    names.append(atom.name)
-        box = self.source.read(piece.name, tuple(index)).reshape(shape)[tuple(inner)]
-        stored, wanted = piece.operations, self.operations
+            read = widened(limits, sizes)
+            start, stop = stretch(read, sizes)
+            box.append(slice(start + offset, stop + offset))
+            for axis, (low, high), (first, last) in zip(composite, limits, read, strict=True):
+                shape.append(last - first)
+                inner.append(slice(low - first, high - first) if axis.name in shared else low - first)
+                names += [axis.name] if axis.name in shared else []
+        values = self.source.read(given.tensor, tuple(box)).reshape(shape)[tuple(inner)]
+        stored, wanted = given.pattern.operations, region.pattern.operations
         factors = (stored.scale, stored.offset, wanted.scale, wanted.offset)
-        copy_cast(out, box.transpose([names.index(name) for name in loose]), factors)
+        return copy_cast(out, values.transpose([names.index(name) for name in shared]), factors)
+
+
+def _stretches(start: int, stop: int, sizes: Sequence[int]) -> list[tuple[slice, tuple[Range, ...]]]:
+    """The stretches that a slice of a composite axis falls into: where in the slice, and the ranges of the axes."""
+    stretches, first = [], 0
+    for ranges in ranges_of(start, stop, sizes):
+        last = first + math.prod(b - a for a, b in ranges)
+        stretches.append((slice(first, last), ranges))
+        first = last
+    return stretches
+
+
+def _single(index: int) -> Range:
+    return index, index + 1
 
 
 def _view(array: np.ndarray, index: Sequence[int | slice]) -> np.ndarray:
     """A part of an array; also where nothing is left of its dimensions, which indexing alone would make a copy."""
     view: np.ndarray = array[(*index, ...)]
     return view
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A stretch of a dimension in which every atom covers a range: where it lies in the slice, and the ranges."""
-
-    start: int
-    stop: int
-    ranges: tuple[Range, ...]
-
-
-def _boxes(low: int, high: int, atoms: tuple[Atom, ...]) -> list[_Cut]:
-    """Takes `[low, high)` of a product of atoms apart into stretches in which each atom covers a range."""
-    cuts: list[_Cut] = []
-    start = 0
-    for ranges in _ranges(low, high, [atom.size for atom in atoms]):
-        stop = start + math.prod(top - bottom for bottom, top in ranges)
-        cuts.append(_Cut(start, stop, ranges))
-        start = stop
-    return cuts
-
-
-def _ranges(low: int, high: int, sizes: list[int]) -> Iterator[tuple[Range, ...]]:
-    """The stretches of `_boxes`, in order: a ragged start, the whole rows, a ragged end, each taken apart in turn."""
-    if low >= high:
-        return
-    if not sizes:
-        yield ()
-        return
-    if len(sizes) == 1:
-        yield ((low, high),)
-        return
-    inner = math.prod(sizes[1:])
-    first, last = -(-low // inner), high // inner
-    if first > last:
-        row = low // inner
-        for rest in _ranges(low - row * inner, high - row * inner, sizes[1:]):
-            yield ((row, row + 1), *rest)
-        return
-    for rest in _ranges(low - (first - 1) * inner, inner, sizes[1:]) if low < first * inner else ():
-        yield ((first - 1, first), *rest)
-    if first < last:
-        yield ((first, last), *((0, size) for size in sizes[1:]))
-    for rest in _ranges(0, high - last * inner, sizes[1:]):
-        yield ((last, last + 1), *rest)
-
-
-def _widened(limits: list[Range], atoms: tuple[Atom, ...]) -> list[Range]:
-    """The smallest ranges around `limits` that are one stretch of the product: single indices, a range, whole atoms."""
-    single = next((number for number, (low, high) in enumerate(limits) if high - low != 1), len(limits))
-    return [
-        pair if number <= single else (0, atom.size)
-        for number, (pair, atom) in enumerate(zip(limits, atoms, strict=True))
-    ]
-
-
-def _flat(ranges: list[Range], atoms: tuple[Atom, ...]) -> Range:
-    """The stretch of the product that the ranges (as `_widened` gives them) cover."""
-    start = stop = 0
-    for (low, high), atom in zip(ranges, atoms, strict=True):
-        start, stop = start * atom.size + low, stop * atom.size + high - 1
-    return start, stop + 1
-
-
-def _normalised(index: Box, shape: tuple[int, ...]) -> Box:
-    """The slices with explicit bounds, checked."""
-    if len(index) != len(shape):
-        raise IndexError(f"{len(index)} slices for {len(shape)} dimensions")
-    cuts = []
-    for cut, size in zip(index, shape, strict=True):
-        start, stop, step = cut.indices(size)
-        if step != 1:
-            raise IndexError(f"only step 1 is supported, not {step}")
-        cuts.append(slice(start, max(start, stop)))
-    return tuple(cuts)

@@ -1,44 +1,69 @@
-"""One entry of a layout's table: a path template, and the roles and axis pattern of the array that lies there.
+"""One line of a layout's table, parsed: where an array lies, the roles it holds, and the pattern of their axes.
 
-    path      "model.layers.{layer}.mlp.{gate_up:gate,up}_proj.weight"
-    entry     "mlp.in : mlp embed"
-    entry     "attn.q | attn.k | attn.v : (head head_dim | kv_head head_dim | kv_head head_dim) embed"
-    entry     "embed : vocab embed ; scale 8.0 ; pad vocab 256128"
+    "model.layers.{layer}.self_attn.q_proj.weight":        "attn.q : (head head_dim) embed"
+    "decoder.layers.self_attention.query.kernel":          "attn.q : embed layer head (pair half)"
+    "model.layers.{layer}.mlp.{gate_up:gate,up}_proj.weight": "mlp.in : mlp embed"
+    "model.layers.{layer}.self_attn.qkv_proj.weight":
+        "attn.q | attn.k | attn.v : (head head_dim | kv_head head_dim | kv_head head_dim) embed"
+    "token_embedder.embedding":                            "embed : vocab embed ; scale 8.0 ; pad vocab 256128"
 
-In a path, `{axis}` stands for the axis's index, `{axis:a,b}` for names in place of indices, and `{axis:0..}` for the
-position in the range that the table is restricted to. In a pattern, every word is an axis; `(a b)` merges axes in
-row-major order, and `(a | b)` concatenates arrays of several roles. After `;` come the operations that lead from the
-role's values to the stored ones.
+An index stands either in the path or in the pattern. In a path, `{axis}` stands for the axis's index, `{axis:a,b}` for
+names in place of indices, and `{axis:0..}` for the position in the range that the table is restricted to. A pattern has
+a word a dimension, as in einops: an axis, `1` for a dimension of that size, or a composite axis `(a b)`, row-major; `(a
+| b)` concatenates arrays of several roles. After `;` come the operations that lead from the role's values to the stored
+ones: `scale X`, `offset X`, `pad AXIS SIZE` with zeros at the end, `as DTYPE`.
+
+Example:
+    >>> line = parse_line("model.layers.{layer}.self_attn.q_proj.weight", "attn.q : (head head_dim) embed")
+    >>> line.path
+    ('model.layers.', PathAxis(axis='layer', names=(), relative=False), '.self_attn.q_proj.weight')
+    >>> line.roles, line.patterns
+    (('attn.q',), ((('head', 'head_dim'), ('embed',)),))
 """
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import ml_dtypes
+import numpy as np
 
 from lazyload.errors import LayoutError
 
-Product = tuple[str, ...]
-"""Axes that one dimension merges, outermost first."""
+AxisNames = tuple[str, ...]
+"""What stands for one dimension in a pattern: an axis, or those that a composite axis is made of, outermost first.
 
-_PLACE = re.compile(r"\{(\w+)(?::([^{}]*))?\}")
+None stand for a dimension of size 1.
+"""
+
+ONE = "1"
+"""How a pattern writes a dimension of size 1, which is no axis."""
+
+DTYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+"""What `as DTYPE` may say."""
+
+_PATH_AXIS = re.compile(r"\{(\w+)(?::([^{}]*))?\}")
 _TOKEN = re.compile(r"\s*(\w+|[()|])")
 
 
 @dataclass(frozen=True)
 class Operations:
-    """What is stored, from a role's value: `value * scale + offset`, padded with zeros, in a dtype of its own.
+    """How a role's values are stored: `value * scale + offset`, in a dtype.
 
     Attributes:
         scale: Factor.
         offset: Added after scaling.
-        pad: `(axis, size)`: the dimension of that axis is filled with zeros up to the size.
-        dtype: Name of the stored dtype where it is not the one asked for.
+        dtype: The stored dtype; None for the one that the conversion is asked for.
     """
 
     scale: float = 1.0
     offset: float = 0.0
-    pad: tuple[str, int] | None = None
-    dtype: str | None = None
+    dtype: np.dtype | None = None
 
     @property
     def arithmetic(self) -> bool:
@@ -47,28 +72,11 @@ class Operations:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The parsed right side of a table's line.
+class PathAxis:
+    """An axis whose index stands in the path.
 
     Attributes:
-        roles: What the array holds; several where it is a concatenation.
-        patterns: For each role, the axes of every dimension.
-        concatenated: The dimension along which the roles follow each other; None for a single role.
-        operations: From the role's values to the stored ones.
-    """
-
-    roles: tuple[str, ...]
-    patterns: tuple[tuple[Product, ...], ...]
-    concatenated: int | None
-    operations: Operations
-
-
-@dataclass(frozen=True)
-class Place:
-    """An index in a path template.
-
-    Attributes:
-        axis: The axis it is an index of.
+        axis: The axis.
         names: Names written in place of the numbers; empty for numbers.
         relative: Whether numbers count from the start of the table's range.
     """
@@ -79,128 +87,170 @@ class Place:
 
 
 @dataclass(frozen=True)
-class PathTemplate:
-    """The parsed left side of a table's line: literal text and places, in turn."""
+class Line:
+    """One line of a table.
 
-    pieces: tuple[str | Place, ...]
+    Attributes:
+        template: The path as it is written.
+        path: The path: literal text and axes, in turn.
+        roles: What the array holds; several where it is a concatenation.
+        patterns: For each role, the axes of every dimension.
+        concatenated: The dimension along which the roles follow each other; None for a single role.
+        padded: A dimension, and the size that zeros fill it up to; None without padding.
+        operations: From the role's values to the stored ones.
+    """
+
+    template: str
+    path: tuple[str | PathAxis, ...]
+    roles: tuple[str, ...]
+    patterns: tuple[tuple[AxisNames, ...], ...]
+    concatenated: int | None
+    padded: tuple[int, int] | None
+    operations: Operations
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        """The indices that stand in the path."""
-        return tuple(piece for piece in self.pieces if isinstance(piece, Place))
+    def path_axes(self) -> tuple[PathAxis, ...]:
+        """The axes whose indices stand in the path."""
+        return tuple(piece for piece in self.path if isinstance(piece, PathAxis))
 
 
-def parse_path(text: str) -> PathTemplate:
-    """Parses a path template.
+def parse_line(path: str, array: str) -> Line:
+    """Parses one line of a table.
 
     Args:
-        text: Such as `"layers.{layer}.mlp.{gate_up:gate,up}.kernel"`.
+        path: Such as `"layers.{layer}.mlp.{gate_up:gate,up}.kernel"`.
+        array: `"ROLE [| ROLE ...] : DIMENSIONS [; OPERATION ...]"`.
 
     Raises:
-        LayoutError: The braces are not balanced, or an axis stands in the path twice.
+        LayoutError: The line does not follow the notation; the message quotes it and says where.
     """
-    pieces: list[str | Place] = []
+    try:
+        pieces = _parse_path(path)
+        head, *operations = array.split(";")
+        roles, patterns, concatenated = _parse_patterns(head)
+        parsed, pad = _parse_operations(operations)
+        padded = _padded(*pad, patterns, concatenated) if pad else None
+    except LayoutError as error:
+        raise LayoutError(f"line {path!r}: {array!r}: {error}") from None
+    return Line(path, pieces, roles, patterns, concatenated, padded, parsed)
+
+
+def outermost(axes: AxisNames) -> str:
+    """What a dimension is called by: its axis, the outermost of a composite one; `1` where it has none."""
+    return axes[0] if axes else ONE
+
+
+def _parse_path(text: str) -> tuple[str | PathAxis, ...]:
+    pieces: list[str | PathAxis] = []
     end = 0
-    for match in _PLACE.finditer(text):
-        pieces.append(text[end : match.start()])
+    for match in _PATH_AXIS.finditer(text):
         axis, rest = match.groups()
         relative = rest == "0.."
         names = () if rest is None or relative else tuple(rest.split(","))
-        pieces.append(Place(axis, names, relative))
+        if not all(names):
+            raise LayoutError(f"an empty name for {axis} in the path; write {{{axis}:a,b}}, or {{{axis}}} for numbers")
+        pieces += [text[end : match.start()], PathAxis(axis, names, relative)]
         end = match.end()
     pieces.append(text[end:])
     if any("{" in piece or "}" in piece for piece in pieces if isinstance(piece, str)):
-        raise LayoutError(f"path {text!r}: a brace without its partner; write an index as {{axis}} or {{axis:a,b}}")
-    template = PathTemplate(tuple(piece for piece in pieces if piece != ""))
-    axes = [place.axis for place in template.places]
-    if len(set(axes)) < len(axes):
-        raise LayoutError(f"path {text!r}: an axis stands in it twice")
-    return template
+        raise LayoutError("a brace without its partner in the path; write an index as {axis} or {axis:a,b}")
+    _require_once("path", [piece.axis for piece in pieces if isinstance(piece, PathAxis)])
+    return tuple(piece for piece in pieces if piece != "")
 
 
-def parse_entry(text: str) -> Entry:
-    """Parses `"ROLE [| ROLE ...] : DIMENSIONS [; OPERATION ...]"`.
-
-    Raises:
-        LayoutError: The text does not follow the notation; the message quotes it and says where.
-    """
-    head, *operations = text.split(";")
-    names, colon, pattern = head.partition(":")
+def _parse_patterns(text: str) -> tuple[tuple[str, ...], tuple[tuple[AxisNames, ...], ...], int | None]:
+    """The roles, a pattern for each, and the dimension along which they are concatenated."""
+    names, colon, pattern = text.partition(":")
     roles = tuple(name.strip() for name in names.split("|"))
     if not colon or not all(re.fullmatch(r"[\w.]+", role) for role in roles):
-        raise LayoutError(f"entry {text!r}: expected 'role : axes'")
-    dimensions = _parse_dimensions(text, pattern)
+        raise LayoutError("expected 'role : axes'")
+    dimensions = _parse_dimensions(pattern)
     concatenated = [number for number, parts in enumerate(dimensions) if len(parts) > 1]
     if len(roles) > 1 and (len(concatenated) != 1 or len(dimensions[concatenated[0]]) != len(roles)):
-        raise LayoutError(f"entry {text!r}: {len(roles)} roles need one dimension with as many parts between '|'")
+        raise LayoutError(f"{len(roles)} roles need one dimension with as many parts between '|'")
     if len(roles) == 1 and concatenated:
-        raise LayoutError(f"entry {text!r}: a dimension has parts between '|', but there is one role")
+        raise LayoutError("a dimension has parts between '|', but there is one role")
     patterns = tuple(
         tuple(parts[number] if len(parts) > 1 else parts[0] for parts in dimensions) for number in range(len(roles))
     )
     for axes in patterns:
-        flat = [axis for product in axes for axis in product]
-        if len(set(flat)) < len(flat):
-            raise LayoutError(f"entry {text!r}: an axis stands in it twice")
-    return Entry(roles, patterns, concatenated[0] if concatenated else None, _parse_operations(text, operations))
+        _require_once("pattern", [axis for composite in axes for axis in composite])
+    return roles, patterns, concatenated[0] if concatenated else None
 
 
-def _parse_dimensions(text: str, pattern: str) -> list[tuple[Product, ...]]:
+def _parse_dimensions(pattern: str) -> list[tuple[AxisNames, ...]]:
     """The dimensions of a pattern, each as its parts between `|` (one for a plain dimension)."""
     tokens, end = [], 0
     while match := _TOKEN.match(pattern, end):
         tokens.append(match[1])
         end = match.end()
     if pattern[end:].strip():
-        raise LayoutError(f"entry {text!r}: cannot read {pattern[end:].strip()!r}")
-    dimensions: list[tuple[Product, ...]] = []
+        raise LayoutError(f"cannot read {pattern[end:].strip()!r}")
+    dimensions: list[tuple[AxisNames, ...]] = []
     group: list[list[str]] | None = None
     for token in tokens:
         if token == "(":
             if group is not None:
-                raise LayoutError(f"entry {text!r}: parentheses do not nest")
+                raise LayoutError("parentheses do not nest")
             group = [[]]
         elif token == ")":
             if group is None or not all(group):
-                raise LayoutError(f"entry {text!r}: ')' without axes before it")
+                raise LayoutError("')' without axes before it")
             dimensions.append(tuple(tuple(part) for part in group))
             group = None
         elif token == "|":
             if group is None:
-                raise LayoutError(f"entry {text!r}: '|' between axes stands inside parentheses only")
+                raise LayoutError("'|' between axes stands inside parentheses only")
             group.append([])
+        elif token.isdecimal() and (token != ONE or group is not None):
+            raise LayoutError(f"{token} is no axis; there is '1', for a dimension of its own")
         elif group is None:
-            dimensions.append(((token,),))
+            dimensions.append((() if token == ONE else (token,),))
         else:
             group[-1].append(token)
     if group is not None:
-        raise LayoutError(f"entry {text!r}: '(' without ')'")
+        raise LayoutError("'(' without ')'")
     return dimensions
 
 
-def _parse_operations(text: str, operations: list[str]) -> Operations:
-    parsed = Operations()
-    seen = set()
-    for operation in operations:
-        match operation.split():
+def _parse_operations(texts: Sequence[str]) -> tuple[Operations, tuple[str, int] | None]:
+    """The operations on values, and the axis to pad with its size."""
+    parsed, pad = Operations(), None
+    for text in texts:
+        match text.split():
             case ["scale", number] if _is_finite(number) and float(number) != 0:
                 parsed = replace(parsed, scale=float(number))
             case ["offset", number] if _is_finite(number):
                 parsed = replace(parsed, offset=float(number))
             case ["pad", axis, size] if size.isdecimal():
-                parsed = replace(parsed, pad=(axis, int(size)))
+                pad = (axis, int(size))
+            case ["as", dtype] if dtype in DTYPES:
+                parsed = replace(parsed, dtype=DTYPES[dtype])
             case ["as", dtype]:
-                parsed = replace(parsed, dtype=dtype)
+                raise LayoutError(f"unknown dtype {dtype!r}; 'as' knows {', '.join(DTYPES)}")
             case _:
                 raise LayoutError(
-                    f"entry {text!r}: cannot read the operation {operation.strip()!r}; "
+                    f"cannot read the operation {text.strip()!r}; "
                     "there are 'scale X', 'offset X', 'pad AXIS SIZE' and 'as DTYPE'"
                 )
-        name = operation.split()[0]
-        if name in seen:
-            raise LayoutError(f"entry {text!r}: the operation {name!r} is given twice")
-        seen.add(name)
-    return parsed
+    names = [text.split()[0] for text in texts]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise LayoutError(f"the operation {min(twice)!r} is given twice")
+    return parsed, pad
+
+
+def _padded(
+    axis: str, size: int, patterns: Sequence[tuple[AxisNames, ...]], concatenated: int | None
+) -> tuple[int, int]:
+    """The dimension that is padded, and the size it is padded to."""
+    if concatenated is not None or (axis,) not in patterns[0]:
+        raise LayoutError(f"'pad {axis} {size}' needs a dimension that is {axis} alone, in an array of one role")
+    return patterns[0].index((axis,)), size
+
+
+def _require_once(where: str, axes: Sequence[str]) -> None:
+    if twice := {axis for axis in axes if axes.count(axis) > 1}:
+        raise LayoutError(f"axis {min(twice)!r} stands in the {where} twice")
 
 
 def _is_finite(number: str) -> bool:

@@ -1,7 +1,8 @@
 """Memory that a thread uses again and again.
 
 Fresh memory is slow to touch, and what many threads free is not soon given back to the system: the allocator keeps
-pieces apart for each of them.
+pieces apart for each of them. In the worked example of this folder, a thread that reads head after head reads each
+8 x 16 box into the same memory.
 """
 
 import math

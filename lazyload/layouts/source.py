@@ -1,4 +1,8 @@
-"""What layouts need to know of a checkpoint's tensors: their shapes, their dtypes, and how to read a box of one."""
+"""What layouts need to know of a checkpoint's tensors: their shapes, their dtypes, and how to read a box of one.
+
+In the worked example of this folder, `model.layers.1.self_attn.q_proj.weight` is `TensorInfo((32, 16), float32)`, and
+head 2 of it the box `(slice(16, 24), slice(0, 16))`.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol

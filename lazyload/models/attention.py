@@ -87,6 +87,8 @@ class Attention(nnx.Module):
         rotation = context.rotation(self.block.rope)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
+        if self.block.temperature is not None:
+            query = query * _growth(self.block.temperature, context.positions).astype(query.dtype)
         if cache is not None:
             cache = append(cache, key, value)
             key, value = cache["k"].astype(query.dtype), cache["v"].astype(query.dtype)
@@ -102,3 +104,9 @@ class Attention(nnx.Module):
         if gate is not None:
             mixed = mixed * jax.nn.sigmoid(gate)
         return self.o_proj(mixed), cache
+
+
+def _growth(temperature: architecture.Temperature, positions: jax.Array) -> jax.Array:
+    """What queries are multiplied with, float32 `[batch, length, 1, 1]`."""
+    times = jnp.floor(positions.astype(jnp.float32) / temperature.length)
+    return (1 + temperature.beta * jnp.log1p(times))[..., None, None]

@@ -13,7 +13,7 @@ from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
 from lazyload.models import attention, gated_delta_net, kv_cache, latent_attention, moe
 from lazyload.models.context import Context, checked_mask
-from lazyload.models.kv_cache import Cache, LayerCache
+from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
 from lazyload.models.norm import RMSNorm
@@ -95,7 +95,7 @@ class Decoder(nnx.Module):
         """The rows of the embedding, by the name that Tunix reads."""
         return self.config.vocab_size
 
-    def init_cache(self, batch_size: int, cache_size: int, dtype: DTypeLike) -> Cache:
+    def init_cache(self, batch_size: int, cache_size: int, dtype: DTypeLike) -> KVCache:
         """An empty cache (see `kv_cache`) for sequences of up to `cache_size` tokens."""
         return kv_cache.init_cache(self.config, batch_size, cache_size, dtype)
 
@@ -108,9 +108,9 @@ class Decoder(nnx.Module):
         self,
         tokens: jax.Array,
         positions: jax.Array | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
         attention_mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[jax.Array, KVCache | None]:
         """Predicts the next token after each of the tokens.
 
         Args:
@@ -138,7 +138,7 @@ class Decoder(nnx.Module):
         with mesh_of(self.embed.embedding[...]):
             if not has_explicit_axes():
                 return self._forward(tokens, positions, cache, attention_mask)
-            result: tuple[jax.Array, Cache | None] = run_with_automatic_axes(
+            result: tuple[jax.Array, KVCache | None] = run_with_automatic_axes(
                 Decoder._forward,
                 self,
                 tokens,
@@ -150,15 +150,15 @@ class Decoder(nnx.Module):
             return result
 
     def _forward(
-        self, tokens: jax.Array, positions: jax.Array | None, cache: Cache | None, attention_mask: jax.Array | None
-    ) -> tuple[jax.Array, Cache | None]:
+        self, tokens: jax.Array, positions: jax.Array | None, cache: KVCache | None, attention_mask: jax.Array | None
+    ) -> tuple[jax.Array, KVCache | None]:
         start: jax.Array | int = 0 if cache is None else cache["layer_0"]["end_index"][0]
         if positions is None:
             positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         context = Context(positions, start, attention_mask)
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
-        filled: Cache = {}
+        filled: KVCache = {}
         for number, layer in enumerate(self.layers):
             name = f"layer_{number}"
             x, layer_cache = layer(x, context, None if cache is None else cache[name])

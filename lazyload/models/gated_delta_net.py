@@ -22,6 +22,7 @@ from flax import nnx
 from lazyload import architecture
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache
+from lazyload.models.mlp import ACTIVATIONS
 from lazyload.models.norm import RMSNorm
 from lazyload.models.parameters import Parameters
 from lazyload.models.projection import Projection
@@ -58,6 +59,7 @@ class _Chunk(NamedTuple):
         query: `[batch, token, key_head, key_dim]`.
         key: `[batch, token, key_head, key_dim]`.
         log_decay: `[batch, key_head, group, token]`, from the chunk's start to the token, itself included.
+        log_decay_to_end: `[batch, key_head, group, token]`, from the token, itself left out, to the chunk's end.
         scores: `[batch, key_head, group, token, token]`, how much each query reads of each correction.
         corrections: `[batch, key_head, group, token, value_dim]`, what is added to the state, were it zero before.
         lookups: `[batch, key_head, group, token, key_dim]`, whose answers from the state before are to be subtracted.
@@ -66,6 +68,7 @@ class _Chunk(NamedTuple):
     query: jax.Array
     key: jax.Array
     log_decay: jax.Array
+    log_decay_to_end: jax.Array
     scores: jax.Array
     corrections: jax.Array
     lookups: jax.Array
@@ -76,8 +79,14 @@ class GatedDeltaNet(nnx.Module):
 
     def __init__(self, block: architecture.GatedDeltaNet, parameters: Parameters):
         self.block = block
-        self.in_proj_qkvz = Projection(parameters["in_proj_qkvz"])
-        self.in_proj_ba = Projection(parameters["in_proj_ba"])
+        if block.fused:
+            self.in_proj_qkvz = Projection(parameters["in_proj_qkvz"])
+            self.in_proj_ba = Projection(parameters["in_proj_ba"])
+        else:
+            self.in_proj_qkv = Projection(parameters["in_proj_qkv"])
+            self.in_proj_z = Projection(parameters["in_proj_z"])
+            self.in_proj_b = Projection(parameters["in_proj_b"])
+            self.in_proj_a = Projection(parameters["in_proj_a"])
         self.conv1d = DepthwiseConv(parameters["conv1d"])
         self.A_log = parameters.declare("A_log", nnx.initializers.zeros_init())
         self.dt_bias = parameters.declare("dt_bias", nnx.initializers.ones_init())
@@ -91,18 +100,17 @@ class GatedDeltaNet(nnx.Module):
         """
         block, real = self.block, context.real()
         conv, state = (None, None) if cache is None else (cache["conv"], cache["state"])
-        qkv, gate = jnp.split(self.in_proj_qkvz(x), [block.axes["qkv"]], axis=-1)
+        qkv, gate, beta, alpha = self._projected(x)
         qkv, conv = self.conv1d(qkv, conv, real)
-        query, key, value = jnp.split(jax.nn.silu(qkv), [block.key_dim, 2 * block.key_dim], axis=-1)
-        beta, alpha = jnp.split(self.in_proj_ba(x).astype(jnp.float32), 2, axis=-1)
-        log_decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(alpha + self.dt_bias[...])
+        query, key, value = jnp.split(ACTIVATIONS[block.activation](qkv), [block.key_dim, 2 * block.key_dim], axis=-1)
+        log_decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(alpha.astype(jnp.float32) + self.dt_bias[...])
         values = (*x.shape[:2], block.num_value_heads)
         mixed, state = gated_delta_rule(
             query,
             key,
             value.reshape(*values, block.value_dim),
             log_decay.reshape(values),
-            jax.nn.sigmoid(beta).reshape(values),
+            jax.nn.sigmoid(beta.astype(jnp.float32)).reshape(values),
             state,
             real,
         )
@@ -112,6 +120,17 @@ class GatedDeltaNet(nnx.Module):
         if cache is None:
             return y, None
         return y, {"conv": conv, "state": state, "end_index": cache["end_index"] + x.shape[1]}
+
+    def _projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values before the convolution, the output's gate, and what decides correction and decay.
+
+        All are `[batch, length, key_head, ...]`.
+        """
+        if not self.block.fused:
+            return self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
+        qkv, gate = jnp.split(self.in_proj_qkvz(x), [self.block.axes["qkv"]], axis=-1)
+        beta, alpha = jnp.split(self.in_proj_ba(x), 2, axis=-1)
+        return qkv, gate, beta, alpha
 
 
 class DepthwiseConv(nnx.Module):
@@ -251,9 +270,10 @@ def _solve_chunks(chunks: _Tokens) -> _Chunk:
     """What needs no state, for all chunks at once; all arrays, in and out, have a leading dimension `chunk`."""
     query, key, value = chunks.query, chunks.key, chunks.value
     beta = jnp.moveaxis(chunks.beta, 2, -1)
-    log_decay = jnp.moveaxis(jnp.cumsum(chunks.log_decay, axis=2), 2, -1)
-    # From token s to token t. Masked before exp: where t is before s, it would be infinite, and its gradient no number.
-    between = log_decay[..., :, None] - log_decay[..., None, :]
+    each = jnp.moveaxis(chunks.log_decay, 2, -1)
+    log_decay = jnp.cumsum(each, axis=-1)
+    # Masked before exp: where token t is before s, it would be one, and not zero.
+    between = _sums_between(each)
     decay = jnp.exp(jnp.where(np.tri(key.shape[2], dtype=bool), between, -jnp.inf))
     overlaps = jnp.einsum("nbthk,nbshk->nbhts", key, key)[:, :, :, None] * decay
     system = _inverse_of_unit_lower(beta[..., None] * overlaps) * beta[..., None, :]
@@ -261,10 +281,21 @@ def _solve_chunks(chunks: _Tokens) -> _Chunk:
         query=query,
         key=key,
         log_decay=log_decay,
+        log_decay_to_end=between[..., -1, :],
         scores=jnp.einsum("nbthk,nbshk->nbhts", query, key)[:, :, :, None] * decay,
         corrections=jnp.einsum("nbhgts,nbshgv->nbhgtv", system, value),
         lookups=jnp.einsum("nbhgts,nbshk->nbhgtk", system * jnp.exp(log_decay)[..., None, :], key),
     )
+
+
+def _sums_between(x: jax.Array) -> jax.Array:
+    """Of `[..., token]`, the sums after token s up to token t, `[..., t, s]`; zero where t is not after s.
+
+    Each is a sum of its own: as a difference of sums from the start it would have their error, which is large where a
+    head forgets quickly.
+    """
+    after = np.tri(x.shape[-1], k=-1, dtype=bool)
+    return jnp.cumsum(jnp.where(after, x[..., :, None], 0), axis=-2)
 
 
 def _run_chunk(state: jax.Array, chunk: _Chunk) -> tuple[jax.Array, jax.Array]:
@@ -273,7 +304,7 @@ def _run_chunk(state: jax.Array, chunk: _Chunk) -> tuple[jax.Array, jax.Array]:
     decay = jnp.exp(chunk.log_decay)[..., None]
     outputs = decay * jnp.einsum("bthk,bhgkv->bhgtv", chunk.query, state)
     outputs += jnp.einsum("bhgts,bhgsv->bhgtv", chunk.scores, corrections)
-    to_end = jnp.exp(chunk.log_decay[..., -1:] - chunk.log_decay)[..., None]
+    to_end = jnp.exp(chunk.log_decay_to_end)[..., None]
     state = decay[..., -1:, :] * state + jnp.einsum("bthk,bhgtv->bhgkv", chunk.key, to_end * corrections)
     return state, jnp.moveaxis(outputs, 3, 1)
 

@@ -13,14 +13,14 @@ from lazyload.architecture import DecoderConfig
 from lazyload.errors import InputError
 
 LayerCache = dict[str, jax.Array]
-Cache = dict[str, LayerCache]
+KVCache = dict[str, LayerCache]
 
 
-def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: DTypeLike) -> Cache:
+def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: DTypeLike) -> KVCache:
     """An empty cache for sequences of up to `cache_size` tokens."""
     cache = {}
     for number, layer in enumerate(config.layers):
-        sizes = {**layer.axes, "slot": cache_size}
+        sizes = {**layer.axes, "slot": cache_size, "1": 1}
         arrays = {
             name: jnp.zeros((batch_size, *(sizes[axis] for axis in array.axes)), array.dtype or dtype)
             for name, array in layer.mixer.cache.items()
@@ -29,7 +29,7 @@ def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: D
     return cache
 
 
-def slots(config: DecoderConfig, cache: Cache) -> int | None:
+def slots(config: DecoderConfig, cache: KVCache) -> int | None:
     """How many tokens a cache can hold; None where no mixer keeps anything for each of them."""
     for number, layer in enumerate(config.layers):
         for name, array in layer.mixer.cache.items():
@@ -38,7 +38,7 @@ def slots(config: DecoderConfig, cache: Cache) -> int | None:
     return None
 
 
-def require_room(cache: Cache, size: int, length: int) -> None:
+def require_room(cache: KVCache, size: int, length: int) -> None:
     """Makes sure that further tokens fit, as far as that is known: inside `jax.jit` the tokens that are there are not.
 
     Raises:

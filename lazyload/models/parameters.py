@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from lazyload.layouts.notation import parse_entry, parse_path
+from lazyload.layouts.notation import AxisNames, Line, outermost, parse_line
 
 
 class Row(NamedTuple):
@@ -25,11 +26,11 @@ class Row(NamedTuple):
 
     Attributes:
         dimensions: For each dimension the axes that it merges; several such where roles follow each other along it.
-        dtype: The name of its dtype where it has one of its own.
+        dtype: Its dtype where it has one of its own.
     """
 
-    dimensions: tuple[tuple[tuple[str, ...], ...], ...]
-    dtype: str | None
+    dimensions: tuple[tuple[AxisNames, ...], ...]
+    dtype: np.dtype[Any] | None
 
 
 class Parameters:
@@ -87,11 +88,11 @@ class Parameters:
             initializer: Called with a key, the shape and the dtype.
         """
         row = self._rows[self._prefix + name]
-        shape, dtype = self.shape(name), row.dtype or self._dtype
+        shape, dtype = self.shape(name), self._dtype if row.dtype is None else row.dtype
         value: Any = jax.ShapeDtypeStruct(shape, dtype)
         if self._rngs is not None:
             value = initializer(self._rngs.params(), shape, dtype)
-        axes = tuple(parts[0][0] for parts in row.dimensions)
+        axes = tuple(outermost(parts[0]) for parts in row.dimensions)
         return nnx.Param(value, logical_axes=axes, eager_sharding=False)
 
 
@@ -106,25 +107,25 @@ def _rows(table: tuple[tuple[str, str], ...]) -> Mapping[str, Row]:
     """The rows of a table by path, one for each of the names that a path template stands for."""
     rows: dict[str, Row] = {}
     for path, text in table:
-        entry = parse_entry(text)
+        line = parse_line(path, text)
         dimensions = tuple(
-            tuple(pattern[number] for pattern in entry.patterns)
-            if number == entry.concatenated
-            else (entry.patterns[0][number],)
-            for number in range(len(entry.patterns[0]))
+            tuple(pattern[number] for pattern in line.patterns)
+            if number == line.concatenated
+            else (line.patterns[0][number],)
+            for number in range(len(line.patterns[0]))
         )
-        rows |= dict.fromkeys(_spelled_out(path), Row(dimensions, entry.operations.dtype))
+        rows |= dict.fromkeys(_spelled_out(line), Row(dimensions, line.operations.dtype))
     return rows
 
 
-def _spelled_out(path: str) -> list[str]:
+def _spelled_out(line: Line) -> list[str]:
     """`{gate_up:gate,up}_proj.kernel` is `gate_proj.kernel` and `up_proj.kernel`."""
     paths = [""]
-    for piece in parse_path(path).pieces:
+    for piece in line.path:
         names = (piece,) if isinstance(piece, str) else piece.names
         paths = [path + name for path in paths for name in names]
     return paths
 
 
-def _extent(parts: tuple[tuple[str, ...], ...], sizes: Mapping[str, int]) -> int:
+def _extent(parts: tuple[AxisNames, ...], sizes: Mapping[str, int]) -> int:
     return sum(math.prod(sizes[axis] for axis in axes) for axes in parts)

@@ -1,6 +1,5 @@
 """Where the files of a checkpoint lie, and which of them hold its weights."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,13 +7,21 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from lazyload.errors import CorruptSourceError, SourceNotFoundError, UnsupportedFormatError
+from lazyload.sources import strict_json
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+MOST_JSON_BYTES = 32 << 20
+"""Of `config.json` and of an index; that of DeepSeek V3, with 91,991 tensors, has 9 MB."""
+
 _PICKLED = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
 _OTHER = re.compile(r".*\.(gguf|h5|msgpack|onnx|npz)")
+
+
+class MissingFileError(SourceNotFoundError):
+    """It is known that there is no such file; other errors leave that open."""
 
 
 class Files(Protocol):
@@ -41,7 +48,7 @@ class Files(Protocol):
         """The size of a file in bytes.
 
         Raises:
-            SourceNotFoundError: There is no such file.
+            MissingFileError: There is no such file.
         """
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
@@ -64,7 +71,7 @@ class WeightFiles:
 
     Attributes:
         names: The files, in order.
-        tensors: From tensor to file, where an index says so; empty for a checkpoint of one file.
+        tensors: From tensor to file, where an index says so; empty without one.
     """
 
     names: tuple[str, ...]
@@ -74,14 +81,16 @@ class WeightFiles:
 def weight_files(files: Files) -> WeightFiles:
     """Finds the files that hold the weights.
 
-    Those are the ones that `model.safetensors.index.json` names, else `model.safetensors`, else whatever safetensors
-    files there are.
+    That is `model.safetensors`, as in transformers, else the files that `model.safetensors.index.json` names, else
+    whatever safetensors files there are.
 
     Raises:
         CorruptSourceError: The index is malformed, or names a file outside the checkpoint.
         SourceNotFoundError: There are no weights, or a file that the index names is missing.
         UnsupportedFormatError: There are weights, but not as safetensors.
     """
+    if _exists(files, SINGLE):
+        return WeightFiles((SINGLE,))
     content = files.find(INDEX)
     if content is not None:
         tensors = _parse_index(files.name, content)
@@ -93,8 +102,6 @@ def weight_files(files: Files) -> WeightFiles:
                 "is not there; download the checkpoint again"
             )
         return WeightFiles(names, tensors)
-    if _exists(files, SINGLE):
-        return WeightFiles((SINGLE,))
     present = files.names()
     found = tuple(sorted(name for name in present if name.endswith(".safetensors")))
     if not found:
@@ -109,8 +116,8 @@ def parse_json(where: str, content: bytes) -> dict[str, Any]:
         CorruptSourceError: It is none.
     """
     try:
-        parsed = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        parsed = strict_json.loads(content, MOST_JSON_BYTES)
+    except ValueError as error:
         raise CorruptSourceError(f"{where} is not JSON ({error}); download it again") from None
     if not isinstance(parsed, dict):
         raise CorruptSourceError(f"{where} holds no JSON object; download it again")
@@ -120,7 +127,7 @@ def parse_json(where: str, content: bytes) -> dict[str, Any]:
 def _exists(files: Files, name: str) -> bool:
     try:
         files.size(name)
-    except SourceNotFoundError:
+    except MissingFileError:
         return False
     return True
 

@@ -18,7 +18,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers, get_session
 
 from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
-from lazyload.sources.files import CONFIG, INDEX, SINGLE
+from lazyload.sources.files import CONFIG, INDEX, SINGLE, MissingFileError
 from lazyload.sources.hub_internals import HTTP_ERRORS, commit_of_file, is_known_missing
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
@@ -85,7 +85,19 @@ class HubFiles:
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
-        return self._local.size(name) if self._is_local(name) else self._start(name)[1]
+        if self._is_local(name):
+            return self._local.size(name)
+        if is_known_missing(self.name, name, self._commit):
+            raise self._missing(name)
+        try:
+            return self._start(name)[1]
+        except MissingFileError:
+            raise
+        except SourceNotFoundError as error:
+            # Out of reach, but a checkpoint with an index that has been downloaded needs no single file.
+            if name == SINGLE and self._is_local(INDEX):
+                raise self._missing(name) from error
+            raise
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fills `out` from a position on; from the hub's cache if the file is there, else by asking for that range."""
@@ -131,7 +143,7 @@ class HubFiles:
     def _range(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
         """A range of a file, and the file's size."""
         if self._offline:
-            raise SourceNotFoundError(
+            raise MissingFileError(
                 f"{self.name}: {name} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub must not be "
                 "asked (local_files_only or HF_HUB_OFFLINE)"
             )
@@ -149,10 +161,13 @@ class HubFiles:
         if response.status_code == _OK:
             return response.content[start:stop], len(response.content)
         if response.status_code == 404:
-            raise SourceNotFoundError(f"{self.name} has no file {name} at {self._commit[:8]}")
+            raise self._missing(name)
         if response.status_code in (401, 403):
             raise _denied(self.name, response.status_code)
         raise SourceNotFoundError(f"{url} answers with {response.status_code}; try again later")
+
+    def _missing(self, name: str) -> MissingFileError:
+        return MissingFileError(f"{self.name} has no file {name} at {self._commit[:8]}")
 
     def _explained(self) -> AbstractContextManager[None]:
         return _explained(self._reference, self._offline)

@@ -4,6 +4,7 @@ import errno
 import functools
 import hashlib
 import os
+import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyload.errors import AccessDeniedError, CorruptSourceError, SourceNotFoundError
-from lazyload.sources.files import CONFIG, INDEX, weight_files
+from lazyload.sources.files import CONFIG, INDEX, MOST_JSON_BYTES, MissingFileError, weight_files
 from lazyload.sources.safetensors import read_header
 
 
@@ -49,9 +50,14 @@ class LocalFiles:
     def find(self, name: str) -> bytes | None:
         """The whole content of a file; None where there is no such file."""
         try:
+            size = self._status(name).st_size
+            if size > MOST_JSON_BYTES:
+                raise CorruptSourceError(
+                    f"{self.folder / name} has {size} bytes, more than the {MOST_JSON_BYTES} that it can have"
+                )
             with self._explained(name):
                 return (self.folder / name).read_bytes()
-        except SourceNotFoundError:
+        except MissingFileError:
             return None
 
     def size(self, name: str) -> int:
@@ -90,8 +96,8 @@ class LocalFiles:
     def _status(self, name: str) -> os.stat_result:
         with self._explained(name):
             status = (self.folder / name).stat()
-            if not os.path.isfile(self.folder / name):
-                raise SourceNotFoundError(f"{self.folder / name} is not a file")
+            if not stat.S_ISREG(status.st_mode):
+                raise SourceNotFoundError(f"{self.folder / name} is not a regular file")
             return status
 
     @contextmanager
@@ -103,7 +109,7 @@ class LocalFiles:
         except (CorruptSourceError, SourceNotFoundError):
             raise
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise SourceNotFoundError(f"{path}: {error.strerror}") from error
+            raise MissingFileError(f"{path}: {error.strerror}") from error
         except PermissionError as error:
             raise AccessDeniedError(f"{path}: {error.strerror}; check who may read it") from error
         except OSError as error:

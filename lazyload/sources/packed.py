@@ -203,8 +203,12 @@ def find_packed(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], wh
 def _scheme(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The description of the packing; a multimodal model's may be its text model's."""
     text = config.get("text_config")
-    own = config.get("quantization_config") or (isinstance(text, dict) and text.get("quantization_config"))
-    return own if isinstance(own, dict) else {}
+    own = config.get("quantization_config") or (isinstance(text, dict) and text.get("quantization_config")) or {}
+    if not isinstance(own, dict):
+        raise ConfigError(
+            f"config.json: quantization_config = {own!r:.200} is no object, which says how weights are packed"
+        )
+    return own
 
 
 def _block_scaled(name: str, tensors: Mapping[str, TensorInfo], block: Any, where: str) -> BlockScaled:

@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 
 from lazyload.errors import AccessDeniedError, CorruptSourceError, LazyLoadError, SourceNotFoundError
-from lazyload.sources.files import CONFIG, INDEX, weight_files
+from lazyload.sources.files import CONFIG, INDEX, MissingFileError, weight_files
 
 _VERSION_FIELDS = (
     "generation",
@@ -67,7 +67,7 @@ class RemoteFiles:
         try:
             with self._explained(name):
                 return bytes(self._system.cat_file(self._path(name)))
-        except SourceNotFoundError:
+        except MissingFileError:
             return None
 
     def size(self, name: str) -> int:
@@ -114,7 +114,7 @@ class RemoteFiles:
         except LazyLoadError:
             raise
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise SourceNotFoundError(f"{where} does not exist") from error
+            raise MissingFileError(f"{where} does not exist") from error
         except PermissionError as error:
             raise AccessDeniedError(f"{where}: access is denied ({error}); check the credentials") from error
         # Every file system has its own network and credential errors, with no common base.

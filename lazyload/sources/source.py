@@ -104,13 +104,16 @@ class Source:
         stored: dict[str, StoredTensor] = {}
         for tensors in headers:
             for name, tensor in tensors.items():
+                if self._weight_files.tensors.get(name, tensor.file) != tensor.file:
+                    continue
                 if name in stored:
                     raise CorruptSourceError(
-                        f"{self.name}: {name} stands in {stored[name].file} and in {tensor.file}; only one can be right"
+                        f"{self.name}: {name} stands in {stored[name].file} and in {tensor.file}, and no index says "
+                        "which one counts; remove the files that are not part of the checkpoint"
                     )
                 stored[name] = tensor
         for name, file in self._weight_files.tensors.items():
-            if name not in stored or stored[name].file != file:
+            if name not in stored:
                 raise CorruptSourceError(
                     f"{self.name}: the index says that {name} is in {file}, but it is not; download both again"
                 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lazyload.cache.manifest import Manifest, UnreadableManifestError, read_manifest
+from lazyload.cache.manifest import Manifest, UnreadableManifestError, checksum_of, read_manifest
 
 MANIFEST = Manifest(
     key="0" * 32,
@@ -18,6 +18,7 @@ MANIFEST = Manifest(
     item="items",
     nbytes=8,
     arrays={"a": {"shape": [2]}},
+    files={"a/0.0": {"size": 8}, "_METADATA": {"size": 2, "sha256": "0" * 64}},
     source={"path": "/models/it"},
     config={"model_type": "llama", "rope_theta": 1e6},
     created="2026-11-23T20:26:42+00:00",
@@ -25,6 +26,12 @@ MANIFEST = Manifest(
     versions={"python": "3.11.7"},
     writer={"host": "here", "pid": 1},
 )
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Writes a manifest with a checksum that is right, whatever the rest is."""
+    content = {name: value for name, value in content.items() if name != "checksum"}
+    path.write_text(json.dumps(content | {"checksum": checksum_of(content)}))
 
 
 @pytest.fixture
@@ -58,6 +65,7 @@ def test_what_is_written_is_read_again(path: Path, changes: dict[str, Any]) -> N
         "item": [None, 7, "..", ".", "a/b", "/a", "a/"],
         "nbytes": [None, True, "8", 1.5, -1, 1 << 63, 10**400],
         "arrays": [None, [], {"a": 7}, {"a": {}, "b": []}],
+        "files": [None, [], {"a": 8}, {"a": {"size": "8"}}, {"../a": {"size": 8}}, {"/a": {"size": 8}}],
         "source": [None, []],
         "config": [None, []],
         "created": [None, 7, "yesterday", "2026-11-23", "2026-11-23T20:26:42", "0001-01-01T00:00:00+00:00",
@@ -69,22 +77,29 @@ def test_what_is_written_is_read_again(path: Path, changes: dict[str, Any]) -> N
 )  # fmt: skip
 def test_a_malformed_field_is_named(path: Path, field: str, values: list[Any]) -> None:
     for value in values:
-        path.write_text(json.dumps({**json.loads(MANIFEST.to_json()), field: value}))
+        write(path, {**json.loads(MANIFEST.to_json()), field: value})
         with pytest.raises(UnreadableManifestError, match=rf"{re.escape(str(path))}: missing or malformed: {field} \("):
             read_manifest(path)
 
 
 def test_all_malformed_fields_are_named(path: Path) -> None:
-    path.write_text(json.dumps({"format": 1, "key": "x" * 1000, "nbytes": "x" * 1000}))
+    write(path, {"format": 2, "key": "x" * 1000, "nbytes": "x" * 1000})
     with pytest.raises(UnreadableManifestError, match=r"nbytes .*versions .*writer") as caught:
         read_manifest(path)
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+@pytest.mark.parametrize("version", [None, 0, 3, "2"])
 def test_another_format_is_not_read(path: Path, version: Any) -> None:
-    path.write_text(json.dumps({**json.loads(MANIFEST.to_json()), "format": version}))
-    with pytest.raises(UnreadableManifestError, match=f"format {version!r}, this version reads 1"):
+    write(path, {**json.loads(MANIFEST.to_json()), "format": version})
+    with pytest.raises(UnreadableManifestError, match="format"):
+        read_manifest(path)
+
+
+def test_any_change_is_noticed(path: Path) -> None:
+    content = json.loads(MANIFEST.to_json())
+    path.write_text(json.dumps(content | {"config": content["config"] | {"rope_theta": 1e5}}))
+    with pytest.raises(UnreadableManifestError, match="its checksum is not that of its content"):
         read_manifest(path)
 
 
@@ -107,5 +122,5 @@ def test_no_manifest_and_one_that_cannot_be_read(path: Path) -> None:
     with pytest.raises(UnreadableManifestError, match="No such file"):
         read_manifest(path)
     path.mkdir()
-    with pytest.raises(UnreadableManifestError, match="Is a directory"):
+    with pytest.raises(UnreadableManifestError, match="is a folder"):
         read_manifest(path)

@@ -1,6 +1,5 @@
 """Checkpoints written and read: every storage, any mesh, what plain Orbax sees, and damage."""
 
-import itertools
 import json
 import re
 import threading
@@ -17,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
-from support.in_memory import SIZES, Arrays
+from support.in_memory import STORAGES, lazy
 
 from lazyload.checkpoint import read as reading
 from lazyload.checkpoint.chunks import boxes, choose_chunks
@@ -26,32 +25,14 @@ from lazyload.checkpoint.records import ArrayRecord
 from lazyload.checkpoint.verify import find_damage
 from lazyload.checkpoint.write import write
 from lazyload.errors import CacheError
-from lazyload.layouts.conversion import resolve
-from lazyload.layouts.layout import Layout
-from lazyload.layouts.lazy import LazyTensor
 from lazyload.storage import Storage
 
-STORAGES = [
-    Storage(ocdbt, zarr3, compression, 4096)
-    for ocdbt, zarr3, compression in itertools.product((True, False), (True, False), ("none", "zstd"))
-]
 SHAPES = {"a.matrix": (48, 80), "a.odd": (37, 3, 29), "b.vector": (24,), "b.scalar": (), "c.wide": (8, 1024)}
 
 
 def values(dtype: np.dtype) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     return {path: random.standard_normal(shape).astype(dtype) for path, shape in SHAPES.items()}
-
-
-def lazy(arrays: dict[str, np.ndarray]) -> dict[str, LazyTensor]:
-    """The arrays as lazy tensors of themselves."""
-    letters = {path: [f"axis{number}" for number in range(array.ndim)] for path, array in arrays.items()}
-    found = {}
-    for path, array in arrays.items():
-        layout = Layout({path: f"role : {' '.join(letters[path])}"})
-        sizes = type(SIZES)(dict(zip(letters[path], array.shape, strict=True)) | {"layer": 1}, {})
-        found |= resolve(Arrays({path: array}), layout, layout, sizes, array.dtype).tensors
-    return found
 
 
 def spread(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> NamedSharding:

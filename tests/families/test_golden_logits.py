@@ -12,6 +12,9 @@ from support.decoders import decode, run
 import lazyload
 
 TOLERANCE = 2e-4
+# The query and the key of one row's first token are almost orthogonal, and the norm of their product undoes that it is
+# small: rounding counts a thousandfold there, and JAX 0.8 rounds in another order.
+TOLERANCES = {"qwen3_next_8": 4e-4} if jax.__version_info__ < (0, 9) else {}
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +29,14 @@ def _exact_products():
 
 
 def test_all_cases_are_here() -> None:
-    assert len(checkpoints.NAMES) == 24
+    assert len(checkpoints.NAMES) == 38
 
 
 @pytest.mark.parametrize("name", checkpoints.NAMES)
 def test_logits(name: str, folder: Path) -> None:
     model = checkpoints.make(name, folder)
     tokens, expected = checkpoints.reference(name)
+    tolerance = TOLERANCES.get(name, TOLERANCE)
     meshes = {
         "one device": jax.make_mesh((1,), ("fsdp",), devices=jax.devices()[:1]),
         "fsdp=4,tp=2": jax.make_mesh((4, 2), ("fsdp", "tp")),
@@ -40,7 +44,7 @@ def test_logits(name: str, folder: Path) -> None:
     for place, mesh in meshes.items():
         loaded = lazyload.from_pretrained(model, mesh=mesh, dtype="float32", cache_dir=folder / "cache")
         whole, _ = run(loaded, jnp.asarray(tokens))
-        np.testing.assert_allclose(whole, expected, rtol=0, atol=TOLERANCE, err_msg=place)
+        np.testing.assert_allclose(whole, expected, rtol=0, atol=tolerance, err_msg=place)
         steps = decode(loaded, jnp.asarray(tokens), cache_size=tokens.shape[1])
-        np.testing.assert_allclose(steps, expected, rtol=0, atol=TOLERANCE, err_msg=f"{place}, token by token")
+        np.testing.assert_allclose(steps, expected, rtol=0, atol=tolerance, err_msg=f"{place}, token by token")
     assert lazyload.last_report().hit

@@ -18,6 +18,11 @@ KINDS = (
     "qwen2",
     "qwen3",
     "qwen3_moe",
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_vl",
+    "glm4_moe",
+    "ministral3",
     "mixtral",
     "gemma",
     "gemma2",
@@ -28,6 +33,7 @@ KINDS = (
     "olmo3",
     "smollm3",
     "granite",
+    "glm4",
     "gpt_oss",
     "deepseek_v2",
     "deepseek_v3",
@@ -106,10 +112,16 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("phi3", "mlp_bias", True),
         ("phi3", "lm_head_bias", True),
         ("phi3", "full_attn_mod", 2),
+        ("phi3", "partial_rotary_factor", 0.2),
         ("olmo2", "clip_qkv", 8.0),
         ("olmo3", "layer_types", ["sliding_attention"]),
         ("smollm3", "no_rope_layers", [1, 1, 0]),
         ("granite", "num_local_experts", 8),
+        ("glm4", "mlp_bias", True),
+        ("glm4", "sliding_window", 128),
+        ("glm4", "partial_rotary_factor", 0.2),
+        ("glm4", "partial_rotary_factor", 1.5),
+        ("glm4", "partial_rotary_factor", 0),
         ("gpt_oss", "hidden_act", "gelu"),
         ("deepseek_v2", "topk_method", "noaux_tc"),
         ("deepseek_v2", "scoring_func", "sigmoid"),
@@ -161,7 +173,7 @@ def test_a_size_of_the_experts_that_is_missing_is_named(kind: str, field: str) -
 )
 def test_a_value_of_the_wrong_type_is_named(kind: str, field: str, value: Any) -> None:
     values = values_of(kind, **({field: value} if field != "rope_theta" else {field: value, "rope_parameters": None}))
-    if kind == "gemma3" and field == "tie_word_embeddings":
+    if "text_config" in values and field == "tie_word_embeddings":
         values[field] = value
     if field == "attention_bias" and kind in ("mistral", "mixtral", "qwen2", "phi3"):
         refuse(values, "attention_bias = 1.5")

@@ -196,6 +196,39 @@ def qwen3_moe(draw: Draw) -> Values:
     )
 
 
+def qwen3_next(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    if values["num_attention_heads"] % 2 == 0 and draw(BOTH):
+        del values["num_key_value_heads"]
+    dim = values.get("head_dim", 256)
+    share = draw(st.sampled_from([share for share in (0.25, 0.5, 1.0) if int(dim * share) % 2 == 0]))
+    values |= rope(draw, int(dim * share))
+    if share != 0.25 or draw(BOTH):
+        values["partial_rotary_factor"] = share
+    experts, heads, layers = draw(st.integers(1, 5)), draw(st.integers(1, 3)), values["num_hidden_layers"]
+    # transformers' cache counts tokens in a layer with full attention.
+    kinds = draw(st.lists(st.sampled_from(["linear_attention", "full_attention"]), min_size=layers, max_size=layers))
+    kinds[draw(st.integers(0, layers - 1))] = "full_attention"
+    interval = {"full_attention_interval": draw(st.integers(1, min(layers, 4)))}
+    return (
+        values
+        | {"num_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts)), "moe_intermediate_size": 12}
+        | {"linear_num_key_heads": heads, "linear_num_value_heads": heads * draw(st.integers(1, 3))}
+        | {"linear_key_head_dim": draw(st.sampled_from([4, 6])), "linear_value_head_dim": draw(st.integers(3, 8))}
+        | draw(st.sampled_from([{"layer_types": kinds}, interval]))
+        | {"shared_expert_intermediate_size": draw(st.sampled_from([6, 10]))}
+        | maybe(
+            draw,
+            norm_topk_prob=BOTH,
+            attention_bias=BOTH,
+            hidden_act=ACTIVATIONS,
+            decoder_sparse_step=st.integers(1, 3),
+            mlp_only_layers=st.lists(st.integers(0, 4), max_size=3),
+            linear_conv_kernel_dim=st.integers(2, 5),
+        )
+    )
+
+
 def gemma(draw: Draw) -> Values:
     values = sizes(draw)
     activations = st.sampled_from(["gelu", "gelu_pytorch_tanh"])
@@ -311,6 +344,20 @@ def granite(draw: Draw) -> Values:
     )
 
 
+def glm4(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    if values["num_attention_heads"] % 2 == 0 and draw(BOTH):
+        del values["num_key_value_heads"]
+    dim = values.get("head_dim", 128)
+    # transformers rotates more dimensions than it computes frequencies for where their number is odd: refused.
+    share = draw(st.sampled_from([share for share in (0.25, 0.5, 0.75, 1.0) if int(dim * share) % 2 == 0]))
+    values |= rope(draw, int(dim * share))
+    if share != 0.5 or draw(BOTH):
+        inside = [described for name in ("rope_parameters", "rope_scaling") if (described := values.get(name))]
+        draw(st.sampled_from([values, *inside]))["partial_rotary_factor"] = share
+    return values | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS)
+
+
 def gpt_oss(draw: Draw) -> Values:
     values = sizes(draw)
     experts = draw(st.integers(1, 5))
@@ -377,6 +424,7 @@ KINDS = (
     qwen2,
     qwen3,
     qwen3_moe,
+    qwen3_next,
     gemma,
     gemma2,
     gemma3_text,
@@ -386,6 +434,7 @@ KINDS = (
     olmo3,
     smollm3,
     granite,
+    glm4,
     gpt_oss,
     deepseek_v2,
     deepseek_v3,

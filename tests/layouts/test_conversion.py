@@ -40,6 +40,10 @@ RANGES = [
     Table({"first.{layer:0..}": "q : embed head head_dim"}, only={"layer": range(0, 1)}),
     Table({"rest": "q : embed layer head (pair half)"}, only={"layer": range(1, 4)}),
 ]
+HALVES = [
+    Table({"low": "q : (head layer) embed head_dim"}, only={"layer": range(2)}),
+    Table({"high": "q : layer (pair half) (head embed)"}, only={"layer": range(2, 4)}),
+]
 
 
 def layouts_of(table: Mapping[str, str]) -> list[Layout]:
@@ -51,6 +55,7 @@ GROUPS = [
         *layouts_of(QUERY),
         Layout([CYCLES]),
         Layout(RANGES),
+        Layout(HALVES),
         Layout({"g.q": "q : embed layer head head_dim ; scale 0.5"}),
     ],
     layouts_of(MLP),
@@ -75,7 +80,7 @@ def store(layout: Layout) -> dict[str, np.ndarray]:
             "experts": ("layer", "expert", "gate_up", "mlp", "embed")}  # fmt: skip
     arrays: dict[str, np.ndarray] = {}
     for table in layout.tables:
-        ((path, text),) = table.entries.items()
+        ((path, text),) = table.lines.items()
         text, *operations = text.split(";")
         role, pattern = (word.strip() for word in text.split(":"))
         scale = float(operations[0].split()[1]) if operations else 1.0

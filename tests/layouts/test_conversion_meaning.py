@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from support.in_memory import FLOAT32, SIZES, Arrays, Sizes, slices
 
 from lazyload.errors import LayoutError, TensorMismatchError
-from lazyload.layouts.conversion import digest, resolve, target_axes
+from lazyload.layouts import conversion
+from lazyload.layouts.axes import Group
+from lazyload.layouts.conversion import digest, resolve
 from lazyload.layouts.layout import Layout, Table
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -35,8 +37,33 @@ def test_a_layout_may_fix_the_dtype_of_an_array() -> None:
 def test_integers_keep_their_dtype() -> None:
     result = converted("embed : embed vocab", EMBEDDING.astype(np.int32), BFLOAT16)
     assert result.dtype == np.int32
-    with pytest.raises(LayoutError, match="cannot combine int32"):
-        converted("embed : vocab embed ; scale 2", EMBEDDING.astype(np.int32))
+    for operation in ("scale 2", "offset 1"):
+        with pytest.raises(LayoutError, match="t: cannot combine int32"):
+            converted(f"embed : vocab embed ; {operation}", EMBEDDING.astype(np.int32))
+
+
+@pytest.mark.parametrize("other", [np.int32, np.float32])
+def test_arrays_of_different_kinds_of_numbers_are_not_combined(other: type) -> None:
+    source = Arrays({"0.n": np.zeros(5, np.int8)} | {f"{n}.n": np.zeros(5, other) for n in range(1, 4)})
+    with pytest.raises(LayoutError, match=f"n: cannot combine {np.dtype(other)}, int8"):
+        resolve(source, Layout({"{layer}.n": "n : embed"}), Layout({"n": "n : layer embed"}), SIZES, FLOAT32)
+
+
+def test_floating_point_numbers_of_any_width_are_combined() -> None:
+    source = Arrays({f"{n}.n": np.full(5, n, BFLOAT16 if n % 2 else np.float32) for n in range(4)})
+    stacked = resolve(source, Layout({"{layer}.n": "n : embed"}), Layout({"n": "n : layer embed"}), SIZES, BFLOAT16)
+    np.testing.assert_array_equal(stacked.tensors["n"][WHOLE][:, 0], np.arange(4, dtype=BFLOAT16))
+
+
+@pytest.mark.parametrize("part", ["head_dim", "(big small)", "(small big)"])
+def test_an_axis_that_the_two_sides_divide_differently(part: str) -> None:
+    values = np.arange(60, dtype=np.float32).reshape(3, 2, 2, 5)
+    stored = Layout({"q": "q : head (pair half) embed"})
+    table = Table({"t": f"q : embed {part} head"}, split={"head_dim": ("big", "small")}, sizes={"small": 2})
+    lazy = resolve(Arrays({"q": values.reshape(3, 4, 5)}), stored, Layout([table]), SIZES, FLOAT32).tensors["t"]
+    by_position = values.transpose(0, 2, 1, 3)
+    wanted = by_position.transpose(0, 2, 1, 3) if part == "(small big)" else by_position
+    np.testing.assert_array_equal(lazy[:, :, :], wanted.reshape(3, 4, 5).transpose(2, 1, 0))
 
 
 @settings(deadline=None)
@@ -72,35 +99,42 @@ def test_concatenations_split_and_join(data: st.DataObject, bias: bool) -> None:
     np.testing.assert_array_equal(joint[index], arrays["qkv.3"][index])
 
 
-def test_a_block_reads_no_more_than_it_needs() -> None:
-    source = Arrays({f"{n}.w": np.zeros((12, 5), np.float32) for n in range(4)})
-    stacked = Layout({"w": "q : embed layer head head_dim"})
-    lazy = resolve(source, Layout({"{layer}.w": "q : (head head_dim) embed"}), stacked, SIZES, FLOAT32).tensors["w"]
-    block = lazy[0:5, 2:3, 1:2, 0:4]
-    assert source.bytes_read == block.nbytes
-    assert lazy.split_order == (1, 2, 3, 0)
-    assert lazy.sources == ("0.w", "1.w", "2.w", "3.w")
+def test_aliases_are_other_prefixes_of_paths() -> None:
+    stored = Layout({"model.{n:e,f}": "embed : embed", "e": "x : embed"}, aliases=[("model.", "text."), ("model.", "")])
+    target = Layout({"t.{n:e,f}": "embed : embed", "x": "x : embed"})
+    names = {"text.e": (5,), "model.f": (5,), "text.f": (5,), "e": (5,)}
+    source = Arrays({name: np.zeros(shape, np.float32) for name, shape in names.items()})
+    with pytest.raises(TensorMismatchError) as error:
+        resolve(source, stored, target, SIZES, FLOAT32)
+    assert error.value.problems == ("text.f: in the checkpoint, but layout 'custom' has no use for it",)
+    del source.tensors["text.f"]
+    tensors = resolve(source, stored, target, SIZES, FLOAT32).tensors
+    assert {path: lazy.sources for path, lazy in tensors.items()} == {
+        "t.e": ("text.e",), "t.f": ("model.f",), "x": ("e",)}  # fmt: skip
+    del source.tensors["text.e"], source.tensors["e"]
+    with pytest.raises(TensorMismatchError) as error:
+        resolve(source, stored, target, SIZES, FLOAT32)
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["model.e", "e"]
 
 
-def test_layers_may_be_of_two_kinds() -> None:
-    sizes = Sizes(SIZES.axes, layers={"dense": (0, 3), "sparse": (1, 2)})
-    files = {"l.0.d": 0, "l.3.d": 3, "l.1.s": 1, "l.2.s": 2}
-    source = Arrays({name: np.full(5, value, np.float32) for name, value in files.items()})
-    stored = Layout({"l.{layer}.d": "dense : embed", "l.{layer}.s": "sparse : embed"})
-    target = Layout({"d": "dense : layer embed", "s.{layer:0..}": "sparse : embed"})
-    tensors = resolve(source, stored, target, sizes, FLOAT32).tensors
-    np.testing.assert_array_equal(tensors["d"][WHOLE][:, 0], [0, 3])
-    assert [tensors[f"s.{n}"][(slice(None),)][0] for n in range(2)] == [1, 2]
+def test_an_alias_is_for_paths_with_its_prefix() -> None:
+    stored = Layout({"xyz": "embed : vocab embed"}, aliases=[("ab", "")])
+    with pytest.raises(TensorMismatchError) as error:
+        resolve(Arrays({"z": EMBEDDING}), stored, Layout({"t": "embed : vocab embed"}), SIZES, FLOAT32)
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["xyz", "z"]
 
 
-def test_aliases_and_skipped_tensors() -> None:
-    source = Arrays({"text.model.e": EMBEDDING, "vision.patch": EMBEDDING, "rope.inv_freq": EMBEDDING})
-    stored = Layout(
-        {"model.e": "embed : vocab embed"}, aliases=[("model.", "text.model.")], skipped=["vision.*", "*.inv_freq"]
-    )
-    conversion = resolve(source, stored, Layout({"t": "embed : vocab embed"}), SIZES, FLOAT32)
-    assert conversion.tensors["t"].sources == ("text.model.e",)
-    assert conversion.skipped == ("rope.inv_freq", "vision.patch")
+def test_skipped_tensors_are_those_that_either_layout_says() -> None:
+    names = ["vision.patch", "rope.inv_freq", "9.w", "9.mark", "8.w"]
+    source = Arrays({"e": EMBEDDING} | {name: EMBEDDING for name in names})
+    stored = Layout({"e": "embed : vocab embed"}, skipped=["vision.*", "9.* if 9.mark", "8.* if 8.mark"])
+    target = Layout({"t": "embed : vocab embed"}, skipped=["*.inv_freq"])
+    with pytest.raises(TensorMismatchError) as error:
+        resolve(source, stored, target, SIZES, FLOAT32)
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["8.w"]
+    del source.tensors["8.w"]
+    assert resolve(source, stored, target, SIZES, FLOAT32).skipped == (
+        "9.mark", "9.w", "rope.inv_freq", "vision.patch")  # fmt: skip
 
 
 def test_all_problems_are_in_one_message() -> None:
@@ -125,19 +159,11 @@ def test_all_problems_are_in_one_message() -> None:
 @pytest.mark.parametrize(
     ("target", "complaint"),
     [
-        (Layout({"t": "other : vocab"}), "wants other, which layout 'custom' does not have; it has embed"),
-        (Layout({"t": "embed : vocab width"}), "unknown axis 'width'"),
-        (Layout({"t": "embed : vocab"}), "role 'embed' has axes embed, vocab in the source, but vocab at 't'"),
-        (Layout({"t": "embed : vocab embed ; pad vocab 6"}), "7 cannot be padded to 6"),
-        (Layout({"t": "embed : vocab embed ; pad mlp 6"}), "needs a dimension that is mlp alone"),
-        (Layout({"{vocab:a,b}": "embed : embed"}), "2 names for vocab"),
-        (Layout([Table({"t": "embed : (block kind) embed"}, split={"vocab": ("block", "kind")})]), "size of 'kind'"),
         (
-            Layout([Table({"t": "embed : block kind embed"}, split={"vocab": ("block", "kind")}, sizes={"kind": 2})]),
-            "7 indices of vocab are not a multiple of 2",
+            Layout({"t": "other : vocab"}),
+            "wants other, which layout 'custom' does not have for this model; it has embed",
         ),
-        (Layout([Table({"t": "embed : vocab embed"}, only={"vocab": range(5, 9)})]), "a table for vocab [5, 6, 7, 8]"),
-        (Layout([Table({"t": "embed : vocab embed"}), Table({"t": "embed : embed vocab"})]), "two entries lead to 't'"),
+        (Layout({"t": "embed : vocab"}), "role 'embed' has axes embed, vocab in the source, but vocab at 't'"),
     ],
 )
 def test_layouts_that_do_not_fit_are_errors(target: Layout, complaint: str) -> None:
@@ -153,21 +179,47 @@ def test_a_hole_in_the_source_is_an_error() -> None:
         resolve(source, stored, Layout({"t": "norm : layer embed"}), SIZES, FLOAT32)
 
 
+def test_a_source_without_some_layers_or_with_other_axes_is_an_error() -> None:
+    groups = [Group((0, 1), SIZES.axes), Group((2, 3), {**SIZES.axes, "embed": 6})]
+    sizes = Sizes(SIZES.axes, of_role={"n": groups})
+    source = Arrays({f"{n}.n": np.zeros(5, np.float32) for n in range(2)})
+    first = Table({"{layer}.n": "n : embed"}, only={"layer": (0, 1)})
+    with pytest.raises(LayoutError, match=r"t\.2: the source has no 'n' in these layers"):
+        resolve(source, Layout([first]), Layout({"t.{layer}": "n : embed"}), sizes, FLOAT32)
+    mixed = Layout([first, Table({"{layer}.n": "n : embed head"}, only={"layer": (2, 3)})])
+    with pytest.raises(LayoutError, match=r"role 'n' has other axes at '2\.n' than at '0\.n'"):
+        resolve(source, mixed, Layout({"t.{layer}": "n : embed"}), SIZES, FLOAT32)
+
+
 def test_the_digest_follows_the_tables_and_the_sizes_and_nothing_else() -> None:
-    target = Layout({"t": "embed : vocab embed"})
+    lines = {"t": "embed : vocab embed"}
+    target = Layout(lines)
     base = digest(STORED, target, SIZES)
-    assert digest(Layout({"e": "embed : vocab embed"}), target, Sizes(dict(SIZES.axes))) == base
-    others = [
-        digest(STORED, Layout({"t": "embed : embed vocab"}), SIZES),
-        digest(STORED, Layout({"t": "embed : vocab embed ; scale 2"}), SIZES),
-        digest(STORED, target, Sizes({**SIZES.axes, "vocab": 8})),
-        digest(STORED, target, Sizes(SIZES.axes, layers={"embed": (0,)})),
+    assert digest(Layout({"e": "embed : vocab embed"}), Layout(Table(lines)), Sizes(dict(SIZES.axes))) == base
+    targets = [
+        Layout({"t": "embed : embed vocab"}),
+        Layout({"t": "embed : vocab embed ; scale 2"}),
+        Layout(lines, name="other"),
+        Layout(lines, skipped=["x"]),
+        Layout(lines, aliases=[("t", "x")]),
+        Layout([Table(lines, only={"vocab": range(3)})]),
+        Layout([Table(lines, split={"vocab": ("a", "b")})]),
+        Layout([Table(lines, sizes={"b": 7})]),
     ]
-    assert len({base, *others}) == 5
+    models = [
+        Sizes({**SIZES.axes, "vocab": 8}),
+        Sizes(SIZES.axes, layers={"embed": (0,)}),
+        Sizes(SIZES.axes, {"head_dim": ("pair", "half")}),
+        Sizes(SIZES.axes, of_role={"embed": []}),
+    ]
+    others = [digest(STORED, other, SIZES) for other in targets] + [digest(STORED, target, model) for model in models]
+    others += [digest(Layout({"f": "embed : vocab embed"}), target, SIZES)]
+    other_role = Layout({"e": "embed : vocab embed", "f": "other : vocab"})
+    others += [digest(other_role, target, model) for model in (SIZES, Sizes(SIZES.axes, layers={"other": (1,)}))]
+    assert len({base, *others}) == 1 + len(others)
 
 
-def test_shapes_and_axes_are_known_without_a_source() -> None:
-    layout = Layout({"q": "q : embed layer (head head_dim)", "i.{layer}": "q : embed head (pair half)"})
-    axes = target_axes(layout, SIZES)
-    assert axes["q"] == ((5, 4, 12), ("embed", "layer", "head"))
-    assert axes["i.3"] == ((5, 3, 4), ("embed", "head", "head_dim"))
+def test_the_digest_changes_with_the_meaning_of_the_notation(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = digest(STORED, STORED, SIZES)
+    monkeypatch.setattr(conversion, "NOTATION_VERSION", 0)
+    assert digest(STORED, STORED, SIZES) != base

@@ -1,5 +1,7 @@
 """Copies between memory orders, beside NumPy's own, at the sizes at which rows are woven into words."""
 
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -43,3 +45,53 @@ def test_three_dimensions_with_a_cast() -> None:
     out = np.empty((64, 96, 40), np.float32)
     copy_cast(out, stored.transpose(2, 0, 1))
     np.testing.assert_array_equal(out, stored.transpose(2, 0, 1).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("factors", [(4, 0, 1, 0), (1, 3, 1, 0), (1, 0, 0.3, 0), (1, 0, 1, 5), (4, 3, 0.3, 5)], ids=str)
+def test_scale_and_offset_are_taken_off_and_put_on(factors: tuple[float, float, float, float], dtype: type) -> None:
+    stored = random((700, 600), np.dtype(dtype))
+    before = stored.tobytes()
+    out = np.empty((600, 700), dtype)
+    copy_cast(out, stored.T, factors)
+    scale, offset, wanted_scale, wanted_offset = map(np.float32, factors)
+    value = (stored.T.astype(np.float32) - offset) / scale
+    np.testing.assert_array_equal(out, (value * wanted_scale + wanted_offset).astype(dtype))
+    assert stored.tobytes() == before
+
+
+def test_a_cast_of_more_than_is_converted_at_a_time() -> None:
+    stored = random((3000, 500), np.dtype(np.float32))
+    for values in (stored, stored.T, stored[::2, ::3], stored[:1], stored[:, :1]):
+        out = np.empty(values.shape, ml_dtypes.bfloat16)
+        copy_cast(out, values)
+        np.testing.assert_array_equal(out, values.astype(ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("shape", [(2048, 2048), (1, 2048, 2048), (2048, 1, 2048)], ids=str)
+def test_a_cast_needs_little_memory(shape: tuple[int, ...]) -> None:
+    stored, out = np.zeros(shape, np.float32), np.zeros(shape, ml_dtypes.bfloat16)
+    tracemalloc.start()
+    copy_cast(out, stored)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < stored.nbytes // 4
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (1, 1)], ids=str)
+@pytest.mark.parametrize("factors", [(1, 0, 1, 0), (1, 0, 2, 0)], ids=["copy", "scale"])
+def test_little_or_nothing_to_copy(shape: tuple[int, ...], factors: tuple[float, float, float, float]) -> None:
+    out = np.zeros(shape, ml_dtypes.bfloat16)
+    copy_cast(out, np.full(shape, 3, np.float32), factors)
+    np.testing.assert_array_equal(out, np.full(shape, 3 * factors[2], np.float32))
+
+
+def test_rows_that_cannot_be_merged_are_copied_all_the_same() -> None:
+    stored = random((200, 30, 40), np.dtype(np.float32))
+    out = np.zeros((40, 200, 60), np.float32)
+    copy_cast(out[:, :, ::2], stored.transpose(2, 0, 1))
+    np.testing.assert_array_equal(out[:, :, ::2], stored.transpose(2, 0, 1))
+    assert not out[:, :, 1::2].any()
+    held = np.zeros((41, 200, 31), np.float32)
+    copy_cast(held[1:, :, 1:], stored.transpose(2, 0, 1))
+    np.testing.assert_array_equal(held[1:, :, 1:], stored.transpose(2, 0, 1))

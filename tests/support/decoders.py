@@ -18,6 +18,7 @@ from lazyload.architecture import (
     Layer,
     Norm,
     Rope,
+    Temperature,
 )
 from lazyload.models.decoder import Decoder
 from lazyload.models.fill import fill
@@ -26,6 +27,7 @@ ROPE = Rope(theta=1e4, dim=8)
 TOKENS = (np.arange(48).reshape(4, 12) * 7 % 61).astype(np.int32)
 
 ATTENTION = Attention(num_heads=4, num_kv_heads=2, head_dim=8, rope=ROPE)
+DELTA_NET = GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=6, conv_width=4)
 DENSE = MLP(mlp_dim=48)
 EXPERTS = Experts(num_experts=8, num_selected=2, mlp_dim=16)
 
@@ -83,8 +85,10 @@ CONFIGS = {
     "olmo": config(*[layer(replace(ATTENTION, qk_norm="full"), pre_norms=False, post_norms=True)] * 2),
     "gpt_oss": _gpt_oss(),
     "deepseek": _deepseek(),
+    "qwen3_5": config(layer(replace(DELTA_NET, fused=False)), layer(replace(ATTENTION, gated=True))),
+    "ministral3": config(*[layer(replace(ATTENTION, temperature=Temperature(beta=0.5, length=3)))] * 2),
     "qwen3_next": config(
-        layer(GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=6, conv_width=4)),
+        layer(DELTA_NET),
         layer(replace(ATTENTION, gated=True, qk_norm="head")),
         layer(feed_forward=replace(EXPERTS, shared_mlp_dim=8, shared_gate=True)),
     ),
@@ -94,7 +98,8 @@ CONFIGS = {
 FULL_BLOCKS = (
     replace(ATTENTION, qk_norm="head", qkv_bias=True, o_bias=True, sinks=True),
     replace(_deepseek().layers[0].mixer, a_bias=True, o_bias=True),
-    GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=6, conv_width=4),
+    DELTA_NET,
+    replace(DELTA_NET, fused=False),
     replace(DENSE, bias=True),
     replace(
         EXPERTS,

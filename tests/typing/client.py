@@ -49,12 +49,14 @@ own.typo()  # rejected: attr-defined
 lazyload.Target(lazyload.Layout({}), build=7)  # rejected: arg-type
 lazyload.Layout({"table": 7})  # rejected: dict-item
 
-# Dtypes are three names, or what JAX takes for a dtype.
+# Dtypes are a few names, or what JAX takes for a dtype.
 lazyload.from_pretrained("m", dtype="bfloat16")
 lazyload.from_pretrained("m", dtype=jnp.bfloat16)
 lazyload.from_pretrained("m", dtype=np.float32)
 lazyload.convert("m", dtype=np.dtype("float16"))
 lazyload.plan("m", dtype=tokens)
+lazyload.from_pretrained("m", dtype="auto")
+lazyload.convert("m", dtype="bf16")
 lazyload.from_pretrained("m", dtype="bf17")  # rejected: call-overload
 lazyload.convert("m", dtype="bf17")  # rejected: arg-type
 lazyload.plan("m", dtype=16)  # rejected: arg-type

@@ -1,0 +1,133 @@
+"""Removing from the cache: what no load can use, and entries that somebody chose."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lazyload.cache import generation, liveness
+from lazyload.cache.entry import read_entry
+from lazyload.cache.manifest import FILE_NAME, AbsentError, DamagedError, UnreadableManifestError
+
+_KEPT_SECONDS = 3600.0
+"""How long data that a newer conversion has replaced is kept for the loads that began before."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Something that was removed from the cache, or with `dry_run` would be.
+
+    Attributes:
+        path: The folder or file.
+        nbytes: What it takes on disk.
+        reason: Why.
+    """
+
+    path: Path
+    nbytes: int
+    reason: str
+
+
+def leftovers(folder: Path) -> list[Removal]:
+    """What is in an entry's folder that neither a load nor a conversion can still use.
+
+    Where a manifest is there but cannot be read, or is of another format, no data is known to be unused.
+    """
+    removals = list(_dead_files(folder))
+    try:
+        named = read_entry(folder).manifest.data
+    except AbsentError:
+        named = ""
+    except DamagedError as error:
+        return [*removals, Removal(folder, size(folder), f"damaged: {error}")]
+    except UnreadableManifestError:
+        return removals
+    for data in _generations(folder):
+        if data.name == named or generation.user_of(data):
+            continue
+        if generation.owner_of(data).exists():
+            removals.append(Removal(data, size(data), "a conversion that did not finish"))
+        elif liveness.age(data) > _KEPT_SECONDS:
+            removals.append(Removal(data, size(data), "replaced by a newer conversion"))
+    return removals
+
+
+def remove(path: Path, *, force: bool = False) -> str | None:
+    """Removes an entry's folder, a data folder, or a file beside one; to be called under the key's lock.
+
+    Args:
+        path: What to remove.
+        force: Whether to remove also what somebody writes or reads.
+
+    Returns:
+        Why it stays, a clause; None if it is gone.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    folder = path if path.is_dir() and not path.name.startswith(("data-", generation.TOMBSTONE)) else path.parent
+    try:
+        if path == folder:
+            return _remove_entry(folder, force)
+        if path.name.startswith("data-") and path.is_dir():
+            return generation.remove(path, force=force)
+        generation.bury(path)
+        return None
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            folder.parent.rmdir()
+
+
+def size(folder: Path) -> int:
+    """What a folder or file takes on disk, in bytes."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
+
+
+def _remove_entry(folder: Path, force: bool) -> str | None:
+    """Removes all generations of an entry; says who uses one that stays."""
+    manifest = folder / FILE_NAME
+    try:
+        named = read_entry(folder).manifest.data
+    except UnreadableManifestError:
+        named = ""
+    generations = _generations(folder)
+    kept = [
+        reason
+        for data in generations
+        if (reason := generation.remove(data, manifest if named in ("", data.name) else None, force=force))
+    ]
+    if kept:
+        return kept[0]
+    for rest in (*folder.glob(f"{FILE_NAME}*"), *folder.glob(f"{generation.TOMBSTONE}*"), folder / "last-used"):
+        generation.bury(rest)
+    for mark in _marks(folder):
+        if force or not liveness.is_alive(mark):
+            mark.unlink(missing_ok=True)
+    return None
+
+
+def _generations(folder: Path) -> list[Path]:
+    return [data for data in sorted(folder.glob("data-*")) if data.is_dir() and not data.is_symlink()]
+
+
+def _marks(folder: Path) -> Iterator[Path]:
+    """All marks in an entry's folder, also those that were killed before they had their name."""
+    for pattern in ("data-*.owner", "data-*.lease-*", "lease-*", ".*.mark"):
+        yield from folder.glob(pattern)
+
+
+def _dead_files(folder: Path) -> Iterator[Removal]:
+    for mark in _marks(folder):
+        # An owner's mark goes with the data that it tells of.
+        if not liveness.is_alive(mark) and not mark.with_suffix("").is_dir():
+            yield Removal(mark, 0, "its process is gone")
+    for rest in (*folder.glob(f"{FILE_NAME}.*"), *folder.glob(f"{generation.TOMBSTONE}*")):
+        if liveness.age(rest) > _KEPT_SECONDS:
+            yield Removal(rest, size(rest), "what an interrupted conversion or removal left")

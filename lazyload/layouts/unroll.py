@@ -1,0 +1,241 @@
+"""A layout's tables unrolled for one model: every array that they describe.
+
+Example:
+    The worked example of this folder, a model of 2 layers with 4 heads of 8:
+
+    >>> from types import SimpleNamespace
+    >>> from lazyload.layouts.axes import Group
+    >>> sizes = {"layer": 2, "head": 4, "head_dim": 8, "half": 2, "pair": 4, "embed": 16}
+    >>> model = SimpleNamespace(splits={"head_dim": ("half", "pair")}, groups=lambda role: [Group(range(2), sizes)])
+    >>> hub = Layout({"model.layers.{layer}.self_attn.q_proj.weight": "attn.q : (head head_dim) embed"})
+    >>> for array in unroll(hub, model).values():
+    ...     print(array.path, array.shape, array.positions)
+    model.layers.0.self_attn.q_proj.weight (32, 16) {'layer': 0}
+    model.layers.1.self_attn.q_proj.weight (32, 16) {'layer': 1}
+    >>> scanned = Layout({"decoder.layers.self_attention.query.kernel": "attn.q : embed layer head (pair half)"})
+    >>> [(array.shape, array.logical_axes) for array in unroll(scanned, model).values()]
+    [((16, 2, 4, 8), ('embed', 'layer', 'head', 'head_dim'))]
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from lazyload.errors import LayoutError
+from lazyload.layouts.axes import Axes, Group
+from lazyload.layouts.layout import Layout, Table
+from lazyload.layouts.notation import Line, PathAxis
+from lazyload.layouts.pattern import Array, Axis, Pattern, extent
+
+LAYER = "layer"
+"""The axis whose indices a model's groups speak of."""
+
+
+def unroll(layout: Layout, model: Axes) -> dict[str, Array]:
+    """All arrays of a layout by path, in the order of its lines.
+
+    Raises:
+        LayoutError: A line does not fit the model, two lead to one path, or an array would hold layers of different
+            sizes.
+    """
+    arrays: dict[str, Array] = {}
+    for table in layout.tables:
+        for line in table.parsed:
+            for array in _arrays(table, line, model):
+                if array.path in arrays:
+                    raise LayoutError(f"layout {layout.name!r}: two lines lead to {array.path!r}")
+                arrays[array.path] = array
+    return arrays
+
+
+def unroll_tree(layout: Layout, model: Axes) -> dict[str, Array]:
+    """All arrays of a layout whose dotted paths are to become a tree.
+
+    Raises:
+        LayoutError: As for `unroll`, or the path of one array is a folder of another's.
+    """
+    arrays = unroll(layout, model)
+    for path in arrays:
+        folder = path
+        while folder := folder.rpartition(".")[0]:
+            if folder in arrays:
+                raise LayoutError(
+                    f"layout {layout.name!r}: {folder!r} and {path!r} cannot both be arrays of one tree; rename one"
+                )
+    return arrays
+
+
+class _Words(NamedTuple):
+    """What a line's words mean for one of its roles.
+
+    Attributes:
+        axes: By word, of the path and of the pattern.
+        indices: For each axis of the role, the indices that the table holds for, in order of position.
+    """
+
+    axes: Mapping[str, Axis]
+    indices: Mapping[str, Sequence[int]]
+
+
+def _arrays(table: Table, line: Line, model: Axes) -> Iterator[Array]:
+    """The arrays of one line: for each group of layers, one for each combination of the indices in its path."""
+    try:
+        groups = _groups(line, model)
+        layers = sorted(layer for of_roles in groups for layer in of_roles[0].layers)
+        splits = {**model.splits, **table.split}
+        for number, of_roles in enumerate(groups):
+            words = [_words(table, line, role, group.sizes, layers, splits) for role, group in enumerate(of_roles)]
+            patterns = _patterns(line, number, words)
+            if all(some for every in words for some in every.indices.values()):
+                for array in _arrays_at(line, words[0], patterns):
+                    if len(groups) == 1 or _is_of_group(array, [of_roles[0] for of_roles in groups]):
+                        yield array
+    except LayoutError as error:
+        raise LayoutError(f"line {line.template!r}: {error}") from None
+
+
+def _groups(line: Line, model: Axes) -> list[tuple[Group, ...]]:
+    """For each group of layers with a line's roles, that group of each role; none if the model has no such role."""
+    groups = [model.groups(role) for role in line.roles]
+    if not any(groups):
+        return []
+    for role, others in zip(line.roles, groups, strict=True):
+        if [list(group.layers) for group in others] != [list(group.layers) for group in groups[0]]:
+            raise LayoutError(
+                f"{line.roles[0]!r} and {role!r} share an array, but not all layers with one have the other"
+            )
+    return list(zip(*groups, strict=True))
+
+
+def _words(
+    table: Table,
+    line: Line,
+    role: int,
+    sizes: Mapping[str, int],
+    layers: Sequence[int],
+    splits: Mapping[str, tuple[str, ...]],
+) -> _Words:
+    """What the words of the path and of one role's pattern mean in layers of the given sizes."""
+    named = {path_axis.axis: len(path_axis.names) for path_axis in line.path_axes if path_axis.names}
+    sizes = {**named, **sizes, **table.sizes}
+    words = [*(path_axis.axis for path_axis in line.path_axes), *itertools.chain(*line.patterns[role])]
+    owner = {part: axis for axis, parts in splits.items() for part in parts}
+    axes: dict[str, Axis] = {}
+    indices = {}
+    for axis in dict.fromkeys(owner.get(word, word) for word in words):
+        indices[axis] = _indices(axis, table, sizes, layers)
+        parts = [part for part in splits.get(axis, ()) if part in words]
+        if parts and (axis in words or len(parts) < len(splits[axis])):
+            raise LayoutError(f"write {axis} alone or all of ({' '.join(splits[axis])})")
+        axes |= _strided(axis, parts or [axis], len(indices[axis]), sizes)
+    for path_axis in line.path_axes:
+        if path_axis.names and len(path_axis.names) != axes[path_axis.axis].size:
+            size = axes[path_axis.axis].size
+            raise LayoutError(
+                f"{len(path_axis.names)} names for {path_axis.axis} of size {size}: {', '.join(path_axis.names)}"
+            )
+    return _Words(axes, indices)
+
+
+def _indices(axis: str, table: Table, sizes: Mapping[str, int], layers: Sequence[int]) -> Sequence[int]:
+    """The indices of an axis that a table holds for."""
+    if axis not in sizes:
+        raise LayoutError(f"unknown axis {axis!r}; axes known: {', '.join(sorted(sizes))}")
+    # An axis may be long, and only layers and what a table names are looked at one by one.
+    if axis != LAYER and axis not in table.only:
+        return range(sizes[axis])
+    indices = list(table.only.get(axis, range(sizes[axis])))
+    if any(not 0 <= index < sizes[axis] for index in indices):
+        raise LayoutError(f"a table for {axis} {indices}, but there are {sizes[axis]}")
+    if axis == LAYER:
+        present = set(layers)
+        indices = [index for index in indices if index in present]
+    return range(len(indices)) if indices == list(range(len(indices))) else tuple(indices)
+
+
+def _strided(axis: str, parts: Sequence[str], count: int, sizes: Mapping[str, int]) -> dict[str, Axis]:
+    """The parts of an axis of `count` positions by name; the size of the outermost follows from the others'."""
+    axes, stride = {}, 1
+    for part in reversed(parts[1:]):
+        if part not in sizes:
+            raise LayoutError(f"the size of {part!r}, a part of {axis!r}, is not given")
+        axes[part] = Axis(part, axis, sizes[part], stride)
+        stride *= sizes[part]
+    if count % stride:
+        raise LayoutError(f"{count} indices of {axis} are not a multiple of {stride}")
+    axes[parts[0]] = Axis(parts[0], axis, count // stride, stride)
+    return axes
+
+
+def _patterns(line: Line, group: int, words: Sequence[_Words]) -> tuple[Pattern, ...]:
+    """The patterns of a line's roles, one beside the other."""
+    dimensions = [
+        tuple(tuple(axes[name] for name in names) for names in pattern)
+        for (axes, _), pattern in zip(words, line.patterns, strict=True)
+    ]
+    extents = [[extent(composite) for composite in composites] for composites in dimensions]
+    offsets = [[0] * len(extents[0]) for _ in extents]
+    shape = extents[0].copy()
+    if line.concatenated is not None:
+        *starts, shape[line.concatenated] = itertools.accumulate(
+            (sizes[line.concatenated] for sizes in extents), initial=0
+        )
+        for role, start in zip(offsets, starts, strict=True):
+            role[line.concatenated] = start
+    if line.padded:
+        dimension, size = line.padded
+        if size < shape[dimension]:
+            raise LayoutError(f"{shape[dimension]} cannot be padded to {size}; ask for at least that many")
+        shape[dimension] = size
+    return tuple(
+        Pattern(role, group, composites, tuple(offset), tuple(shape), every.indices, line.operations)
+        for role, composites, offset, every in zip(line.roles, dimensions, offsets, words, strict=True)
+    )
+
+
+def _arrays_at(line: Line, words: _Words, patterns: tuple[Pattern, ...]) -> Iterator[Array]:
+    """An array for each combination of the indices in the path."""
+    axes = {path_axis: words.axes[path_axis.axis] for path_axis in line.path_axes}
+    for numbers in itertools.product(*(range(axis.size) for axis in axes.values())):
+        chosen = dict(zip(axes, numbers, strict=True))
+        pieces = (piece if isinstance(piece, str) else _written(piece, chosen[piece], words) for piece in line.path)
+        positions: dict[str, int] = {}
+        for path_axis, number in chosen.items():
+            axis = axes[path_axis]
+            positions[axis.of] = positions.get(axis.of, 0) + number * axis.stride
+        yield Array("".join(pieces), patterns, positions)
+
+
+def _written(path_axis: PathAxis, number: int, words: _Words) -> str:
+    """How a path writes an index."""
+    axis = words.axes[path_axis.axis]
+    if path_axis.names:
+        return path_axis.names[number]
+    if path_axis.relative or axis.name != axis.of:
+        return str(number)
+    return str(words.indices[axis.of][number])
+
+
+def _is_of_group(array: Array, groups: Sequence[Group]) -> bool:
+    """Whether the layers of an array are those of its group; an error if they are those of several."""
+    pattern = array.patterns[0]
+    layers = set(groups[pattern.group].layers)
+    start, every = array.positions.get(LAYER, 0), pattern.indices.get(LAYER)
+    held = {every[start + step] for step, _ in pattern.steps(LAYER)} if every else None
+    if held is None or (held & layers and held - layers):
+        sizes = _differing_sizes(groups)
+        raise LayoutError(
+            f"{array.path!r} cannot hold layers of different sizes ({sizes}) of {pattern.role!r}; write {{layer}} in "
+            "the path, or give each kind of layers a table of their own: only={'layer': ...}"
+        )
+    return bool(held & layers)
+
+
+def _differing_sizes(groups: Sequence[Group]) -> str:
+    """The axes whose sizes tell groups of layers apart: `head_dim 8 in layers 0, 2; head_dim 16 in layers 1, 3`."""
+    differing = [axis for axis in groups[0].sizes if len({group.sizes.get(axis) for group in groups}) > 1]
+    return "; ".join(
+        f"{', '.join(f'{axis} {group.sizes.get(axis)}' for axis in differing)} in layers "
+        f"{', '.join(map(str, group.layers))}"
+        for group in groups
+    )

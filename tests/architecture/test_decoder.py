@@ -1,0 +1,102 @@
+"""What layouts learn of a decoder, and what a decoder refuses to be."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.decoders import ATTENTION, CONFIGS, DENSE, EXPERTS, ROPE, config, layer
+
+from lazyload.architecture import Attention, DecoderConfig, Experts, GatedDeltaNet, LatentAttention, Norm, Rope
+from lazyload.errors import ConfigError, LayoutError
+from lazyload.formats.nnx import layout
+from lazyload.layouts.conversion import target_axes
+from lazyload.layouts.layout import Layout
+
+
+def test_layers_that_have_a_role_in_the_same_sizes_are_a_group() -> None:
+    wide = replace(ATTENTION, num_kv_heads=4, head_dim=16)
+    mixed = config(layer(), layer(wide), layer(feed_forward=EXPERTS), layer(replace(ATTENTION, num_kv_heads=4)))
+    assert [group.layers for group in mixed.groups("attn.q")] == [(0, 2, 3), (1,)]
+    assert [group.sizes["head_dim"] for group in mixed.groups("attn.q")] == [8, 16]
+    assert [group.layers for group in mixed.groups("attn.k")] == [(0, 2), (1,), (3,)]
+    assert [group.layers for group in mixed.groups("attn_norm")] == [(0, 1, 2, 3)]
+    assert [group.layers for group in mixed.groups("mlp.in")] == [(0, 1, 3)]
+    assert [group.layers for group in mixed.groups("router")] == [(2,)]
+    assert [group.layers for group in mixed.groups("embed")] == [()]
+    assert mixed.groups("attn.sinks") == ()
+
+
+def test_arrays_have_the_sizes_of_their_layers() -> None:
+    mixed = config(layer(), layer(replace(ATTENTION, num_kv_heads=4, head_dim=16)))
+    shapes = {path: shape for path, (shape, _) in target_axes(layout(mixed), mixed).items()}
+    assert shapes["layers.0.attn.k_proj.kernel"] == (32, 2, 8)
+    assert shapes["layers.1.attn.k_proj.kernel"] == (32, 4, 16)
+    stacked = Layout({"q": "attn.q : embed layer head head_dim"})
+    with pytest.raises(LayoutError, match="head_dim"):
+        target_axes(stacked, mixed)
+
+
+def test_blocks_are_found_by_their_class() -> None:
+    gpt_oss = CONFIGS["gpt_oss"]
+    assert gpt_oss.layers_with(Experts) == (1,)
+    assert gpt_oss.first(Experts) is gpt_oss.layers[1].feed_forward
+    assert gpt_oss.first(LatentAttention) is None
+    assert (CONFIGS["qwen3_next"].num_heads, CONFIGS["qwen3_next"].head_dim) == (4, 8)
+
+
+LATENT: dict[str, Any] = {"num_heads": 2, "q_rank": 4, "kv_rank": 4, "nope_dim": 4, "rope_dim": 2, "v_dim": 4}
+DELTA: dict[str, Any] = {"num_key_heads": 2, "num_value_heads": 4, "key_dim": 8, "value_dim": 6, "conv_width": 4}
+
+
+@pytest.mark.parametrize(
+    ("value", "changes", "complaint"),
+    [
+        (ATTENTION, {"num_kv_heads": 3}, "Attention: num_heads = 4 is no multiple of num_kv_heads = 3"),
+        (ATTENTION, {"num_heads": 0}, "Attention: num_heads = 0 must be a positive whole number"),
+        (ATTENTION, {"head_dim": 8.0}, "Attention: head_dim = 8.0 must be a positive whole number"),
+        (ATTENTION, {"head_dim": 4}, "Attention: rope rotates 8 of 4 dimensions"),
+        (ATTENTION, {"qk_norm": "heads"}, "Attention: qk_norm = 'heads' is not known; there are head, full, None"),
+        (ATTENTION, {"window": 0}, "Attention: window = 0"),
+        (ATTENTION, {"softcap": -1.0}, "Attention: softcap = -1.0 must be positive"),
+        (
+            DENSE,
+            {"activation": "swish"},
+            "MLP: activation = 'swish' is not known; there are silu, gelu, gelu_tanh, relu",
+        ),
+        (DENSE, {"mlp_dim": True}, "MLP: mlp_dim = True must be a positive whole number"),
+        (EXPERTS, {"num_selected": 9}, "Experts: num_selected = 9, but a token can use 8"),
+        (EXPERTS, {"num_groups": 3}, "Experts: num_groups = 3 does not fit num_experts = 8"),
+        (EXPERTS, {"scores": "tanh"}, "Experts: scores = 'tanh' is not known"),
+        (EXPERTS, {"shared_gate": True}, "Experts: there is no shared expert"),
+        (LatentAttention(**LATENT), {"rope": ROPE}, "LatentAttention: rope rotates 8 of 2 dimensions"),
+        (LatentAttention(**LATENT), {"q_rank": 0}, "LatentAttention: q_rank = 0"),
+        (GatedDeltaNet(**DELTA), {"num_value_heads": 3}, "GatedDeltaNet: num_value_heads = 3 is no multiple"),
+        (GatedDeltaNet(**DELTA), {"conv_width": 1}, "GatedDeltaNet: conv_width = 1"),
+        (ROPE, {"dim": 7}, "Rope: dim = 7 must be even"),
+        (ROPE, {"kind": "ntk"}, "Rope: kind = 'ntk' is not known"),
+        (ROPE, {"theta": 0.0}, "Rope: theta = 0.0 must be positive"),
+        (ROPE, {"kind": "yarn"}, "Rope: kind 'yarn' needs original_max_position"),
+        (
+            Rope(theta=1e4, dim=4, kind="longrope", original_max_position=8, short_factor=(1, 1), long_factor=(1, 1)),
+            {"long_factor": (1,)},
+            "Rope: long_factor has 1 values for 2 rotated pairs",
+        ),
+        (Norm(), {"eps": 0.0}, "Norm: eps = 0.0 must be positive"),
+        (CONFIGS["plain"], {"vocab_size": 0}, "DecoderConfig: vocab_size = 0"),
+        (CONFIGS["plain"], {"layers": ()}, "DecoderConfig: there are no layers"),
+        (CONFIGS["plain"], {"final_softcap": 0.0}, "DecoderConfig: final_softcap = 0.0 must be positive"),
+    ],
+)
+def test_a_wrong_value_is_refused_where_it_is_written(value: Any, changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(value, **changes)
+    assert str(error.value).startswith(complaint)
+
+
+def test_values_compare_and_hash_by_what_they_say() -> None:
+    same = replace(ATTENTION)
+    assert same == ATTENTION
+    assert hash(same) == hash(ATTENTION)
+    assert replace(ATTENTION, window=5) != ATTENTION
+    assert isinstance(CONFIGS["plain"], DecoderConfig)
+    assert Attention(num_heads=1, num_kv_heads=1, head_dim=4).scale == 0.5
