@@ -24,7 +24,8 @@ from lazyload.checkpoint.read import read, through_orbax
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.checkpoint.verify import find_damage
 from lazyload.checkpoint.write import write
-from lazyload.errors import CacheError
+from lazyload.errors import CacheError, CorruptSourceError
+from lazyload.layouts.lazy import LazyTensor
 from lazyload.storage import Storage
 
 SHAPES = {"a.matrix": (48, 80), "a.odd": (37, 3, 29), "b.vector": (24,), "b.scalar": (), "c.wide": (8, 1024)}
@@ -214,3 +215,35 @@ def test_arrays_in_flight_keep_to_their_bytes() -> None:
         for done in [pool.submit(use, nbytes) for nbytes in [3, 7, 1, 25, 10, 4, 4, 2] * 10]:
             done.result(timeout=60)
     assert most == 25
+
+
+def test_every_byte_is_told_once(tmp_path: Path) -> None:
+    done: list[int] = []
+    records = write(tmp_path, lazy(values(np.dtype(np.float32))), STORAGES[0], advance=done.append)
+    assert sum(done) == sum(record["nbytes"] for record in records.values())
+    assert len(done) > len(records)
+
+
+def test_the_arrays_are_an_item_where_one_is_named(tmp_path: Path) -> None:
+    arrays = values(np.dtype(np.float32))
+    write(tmp_path, lazy(arrays), STORAGES[0], metadata={"scan_layers": True}, item="items")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(tmp_path, ocp.args.Composite(items=ocp.args.PyTreeRestore()))
+        metadata = checkpointer.metadata(tmp_path)
+    np.testing.assert_array_equal(restored["items"]["a"]["matrix"], arrays["a.matrix"])
+    assert metadata.custom_metadata["scan_layers"] is True
+
+
+@pytest.mark.parametrize(
+    "error", [CorruptSourceError("too short"), ValueError("no file"), OSError(5, "a source", "/s")]
+)
+def test_what_the_source_raises_is_left_as_it_is(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_into(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(LazyTensor, "read_into", read_into)
+    with pytest.raises(type(error)) as caught:
+        write(tmp_path, lazy(values(np.dtype(np.float32))), STORAGES[0])
+    assert caught.value is error
