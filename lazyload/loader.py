@@ -147,6 +147,7 @@ def from_pretrained(
     local_files_only: bool = False,
     force_convert: bool = False,
     lock_timeout: float | None = None,
+    verify: bool = False,
     progress: ProgressOption = None,
     family: Family | None = None,
 ) -> Any:
@@ -172,6 +173,7 @@ def from_pretrained(
         force_convert: Whether to convert again although the entry is there.
         lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
             `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
+        verify: Whether to compare what is restored with its checksums while it is read.
         progress: None shows a bar where a person is looking and logs a line where not; True and False decide that;
             a function is called with `(task, bytes done, bytes in all)`.
         family: The architecture, where it is none of those that are known.
@@ -198,7 +200,9 @@ def from_pretrained(
 
         def restore(entry: Entry) -> "dict[str, jax.Array]":
             with stopwatch.stage("restore"):
-                return read(entry.path, entry.manifest.arrays, wanted, request.storage)
+                if verify:
+                    entry.require_undamaged_files()
+                return read(entry.path, entry.manifest.arrays, wanted, request.storage, verify=verify)
 
         arrays, entry, reasons = _used(request, restore, force_convert, progress, lock_timeout, stopwatch)
         with stopwatch.stage("build"):

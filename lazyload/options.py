@@ -45,5 +45,6 @@ class LoadOptions(TypedDict, total=False):
     local_files_only: bool
     force_convert: bool
     lock_timeout: float | None
+    verify: bool
     progress: ProgressOption
     family: Family | None

@@ -128,11 +128,17 @@ def new_staging(folder: Path, key: Key, model: str) -> Iterator[Staging]:
                 yield staging
             finally:
                 if staging is None or not staging.may_be_published:
-                    shutil.rmtree(path, ignore_errors=True)
+                    _discard(path)
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()
             folder.parent.rmdir()
+
+
+def _discard(path: Path) -> None:
+    """Deletes what will not be published; once more where the disk refused."""
+    for _ in range(2):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _owned(path: Path, held: contextlib.ExitStack) -> int:

@@ -87,6 +87,7 @@ def test_every_error_is_ours_and_leaves_nothing(disk: Path, model: Path, tmp_pat
         lazyload.convert(model, cache_dir=root, storage=lazyload.Storage(flags, flags))
         assert [found.problems for found in lazyload.verify(cache_dir=root)] == [()]
     converted = [outcome for outcome, _ in outcomes].count("converted")
-    print(f"\n{len(calls)} errors in {in_all} calls: {converted} did not matter; {len(foreign)} foreign, {len(traces)} traces")
+    print(f"\n{len(calls)} errors in {in_all} calls, {converted} of no consequence: {len(foreign)} foreign, ", end="")
+    print(f"{len(traces)} left traces")
     assert foreign == []
     assert traces == []
