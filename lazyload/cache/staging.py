@@ -92,6 +92,8 @@ class Staging:
                 self.may_be_published = True
                 os.replace(temporary, self.folder / FILE_NAME)
             except BaseException:
+                # A file that still has its first name has not got the other one.
+                self.may_be_published = self.may_be_published and not os.path.lexists(temporary)
                 with contextlib.suppress(OSError):
                     temporary.unlink()
                 raise
