@@ -149,6 +149,7 @@ def from_pretrained(
     local_files_only: bool = False,
     force_convert: bool = False,
     lock_timeout: float | None = None,
+    verify: bool = False,
     progress: ProgressOption = None,
     strict: bool = False,
     config: Mapping[str, Any] | None = None,
@@ -177,6 +178,7 @@ def from_pretrained(
         force_convert: Whether to convert again although the entry is there.
         lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
             `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
+        verify: Whether to compare what is restored with its checksums while it is read.
         progress: None shows a bar where a person is looking and logs a line where not; True and False decide that;
             a function is called with `(task, bytes done, bytes in all)`.
         strict: Whether every tensor without use is an error. Otherwise a warning names those that no model reads:
@@ -209,7 +211,9 @@ def from_pretrained(
             stored = request.as_stored(entry.manifest.arrays)
             places = wanted if stored is request else shardings(mesh, rules, stored.axes)
             with stopwatch.stage("restore"):
-                return stored, read(entry.path, entry.manifest.arrays, places, request.storage)
+                if verify:
+                    entry.require_undamaged_files()
+                return stored, read(entry.path, entry.manifest.arrays, places, request.storage, verify=verify)
 
         (stored, arrays), entry, reasons = _used(request, restore, force_convert, progress, lock_timeout, stopwatch)
         with stopwatch.stage("build"):

@@ -62,5 +62,6 @@ class LoadOptions(TypedDict, total=False):
     strict: bool
     config: Mapping[str, Any] | None
     lock_timeout: float | None
+    verify: bool
     progress: ProgressOption
     family: Family | None
