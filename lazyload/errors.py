@@ -73,6 +73,10 @@ class InputError(LazyLoadError, ValueError):
     """What a model is called with does not fit it, or its key-value cache."""
 
 
+class ArgumentError(LazyLoadError, TypeError):
+    """A call has an argument that there is not, or one of a kind that is not taken."""
+
+
 class CacheError(LazyLoadError, OSError):
     """The cache cannot be used: not writable, disk full, not ours."""
 

@@ -24,12 +24,11 @@ from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.layout import Layout
-from lazyload.options import DTypeOption, LayoutOption, LoadOptions
-from lazyload.progress import ProgressOption, show_progress
+from lazyload.options import DTypeOption, LayoutOption, LoadOptions, StorageOption, explains_arguments
+from lazyload.progress import ProgressOption, require_progress, show_progress
 from lazyload.report import LoadReport, Stopwatch, set_last_report
 from lazyload.request import Request, open_request
 from lazyload.sources import ModelReference
-from lazyload.storage import Storage
 
 if TYPE_CHECKING:
     import jax
@@ -135,20 +134,24 @@ def from_pretrained(
 def from_pretrained(
     model: str | os.PathLike[str], *, layout: Target[Built], **options: Unpack[LoadOptions]
 ) -> Built: ...
+@explains_arguments
 def from_pretrained(
     model: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
     mesh: "jax.sharding.Mesh | None" = None,
     rules: "Rules | None" = None,
     dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
-    storage: Storage | None = None,
+    storage: StorageOption = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_convert: bool = False,
     lock_timeout: float | None = None,
+    verify: bool = False,
     progress: ProgressOption = None,
     strict: bool = False,
     config: Mapping[str, Any] | None = None,
@@ -162,6 +165,8 @@ def from_pretrained(
     Args:
         model: A hub id (`"Qwen/Qwen3-8B"`), a local folder, or a URL that fsspec understands (`gs://`, `s3://`, ...).
         revision: A branch, tag or commit of a hub model; None for `main`.
+        subfolder: Where in the repository or folder the checkpoint lies.
+        variant: Which files of weights: `"fp16"` for `model.fp16.safetensors`, or what its index names.
         mesh: Where the parameters go; None for the mesh that `jax.set_mesh` has set, else all devices on one axis
             `fsdp`.
         rules: From logical axis (`vocab embed layer head kv_head head_dim mlp expert expert_mlp ...`) to mesh axis, to
@@ -170,13 +175,15 @@ def from_pretrained(
             PyTorch or a text name it; `"auto"` for the one that `config.json` names.
         layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, a
             `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build from it, too.
-        storage: How the converted checkpoint is stored; None for the platform's defaults.
+        storage: How the converted checkpoint is stored, a `Storage` or its flags in a dictionary; None for the
+            platform's defaults.
         cache_dir: The cache's root; None for `$LAZYLOAD_CACHE`, else `~/.cache/lazyload`.
         token: A hub token; None for the one that is logged in, False for none. Public models need none.
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
         lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
             `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
+        verify: Whether to compare what is restored with its checksums while it is read.
         progress: None shows a bar where a person is looking and logs a line where not; True and False decide that;
             a function is called with `(task, bytes done, bytes in all)`.
         strict: Whether every tensor without use is an error. Otherwise a warning names those that no model reads:
@@ -198,9 +205,10 @@ def from_pretrained(
     from lazyload.checkpoint.read import read
     from lazyload.sharding import mesh_or_default, shardings
 
+    require_progress(progress)
     stopwatch = Stopwatch()
     mesh = mesh_or_default(mesh)
-    reference = ModelReference(model, revision, token, local_files_only)
+    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
     with cleaning_up(), stopwatch.entering("open", opened) as request:
         wanted = shardings(mesh, rules, request.axes)
@@ -209,7 +217,9 @@ def from_pretrained(
             stored = request.as_stored(entry.manifest.arrays)
             places = wanted if stored is request else shardings(mesh, rules, stored.axes)
             with stopwatch.stage("restore"):
-                return stored, read(entry.path, entry.manifest.arrays, places, request.storage)
+                if verify:
+                    entry.require_undamaged_files()
+                return stored, read(entry.path, entry.manifest.arrays, places, request.storage, verify=verify)
 
         (stored, arrays), entry, reasons = _used(request, restore, force_convert, progress, lock_timeout, stopwatch)
         with stopwatch.stage("build"):
@@ -218,13 +228,16 @@ def from_pretrained(
     return built
 
 
+@explains_arguments
 def convert(
     model: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
     dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
-    storage: Storage | None = None,
+    storage: StorageOption = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
@@ -240,6 +253,8 @@ def convert(
     Args:
         model: See `from_pretrained`, here and below.
         revision: A branch, tag or commit.
+        subfolder: Where in the repository or folder the checkpoint lies.
+        variant: Which files of weights.
         dtype: The stored dtype of floating-point parameters.
         layout: The layout of the converted checkpoint.
         storage: How it is stored.
@@ -259,8 +274,9 @@ def convert(
     Example:
         >>> lazyload.convert("Qwen/Qwen3-8B").path  # doctest: +SKIP
     """
+    require_progress(progress)
     stopwatch = Stopwatch()
-    reference = ModelReference(model, revision, token, local_files_only)
+    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
     with cleaning_up(), stopwatch.entering("open", opened) as request:
         _, entry, reasons = _used(request, lambda entry: None, force_convert, progress, lock_timeout, stopwatch)
@@ -268,13 +284,16 @@ def convert(
     return CachedCheckpoint(entry.path, entry.key, reasons is not None, entry.manifest)
 
 
+@explains_arguments
 def plan(
     model: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
     dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
-    storage: Storage | None = None,
+    storage: StorageOption = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
@@ -290,6 +309,8 @@ def plan(
     Args:
         model: See `from_pretrained`, here and below.
         revision: A branch, tag or commit.
+        subfolder: Where in the repository or folder the checkpoint lies.
+        variant: Which files of weights.
         dtype: The dtype of floating-point parameters.
         layout: The layout of the converted checkpoint.
         storage: How it would be stored.
@@ -306,7 +327,7 @@ def plan(
     Example:
         >>> print(lazyload.plan("Qwen/Qwen3-8B").nbytes)  # doctest: +SKIP
     """
-    reference = ModelReference(model, revision, token, local_files_only)
+    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with open_request(reference, dtype, layout, storage, cache_dir, family, strict, config) as request:
         conversion = request.settled().conversion()
     parameters = {

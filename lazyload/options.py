@@ -1,11 +1,16 @@
-"""The types of what a call accepts."""
+"""What a call accepts: the types of its arguments, and what it says of others."""
 
+import dataclasses
+import difflib
+import functools
+import inspect
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar
 
 import numpy as np
 
+from lazyload.errors import ArgumentError, StorageError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
@@ -17,6 +22,10 @@ if TYPE_CHECKING:
     import jax
 
     from lazyload.sharding import Rules
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class HasDType(Protocol):
@@ -47,14 +56,19 @@ DTypeOption = DTypeName | type[Any] | np.dtype[Any] | HasDType | TorchDType
 LayoutOption = Literal["nnx"] | Layout | MaxText | Target[Any]
 
 
+StorageOption = Storage | Mapping[str, bool | str | int | None] | None
+
+
 class LoadOptions(TypedDict, total=False):
     """The options of `from_pretrained` that do not decide what it returns."""
 
     revision: str | None
+    subfolder: str | None
+    variant: str | None
     mesh: "jax.sharding.Mesh | None"
     rules: "Rules | None"
     dtype: DTypeOption
-    storage: Storage | None
+    storage: StorageOption
     cache_dir: str | os.PathLike[str] | None
     token: str | bool | None
     local_files_only: bool
@@ -62,5 +76,106 @@ class LoadOptions(TypedDict, total=False):
     strict: bool
     config: Mapping[str, Any] | None
     lock_timeout: float | None
+    verify: bool
     progress: ProgressOption
     family: Family | None
+
+
+_SHARDED = "parameters go where mesh= and rules= say"
+_DTYPE = "packed weights are unpacked to dtype=, and nothing is quantised"
+_ATTENTION = "there is one implementation of attention"
+_STREAMED = "weights are always streamed; leave it out"
+_SAFETENSORS = "only safetensors are read"
+_GENERATION = "it is none of the weights'; leave it out"
+INSTEAD: Mapping[str, str] = {
+    "torch_dtype": "give dtype=",
+    "device_map": _SHARDED,
+    "device": _SHARDED,
+    "max_memory": _SHARDED,
+    "tp_plan": _SHARDED,
+    "tp_size": _SHARDED,
+    "device_mesh": _SHARDED,
+    "distributed_config": _SHARDED,
+    "trust_remote_code": "no code of a repository is ever run; describe the architecture with family=",
+    "code_revision": "no code of a repository is ever run; describe the architecture with family=",
+    "quantization_config": _DTYPE,
+    "load_in_8bit": _DTYPE,
+    "load_in_4bit": _DTYPE,
+    "attn_implementation": _ATTENTION,
+    "experts_implementation": "there is one implementation of experts",
+    "use_flash_attention_2": _ATTENTION,
+    "use_kernels": _ATTENTION,
+    "low_cpu_mem_usage": _STREAMED,
+    "offload_folder": _STREAMED,
+    "offload_state_dict": _STREAMED,
+    "offload_buffers": _STREAMED,
+    "disable_mmap": _STREAMED,
+    "use_safetensors": f"{_SAFETENSORS}; leave it out",
+    "from_tf": _SAFETENSORS,
+    "from_flax": _SAFETENSORS,
+    "from_pt": _SAFETENSORS,
+    "gguf_file": _SAFETENSORS,
+    "weights_only": f"{_SAFETENSORS}; leave it out",
+    "state_dict": "weights come from the checkpoint only; `lazyload.fill` fills a module with arrays of your own",
+    "key_mapping": "describe the names of tensors with family=",
+    "ignore_mismatched_sizes": "every tensor must fit; give config= where config.json is wrong",
+    "output_loading_info": "lazyload.plan(...) says what is used of the checkpoint",
+    "use_auth_token": "give token=",
+    "force_download": "give force_convert=True",
+    "resume_download": "downloads are always resumed; leave it out",
+    "proxies": "set HTTPS_PROXY",
+    "mirror": "set HF_ENDPOINT",
+    "adapter_kwargs": "adapters are not read; merge them first",
+    "adapter_name": "adapters are not read; merge them first",
+    "generation_config": _GENERATION,
+    "use_cache": _GENERATION,
+    "output_attentions": _GENERATION,
+    "output_hidden_states": _GENERATION,
+}
+"""Arguments of `transformers.PreTrainedModel.from_pretrained` that are none here, and what there is instead."""
+
+
+def explains_arguments(call: Callable[P, T]) -> Callable[P, T]:
+    """Makes a function say what to write instead of an argument that it does not have.
+
+    For a type checker, and for `inspect.signature`, its arguments are as before.
+    """
+    signature = inspect.signature(call)
+
+    @functools.wraps(call)
+    def explained(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs.keys() - signature.parameters.keys():
+            raise ArgumentError(_unknown_argument(call.__name__, name, list(signature.parameters)))
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ArgumentError(f"{call.__name__}: {error}") from None
+        return call(*args, **kwargs)
+
+    return explained
+
+
+def _unknown_argument(call: str, name: str, known: list[str]) -> str:
+    if name in INSTEAD:
+        return f"{call} has no argument {name!r}: {INSTEAD[name]}"
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{call} has no argument {name!r}" + (
+        f"; is {close[0]!r} meant?" if close else f"; it has {', '.join(known)}"
+    )
+
+
+def storage_of(option: StorageOption) -> Storage:
+    """The flags of storage, however they are given.
+
+    Raises:
+        StorageError: They are neither a `Storage` nor its flags by name.
+    """
+    if option is None or isinstance(option, Storage):
+        return option or Storage()
+    known = [flag.name for flag in dataclasses.fields(Storage)]
+    if not isinstance(option, Mapping) or not set(option) <= set(known):
+        raise StorageError(
+            f"storage={option!r:.200}: give lazyload.Storage({'=, '.join(known)}=), or a dictionary of these"
+        )
+    flags: dict[str, Any] = dict(option)
+    return Storage(**flags)

@@ -8,10 +8,24 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lazyload.errors import ArgumentError
+
 logger = logging.getLogger("lazyload")
 
 ProgressOption = bool | Callable[[str, int, int], Any] | None
 """None: a bar on a terminal; True, False: a bar, nothing; a function: called with task, bytes done, bytes in all."""
+
+
+def require_progress(option: object) -> None:
+    """Refuses what is no way to show progress.
+
+    Raises:
+        ArgumentError: It is none of those that `ProgressOption` lists.
+    """
+    if option is not None and not isinstance(option, bool) and not callable(option):
+        raise ArgumentError(
+            f"progress={option!r:.100}: give True, False, None, or a function (task, bytes done, bytes in all)"
+        )
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from lazyload.formats.stored import has_own_head, may_be_left_aside, require_pla
 from lazyload.formats.target import Target, nested
 from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes, target_form
 from lazyload.layouts.layout import Layout
-from lazyload.options import DTypeOption, LayoutOption
+from lazyload.options import DTypeOption, LayoutOption, StorageOption, storage_of
 from lazyload.sources import ModelReference, Source, open_source
 from lazyload.sources.remembered import RememberedSource
 from lazyload.storage import Storage
@@ -154,7 +154,7 @@ def open_request(
     reference: ModelReference,
     dtype: DTypeOption,
     layout: LayoutOption,
-    storage: Storage | None,
+    storage: StorageOption,
     cache_dir: str | os.PathLike[str] | None,
     family: Family | None,
     strict: bool = False,
@@ -164,7 +164,7 @@ def open_request(
 
     The source is open while the body runs.
     """
-    storage = (storage or Storage()).resolve()
+    flags = storage_of(storage).resolve()
     parameter_dtype = None if _is_auto(dtype) else _dtype(dtype)
     cache = Cache(cache_dir)
     with contextlib.closing(_open_source(reference, cache)) as source:
@@ -182,11 +182,11 @@ def open_request(
             "container": target.description(),
             "dtype": parameter_dtype.name,
             "adapter": None,
-            "storage": storage.fields(),
+            "storage": flags.fields(),
             "format": ENTRY_FORMAT,
         }
         key = Key(fields)
-        yield Request(source, family, architecture, target, layout, strict, parameter_dtype, storage, cache, key)
+        yield Request(source, family, architecture, target, layout, strict, parameter_dtype, flags, cache, key)
 
 
 def _open_source(reference: ModelReference, cache: Cache) -> Source | RememberedSource:
@@ -196,6 +196,7 @@ def _open_source(reference: ModelReference, cache: Cache) -> Source | Remembered
     is out of reach, or does not let this user in, not even that.
     """
     entries = cache.recall(reference.name, reference.revision) if reference.is_hub_id else []
+    entries = [entry for entry in entries if _is_of_place(entry, reference)]
     if not entries:
         return open_source(reference)
     reachable = reference
@@ -211,6 +212,12 @@ def _open_source(reference: ModelReference, cache: Cache) -> Source | Remembered
         return open_source(reachable)
     except (SourceNotFoundError, AccessDeniedError):
         return _remembered(entries[0], reference)
+
+
+def _is_of_place(entry: Entry, reference: ModelReference) -> bool:
+    """Whether an entry was made of the files of its repository that are meant."""
+    identity = entry.manifest.fields["source"]
+    return {name: identity[name] for name in ("subfolder", "variant") if identity.get(name)} == reference.place
 
 
 def _remembered(entry: Entry, reference: ModelReference) -> RememberedSource:

@@ -52,14 +52,18 @@ class Cache:
             root: None for `$LAZYLOAD_CACHE`, else `$XDG_CACHE_HOME/lazyload`, else `~/.cache/lazyload`.
 
         Raises:
-            CacheError: The root is a URL: entries are published by what only a file system can do.
+            CacheError: The root is a URL, where nothing can be published in one step, or has a backslash.
         """
         chosen = os.fspath(root) if root is not None else os.environ.get("LAZYLOAD_CACHE")
         if not chosen:
             chosen = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lazyload")
-        if "://" in chosen:
+        # `pathlib.Path` makes one slash of two.
+        if "://" in chosen or re.match("[A-Za-z][A-Za-z0-9+.-]+:/", chosen):
             raise CacheError(f"{chosen}: the cache must be a folder; give cache_dir= or LAZYLOAD_CACHE a path")
-        self.root = Path(chosen).expanduser().absolute()
+        if "\\" in chosen:
+            raise CacheError(f"{chosen}: TensorStore reads no paths with a backslash; give another cache_dir")
+        root = Path(chosen).expanduser().absolute()
+        self.root = root.resolve() if ".." in root.parts else root
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from lazyload.cache import generation
-from lazyload.cache.files import changed_files
+from lazyload.cache.disk import explained
+from lazyload.cache.files import changed_files, damaged_files
 from lazyload.cache.key import Key
 from lazyload.cache.manifest import (
     FILE_NAME,
@@ -19,7 +20,7 @@ from lazyload.cache.manifest import (
     UnreadableManifestError,
     read_manifest,
 )
-from lazyload.errors import EntryRemovedError
+from lazyload.errors import CacheError, EntryRemovedError
 
 Form = Mapping[str, tuple[tuple[int, ...], str]]
 """The shape and the dtype of every array of a checkpoint, by path; whole numbers keep the source's dtype instead."""
@@ -125,6 +126,17 @@ class Entry:
             return changed_files(self.data, self.manifest.files)
         except OSError as error:
             raise InaccessibleError(f"{error.filename}: cannot be looked at now: {error.strerror}") from None
+
+    def require_undamaged_files(self) -> None:
+        """Compares the files with what was written, small ones by their content.
+
+        Raises:
+            CacheError: One is damaged, or cannot be read now.
+        """
+        with explained(self.data):
+            problems = damaged_files(self.data, self.manifest.files)
+        if problems:
+            raise CacheError(f"{self.data} is damaged: {problems[0]}; call again with force_convert=True")
 
 
 def read_entry(folder: Path) -> Entry:

@@ -214,8 +214,11 @@ def _beat(descriptor: int, stopped: threading.Event) -> None:
 
 
 def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+    # A mark that stays would speak for this process as long as it lives, so that a disk gets a second chance.
+    for _ in range(2):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            return
 
 
 def _close(descriptor: int) -> None:

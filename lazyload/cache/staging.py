@@ -92,6 +92,8 @@ class Staging:
                 self.may_be_published = True
                 os.replace(temporary, self.folder / FILE_NAME)
             except BaseException:
+                # A file that still has its first name has not got the other one.
+                self.may_be_published = self.may_be_published and not os.path.lexists(temporary)
                 with contextlib.suppress(OSError):
                     temporary.unlink()
                 raise
@@ -128,11 +130,17 @@ def new_staging(folder: Path, key: Key, model: str) -> Iterator[Staging]:
                 yield staging
             finally:
                 if staging is None or not staging.may_be_published:
-                    shutil.rmtree(path, ignore_errors=True)
+                    _discard(path)
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()
             folder.parent.rmdir()
+
+
+def _discard(path: Path) -> None:
+    """Deletes what will not be published; once more where the disk refused."""
+    for _ in range(2):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _owned(path: Path, held: contextlib.ExitStack) -> int:

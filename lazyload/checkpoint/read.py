@@ -20,8 +20,9 @@ import tensorstore as ts
 from jax.sharding import Sharding
 
 from lazyload.checkpoint.chunks import boxes
-from lazyload.checkpoint.records import ArrayRecord, Records
+from lazyload.checkpoint.records import ArrayRecord, Records, chunk_checksum, combined
 from lazyload.checkpoint.store import array_spec, context
+from lazyload.checkpoint.verify import find_damage
 from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box
@@ -41,7 +42,9 @@ Limits = tuple[tuple[int, int], ...]
 """Start and stop for each dimension."""
 
 
-def read(folder: Path, arrays: Records, shardings: Mapping[str, Sharding], storage: Storage) -> dict[str, jax.Array]:
+def read(
+    folder: Path, arrays: Records, shardings: Mapping[str, Sharding], storage: Storage, *, verify: bool = False
+) -> dict[str, jax.Array]:
     """Restores a checkpoint.
 
     Args:
@@ -49,6 +52,7 @@ def read(folder: Path, arrays: Records, shardings: Mapping[str, Sharding], stora
         arrays: What the manifest says of its arrays.
         shardings: Which of them are wanted, and where each goes; by dotted path.
         storage: How they are stored.
+        verify: Whether to compare every array with its checksum; then all its chunks are read, needed here or not.
 
     Returns:
         The arrays on their devices.
@@ -57,6 +61,8 @@ def read(folder: Path, arrays: Records, shardings: Mapping[str, Sharding], stora
         CacheError: An array is missing or damaged.
     """
     if is_pathways(os.environ):
+        if verify and (problems := find_damage(folder, arrays, storage)):
+            raise CacheError(f"{folder} is damaged: {problems[0]}; call again with force_convert=True")
         return through_orbax(folder, arrays, shardings)
     records = _records(folder, arrays, shardings)
     shared, scratch = context(), Scratch()
@@ -65,7 +71,7 @@ def read(folder: Path, arrays: Records, shardings: Mapping[str, Sharding], stora
     def load(path: str) -> jax.Array:
         record = records[path]
         with budget.taken(record.nbytes), _explained(folder, path):
-            return _load(_opened(folder, path, record, storage, shared), record, shardings[path], scratch)
+            return _load(_opened(folder, path, record, storage, shared), record, shardings[path], scratch, verify)
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool:
         return dict(zip(records, pool.map(load, records), strict=True))
@@ -99,8 +105,9 @@ def _records(folder: Path, arrays: Records, paths: Iterable[str]) -> dict[str, A
     return records
 
 
-def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratch: Scratch) -> jax.Array:
+def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratch: Scratch, verify: bool) -> jax.Array:
     """One array, on its devices."""
+    checksums = []
     dtype = record.numpy_dtype
     shards: dict[Limits, np.ndarray] = {}
     holders: list[tuple[jax.Device, Limits]] = []
@@ -112,19 +119,32 @@ def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratc
     for box in boxes(record.shape, record.chunks):
         chunk_limits = tuple((cut.start, cut.stop) for cut in box)
         meeting = [(limits, common) for limits in shards if (common := _common(chunk_limits, limits)) is not None]
-        if not meeting:
+        if not meeting and not verify:
             continue
-        limits, common = meeting[0]
-        whole = shards[limits][_within(common, limits)]
-        if len(meeting) == 1 and common == chunk_limits and whole.flags.c_contiguous:
-            read_chunk(box, whole)
-            continue
-        chunk = scratch.array([high - low for low, high in chunk_limits], dtype)
+        chunk = _own_memory(shards, chunk_limits, meeting)
+        if chunk is not None:
+            meeting = []
+        else:
+            chunk = scratch.array([high - low for low, high in chunk_limits], dtype)
         read_chunk(box, chunk)
+        if verify:
+            checksums.append(chunk_checksum(chunk))
         for limits, common in meeting:
             _bits(shards[limits])[_within(common, limits)] = _bits(chunk)[_within(common, chunk_limits)]
+    if verify and (found := combined(checksums)) != record.checksum:
+        raise ValueError(f"is {found}, was written as {record.checksum}")
     placed = [jax.device_put(shards[limits], device, may_alias=True) for device, limits in holders]
     return jax.make_array_from_single_device_arrays(record.shape, sharding, placed)
+
+
+def _own_memory(
+    shards: Mapping[Limits, np.ndarray], chunk: Limits, meeting: "list[tuple[Limits, Limits]]"
+) -> np.ndarray | None:
+    """Where a chunk can be read to without a detour: its place in the only shard that holds any of it."""
+    if len(meeting) != 1 or meeting[0][1] != chunk:
+        return None
+    place = shards[meeting[0][0]][_within(chunk, meeting[0][0])]
+    return place if place.flags.c_contiguous else None
 
 
 def _opened(folder: Path, path: str, record: ArrayRecord, storage: Storage, shared: ts.Context) -> ReadChunk:

@@ -31,8 +31,10 @@ def context() -> ts.Context:
 
 def array_spec(folder: Path, path: str, storage: Storage) -> dict[str, Any]:
     """How to open an array that exists; a chunk that is not there is an error, not zeros."""
+    # No URLs, in which `%41` is an A, and `?`, `#` and `|` end a path.
     if storage.ocdbt:
-        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{path}/"}
+        base = {"driver": "file", "path": f"{folder}/"}
+        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": base, "path": f"{path}/"}
     else:
         kvstore = {"driver": "file", "path": f"{folder / path}/"}
     return {"driver": "zarr3" if storage.zarr3 else "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}

@@ -42,7 +42,8 @@ def _files(reference: ModelReference) -> Files:
     if "://" in reference.name and not reference.name.startswith(("file://", "local://")):
         from lazyload.sources.remote import RemoteFiles
 
-        return RemoteFiles(reference.name)
-    if not reference.folder.is_dir():
-        raise SourceNotFoundError(f"{reference.folder} is not a folder")
-    return LocalFiles(reference.folder)
+        return RemoteFiles(reference.name, reference.subfolder, reference.variant)
+    folder = reference.folder / reference.subfolder
+    if not folder.is_dir():
+        raise SourceNotFoundError(f"{folder} is not a folder")
+    return LocalFiles(folder, variant=reference.variant)

@@ -10,8 +10,6 @@ from lazyload.errors import CorruptSourceError, SourceNotFoundError, Unsupported
 from lazyload.sources import strict_json
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 MOST_JSON_BYTES = 32 << 20
 """Of `config.json` and of an index; that of DeepSeek V3, with 91,991 tensors, has 9 MB."""
@@ -24,8 +22,22 @@ class MissingFileError(SourceNotFoundError):
     """It is known that there is no such file; other errors leave that open."""
 
 
+def index_name(variant: str) -> str:
+    """The file that says in which file each tensor is."""
+    return f"model.safetensors.index.{variant}.json" if variant else "model.safetensors.index.json"
+
+
+def single_name(variant: str) -> str:
+    """The file of weights, where there is only one."""
+    return f"model.{variant}.safetensors" if variant else "model.safetensors"
+
+
 class Files(Protocol):
     """The files of one checkpoint, readable in part."""
+
+    @property
+    def variant(self) -> str:
+        """The variant of the weights that is wanted; empty for none."""
 
     @property
     def name(self) -> str:
@@ -89,21 +101,27 @@ def weight_files(files: Files) -> WeightFiles:
         SourceNotFoundError: There are no weights, or a file that the index names is missing.
         UnsupportedFormatError: There are weights, but not as safetensors.
     """
-    if _exists(files, SINGLE):
-        return WeightFiles((SINGLE,))
-    content = files.find(INDEX)
+    single, index = single_name(files.variant), index_name(files.variant)
+    if _exists(files, single):
+        return WeightFiles((single,))
+    content = files.find(index)
     if content is not None:
-        tensors = _parse_index(files.name, content)
+        tensors = _parse_index(f"{files.name}: {index}", content)
         names = tuple(sorted(set(tensors.values())))
         missing = [name for name in names if not _exists(files, name)]
         if missing:
             raise SourceNotFoundError(
-                f"{files.name}: {INDEX} names {', '.join(missing[:5])}{' and more' * (len(missing) > 5)}, which "
+                f"{files.name}: {index} names {', '.join(missing[:5])}{' and more' * (len(missing) > 5)}, which "
                 "is not there; download the checkpoint again"
             )
         return WeightFiles(names, tensors)
     present = files.names()
     found = tuple(sorted(name for name in present if name.endswith(".safetensors")))
+    if files.variant:
+        raise SourceNotFoundError(
+            f"{files.name} has no variant {files.variant!r}: neither {index} nor {single} is there; it has "
+            f"{', '.join(found) or 'no safetensors files'}"
+        )
     if not found:
         raise _no_weights(files.name, present)
     return WeightFiles(found)
@@ -132,8 +150,7 @@ def _exists(files: Files, name: str) -> bool:
     return True
 
 
-def _parse_index(model: str, content: bytes) -> dict[str, str]:
-    where = f"{model}: {INDEX}"
+def _parse_index(where: str, content: bytes) -> dict[str, str]:
     tensors = parse_json(where, content).get("weight_map")
     if not isinstance(tensors, dict) or not tensors:
         raise CorruptSourceError(f"{where} has no weight_map, which says where the tensors are; download it again")
@@ -168,5 +185,6 @@ def _no_weights(model: str, present: list[str]) -> Exception:
             f"{model} has weights as {other[0]}, but only safetensors are read; look for the original repository"
         )
     return SourceNotFoundError(
-        f"{model} has no weights: neither {INDEX} nor {SINGLE} is there; it has {', '.join(sorted(present)[:8])}"
+        f"{model} has no weights: neither {index_name('')} nor {single_name('')} is there; it has "
+        f"{', '.join(sorted(present)[:8]) or 'no files'}"
     )

@@ -18,7 +18,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers, get_session
 
 from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
-from lazyload.sources.files import CONFIG, INDEX, SINGLE, MissingFileError
+from lazyload.sources.files import CONFIG, MissingFileError, index_name, single_name
 from lazyload.sources.hub_internals import HTTP_ERRORS, commit_of_file, is_known_missing
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
@@ -43,11 +43,12 @@ class HubFiles:
             AccessDeniedError: It may not be read.
         """
         self.name = reference.name
+        self.variant = reference.variant
         self._reference = reference
         self._offline = reference.local_files_only or constants.HF_HUB_OFFLINE
         with self._explained():
             config = self._download(CONFIG, reference.revision)
-        self._commit = commit_of_file(config)
+        self._commit = commit_of_file(config, len(Path(reference.subfolder).parts))
         self._local = LocalFiles(config.parent, self.name)
         self._starts: dict[str, tuple[bytes, int]] = {}
         self._lock = threading.Lock()
@@ -55,29 +56,33 @@ class HubFiles:
     @property
     def origin(self) -> Mapping[str, Any]:
         """Model, revision and commit."""
-        return {"id": self.name, "revision": self._reference.revision, "commit": self._commit}
+        origin = {"id": self.name, "revision": self._reference.revision, "commit": self._commit}
+        return origin | self._reference.place
 
     def identity(self) -> Mapping[str, Any]:
-        """Model and commit, which say all."""
-        return {"kind": "hub", "id": self.name, "commit": self._commit}
+        """Model and commit, and which files of it, which say all."""
+        return {"kind": "hub", "id": self.name, "commit": self._commit} | self._reference.place
 
     def names(self) -> list[str]:
         """The names of all files; of those in the hub's cache, where the hub must not be asked."""
         if self._offline:
             return self._local.names()
         with self._explained():
-            return list(HfApi(token=self._reference.token).list_repo_files(self.name, revision=self._commit))
+            paths = HfApi(token=self._reference.token).list_repo_files(self.name, revision=self._commit)
+        prefix = _path(self._reference, "")
+        names = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
+        return [name for name in names if "/" not in name and "\\" not in name and name not in ("", ".", "..")]
 
     def find(self, name: str) -> bytes | None:
         """The whole content of a file; None where there is no such file."""
-        if is_known_missing(self.name, name, self._commit):
+        if is_known_missing(self.name, _path(self._reference, name), self._commit):
             return None
         try:
             return self._download(name, self._commit).read_bytes()
         except hub_errors.EntryNotFoundError as error:
             unknown = isinstance(error, hub_errors.LocalEntryNotFoundError) and not self._offline
             # Out of reach, but a checkpoint of one file that has been downloaded needs no index.
-            if not unknown or (name == INDEX and self._is_local(SINGLE)):
+            if not unknown or (name == index_name(self.variant) and self._is_local(single_name(self.variant))):
                 return None
             raise _unreachable(error, self._reference, self._offline) from error
         except HTTP_ERRORS as error:
@@ -87,7 +92,7 @@ class HubFiles:
         """The size of a file in bytes."""
         if self._is_local(name):
             return self._local.size(name)
-        if is_known_missing(self.name, name, self._commit):
+        if is_known_missing(self.name, _path(self._reference, name), self._commit):
             raise self._missing(name)
         try:
             return self._start(name)[1]
@@ -95,7 +100,7 @@ class HubFiles:
             raise
         except SourceNotFoundError as error:
             # Out of reach, but a checkpoint with an index that has been downloaded needs no single file.
-            if name == SINGLE and self._is_local(INDEX):
+            if name == single_name(self.variant) and self._is_local(index_name(self.variant)):
                 raise self._missing(name) from error
             raise
 
@@ -128,8 +133,8 @@ class HubFiles:
         return (self._local.folder / name).exists()
 
     def _download(self, name: str, revision: str | None) -> Path:
-        token = self._reference.token
-        return Path(hf_hub_download(self.name, name, revision=revision, token=token, local_files_only=self._offline))
+        path, token = _path(self._reference, name), self._reference.token
+        return Path(hf_hub_download(self.name, path, revision=revision, token=token, local_files_only=self._offline))
 
     def _start(self, name: str) -> tuple[bytes, int]:
         """The first bytes of a file, and its size."""
@@ -147,7 +152,7 @@ class HubFiles:
                 f"{self.name}: {name} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub must not be "
                 "asked (local_files_only or HF_HUB_OFFLINE)"
             )
-        url = hf_hub_url(self.name, name, revision=self._commit)
+        url = hf_hub_url(self.name, _path(self._reference, name), revision=self._commit)
         headers = {
             **build_hf_headers(token=self._reference.token),
             "Range": f"bytes={start}-{stop - 1}",
@@ -184,12 +189,17 @@ def current_commit(reference: ModelReference) -> str:
     if constants.HF_HUB_OFFLINE:
         raise SourceNotFoundError(f"{model}: the hub must not be asked (HF_HUB_OFFLINE)")
     with _explained(reference, offline=False):
-        url = hf_hub_url(model, CONFIG, revision=reference.revision)
+        url = hf_hub_url(model, _path(reference, CONFIG), revision=reference.revision)
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         commit = get_hf_file_metadata(url, token=reference.token, timeout=timeout).commit_hash
     if commit is None:
         raise SourceNotFoundError(f"{constants.ENDPOINT} does not say which commit of {model} it has; is it a hub?")
     return commit
+
+
+def _path(reference: ModelReference, name: str) -> str:
+    """The path in its repository of a checkpoint's file."""
+    return f"{reference.subfolder}/{name}" if reference.subfolder else name
 
 
 @contextmanager

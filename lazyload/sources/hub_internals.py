@@ -15,9 +15,9 @@ HTTP_ERRORS: tuple[type[Exception], ...] = (OSError, HTTPError)
 """The bases of what the HTTP library raises."""
 
 
-def commit_of_file(path: Path) -> str:
-    """The commit that a file at the top of a repository was downloaded from."""
-    return path.parent.name
+def commit_of_file(path: Path, depth: int = 0) -> str:
+    """The commit that a file, so many folders below the top of a repository, was downloaded from."""
+    return path.parents[depth].name
 
 
 def is_known_missing(model: str, name: str, commit: str) -> bool:

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from lazyload.errors import AccessDeniedError, CorruptSourceError, SourceNotFoundError
-from lazyload.sources.files import CONFIG, INDEX, MOST_JSON_BYTES, MissingFileError, weight_files
+from lazyload.sources.files import CONFIG, MOST_JSON_BYTES, MissingFileError, index_name, weight_files
 from lazyload.sources.safetensors import read_header
 
 
 class LocalFiles:
     """The files of a folder; reads are by position, so that threads share a descriptor."""
 
-    def __init__(self, folder: Path, name: str | None = None):
+    def __init__(self, folder: Path, name: str | None = None, variant: str = ""):
         """`name` is what messages call the model; None for the folder's path."""
         self.folder = folder
+        self.variant = variant
         self.name = name or str(folder)
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -33,7 +34,9 @@ class LocalFiles:
 
     def identity(self) -> Mapping[str, Any]:
         """The folder, the small files' content, and of each file of weights its size, time and header."""
-        small = {name: content for name in (CONFIG, INDEX) if (content := self.find(name)) is not None}
+        small = {
+            name: content for name in (CONFIG, index_name(self.variant)) if (content := self.find(name)) is not None
+        }
         files: dict[str, Any] = {name: {"sha256": _sha256(content)} for name, content in small.items()}
         for name in weight_files(self).names:
             status = self._status(name)

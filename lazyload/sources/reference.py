@@ -3,9 +3,12 @@
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from lazyload.errors import ArgumentError, SourceNotFoundError
 
 _COMMIT = re.compile("[0-9a-f]{40}")
+_VARIANT = re.compile(r"[\w-]*")
 
 
 @dataclass(frozen=True)
@@ -21,17 +24,42 @@ class ModelReference:
         revision: A branch, tag or commit of a hub model; None for `main`.
         token: A hub token; None for the one that is logged in, False for none. Never shown.
         local_files_only: Whether the hub must not be asked.
+        subfolder: Where in the repository or folder the checkpoint lies, with slashes; empty for its top.
+        variant: The name in the middle of the names of files of weights; empty for none.
     """
 
     model: str | os.PathLike[str]
     revision: str | None = None
     token: str | bool | None = field(default=None, repr=False)
     local_files_only: bool = False
+    subfolder: str = field(default="", repr=False)
+    variant: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str | os.PathLike) or not isinstance(os.fspath(self.model), str) or not self.name:
+            raise ArgumentError(f"model={self.model!r:.200}: give a hub id, a folder or a URL")
+        if not isinstance(self.revision, str | None):
+            raise ArgumentError(f"revision={self.revision!r:.200}: give a branch, tag or commit")
+        if not isinstance(self.token, str | bool | None):
+            raise ArgumentError("token=: give a text, None for the one that is logged in, or False for none")
+        if isinstance(self.token, str):
+            # What is read from a file ends in a newline, which no header may hold.
+            object.__setattr__(self, "token", self.token.strip() or None)
+        if not isinstance(self.subfolder, str) or not _is_inside(self.subfolder):
+            raise SourceNotFoundError(f"subfolder={self.subfolder!r}: give a folder inside the model's, such as 'text'")
+        if not isinstance(self.variant, str) or not _VARIANT.fullmatch(self.variant):
+            raise SourceNotFoundError(f"variant={self.variant!r}: give a name such as 'fp16'")
 
     @property
     def name(self) -> str:
         """The model as text."""
         return os.fspath(self.model)
+
+    @property
+    def place(self) -> dict[str, str]:
+        """Which of the model's files are meant, where not the usual ones at its top; for keys and manifests."""
+        named = {"subfolder": self.subfolder, "variant": self.variant}
+        return {name: value for name, value in named.items() if value}
 
     @property
     def is_hub_id(self) -> bool:
@@ -48,6 +76,12 @@ class ModelReference:
     def commit(self) -> str | None:
         """The revision, where it is a commit already."""
         return self.revision if self.revision and _COMMIT.fullmatch(self.revision) else None
+
+
+def _is_inside(subfolder: str) -> bool:
+    path = PurePosixPath(subfolder)
+    odd = any(sign in subfolder for sign in "\\:\0")
+    return not odd and not path.is_absolute() and ".." not in path.parts and str(path) in (subfolder, ".")
 
 
 def _is_path(text: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 
 from lazyload.errors import AccessDeniedError, CorruptSourceError, LazyLoadError, SourceNotFoundError
-from lazyload.sources.files import CONFIG, INDEX, MissingFileError, weight_files
+from lazyload.sources.files import CONFIG, MissingFileError, index_name, weight_files
 
 _VERSION_FIELDS = (
     "generation",
@@ -30,15 +30,18 @@ _VERSION_FIELDS = (
 class RemoteFiles:
     """The files below a URL."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, subfolder: str = "", variant: str = ""):
         """Opens the file system.
 
         Raises:
             SourceNotFoundError: Nothing is installed that reads such URLs, or the URL is malformed.
         """
         self.name = url.rstrip("/")
+        self.variant = variant
+        self._subfolder = subfolder
         try:
-            self._system, self._root = fsspec.url_to_fs(self.name)
+            self._system, root = fsspec.url_to_fs(self.name)
+            self._root = f"{root.rstrip('/')}/{subfolder}" if subfolder else root
         except ImportError as error:
             raise SourceNotFoundError(f"{url}: {error}") from error
         except ValueError as error:
@@ -48,13 +51,13 @@ class RemoteFiles:
     @property
     def origin(self) -> Mapping[str, Any]:
         """The URL."""
-        return {"url": self.name}
+        return {"url": self.name, "subfolder": self._subfolder}
 
     def identity(self) -> Mapping[str, Any]:
         """The URL, and of each file its size and what its file system tells versions by."""
-        small = [name for name in (CONFIG, INDEX) if self._system.exists(self._path(name))]
+        small = [name for name in (CONFIG, index_name(self.variant)) if self._system.exists(self._path(name))]
         files = {name: self._version(name) for name in (*small, *weight_files(self).names)}
-        return {"kind": "url", "url": self.name, "files": files}
+        return {"kind": "url", "url": self.name, "subfolder": self._subfolder, "files": files}
 
     def names(self) -> list[str]:
         """The names of all files."""

@@ -83,6 +83,11 @@ lazyload.from_pretrained(7)  # rejected: call-overload
 lazyload.from_pretrained("m", mesh="fsdp=8")  # rejected: call-overload
 lazyload.from_pretrained("m", meshes=mesh)  # rejected: call-overload
 lazyload.convert("m", mesh=mesh)  # rejected: call-arg
+lazyload.from_pretrained("m", torch_dtype="bfloat16")  # rejected: call-overload
+lazyload.convert("m", torch_dtype="bfloat16")  # rejected: call-arg
+lazyload.plan("m", device_map="auto")  # rejected: call-arg
+lazyload.from_pretrained("m", subfolder="text", variant="fp16", storage={"ocdbt": False}, config={"field": None})
+lazyload.from_pretrained("m", strict="yes")  # rejected: call-overload
 lazyload.Storage(ocdbt="yes")  # rejected: arg-type
 lazyload.from_pretrain("m")  # rejected: attr-defined
 
