@@ -77,6 +77,10 @@ class ArgumentError(LazyLoadError, TypeError):
     """A call has an argument that there is not, or one of a kind that is not taken."""
 
 
+class NoReportError(LazyLoadError, LookupError):
+    """There is no record of a load, because there has been none."""
+
+
 class CacheError(LazyLoadError, OSError):
     """The cache cannot be used: not writable, disk full, not ours."""
 

@@ -194,7 +194,7 @@ def from_pretrained(
         with stopwatch.stage("restore"), entry.in_use():
             arrays = read(entry.path, entry.manifest.arrays, wanted, request.storage)
         with stopwatch.stage("build"):
-            built = stored.target.build(stored.architecture, arrays)
+            built = stored.build(arrays)
         _report(request, entry, reasons, stopwatch, restored=True)
     return built
 

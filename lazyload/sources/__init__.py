@@ -1,5 +1,7 @@
 """Where Hugging Face checkpoints come from: the hub, folders, and whatever fsspec reaches."""
 
+import os
+
 from lazyload.errors import SourceNotFoundError
 from lazyload.sources.files import CONFIG, Files, parse_json
 from lazyload.sources.local import LocalFiles
@@ -44,6 +46,6 @@ def _files(reference: ModelReference) -> Files:
 
         return RemoteFiles(reference.name, reference.subfolder, reference.variant)
     folder = reference.folder / reference.subfolder
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise SourceNotFoundError(f"{folder} is not a folder")
     return LocalFiles(folder, variant=reference.variant)

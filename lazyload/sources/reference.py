@@ -65,12 +65,13 @@ class ModelReference:
     def is_hub_id(self) -> bool:
         """Whether the model is one of the hub: neither a URL, nor what can only be a path, nor a file that is here."""
         is_path = not isinstance(self.model, str) or _is_path(self.name)
-        return not is_path and "://" not in self.name and not self.folder.exists()
+        # Not `Path.exists`, which raises where a name is too long for a file.
+        return not is_path and "://" not in self.name and not os.path.exists(self.folder)
 
     @property
     def folder(self) -> Path:
         """The folder that the model is, where it is one; `~` stands for the home, and `file://` for nothing."""
-        return Path(os.path.abspath(Path(self.name.split("://", 1)[-1]).expanduser()))
+        return Path(os.path.abspath(os.path.expanduser(self.name.split("://", 1)[-1])))
 
     @property
     def commit(self) -> str | None:
