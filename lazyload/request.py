@@ -23,12 +23,13 @@ from lazyload.errors import (
     LayoutError,
     LazyLoadError,
     SourceNotFoundError,
+    TensorMismatchError,
     UnsupportedFormatError,
 )
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
-from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible
+from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
 from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes
 from lazyload.layouts.layout import Layout
@@ -93,14 +94,18 @@ class Request:
         """
         source_layout = self.family.stored(self.architecture)
         require_plausible(self.source, source_layout, self.architecture)
-        conversion = resolve(
-            self.source,
-            source_layout,
-            self.target.layout,
-            self.architecture,
-            self.dtype,
-            lambda name: not self.strict and may_be_left_aside(name, self.source),
-        )
+        try:
+            conversion = resolve(
+                self.source,
+                source_layout,
+                self.target.layout,
+                self.architecture,
+                self.dtype,
+                lambda name: not self.strict and may_be_left_aside(name, self.source),
+            )
+        except TensorMismatchError as error:
+            headline = error.headline + what_it_is(self.source)
+            raise TensorMismatchError(headline, error.problems) from None
         if conversion.unread:
             logger.warning(
                 "%s: left aside, because no model of this kind reads them: %s; strict=True makes this an error",
