@@ -46,10 +46,12 @@ class TensorMismatchError(LazyLoadError, ValueError):
     """Tensors of the checkpoint are missing, unexpected or of the wrong shape. Lists every problem at once.
 
     Attributes:
+        headline: What is wrong in all.
         problems: One sentence a problem.
     """
 
     def __init__(self, headline: str, problems: Sequence[str]):
+        self.headline = headline
         self.problems = tuple(problems)
         shown = [f"  - {problem}" for problem in self.problems[:20]]
         if len(self.problems) > 20:
@@ -75,6 +77,10 @@ class InputError(LazyLoadError, ValueError):
 
 class ArgumentError(LazyLoadError, TypeError):
     """A call has an argument that there is not, or one of a kind that is not taken."""
+
+
+class NoReportError(LazyLoadError, LookupError):
+    """There is no record of a load, because there has been none."""
 
 
 class CacheError(LazyLoadError, OSError):

@@ -223,7 +223,7 @@ def from_pretrained(
 
         (stored, arrays), entry, reasons = _used(request, restore, force_convert, progress, lock_timeout, stopwatch)
         with stopwatch.stage("build"):
-            built = stored.target.build(stored.architecture, arrays)
+            built = stored.build(arrays)
         _report(request, entry, reasons, stopwatch, restored=True)
     return built
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from lazyload.errors import NoReportError
+
 Entered = TypeVar("Entered")
 
 _LAST = threading.local()
+_OF_ANY_THREAD: "dict[str, LoadReport]" = {}
 
 
 @dataclass(frozen=True)
@@ -84,17 +87,17 @@ class Stopwatch:
 
 
 def last_report() -> LoadReport:
-    """The record of this thread's last successful `from_pretrained` or `convert`.
+    """The record of this thread's last successful `from_pretrained` or `convert`; of any thread's, if it has none.
 
     Raises:
-        LookupError: This thread has not loaded anything.
+        NoReportError: Nothing has been loaded yet.
     """
-    report: LoadReport | None = getattr(_LAST, "report", None)
+    report: LoadReport | None = getattr(_LAST, "report", None) or _OF_ANY_THREAD.get("last")
     if report is None:
-        raise LookupError("this thread has not loaded a model yet; call lazyload.from_pretrained first")
+        raise NoReportError("no model has been loaded yet; call lazyload.from_pretrained first")
     return report
 
 
 def set_last_report(report: LoadReport) -> None:
-    """Makes the record this thread's last one."""
-    _LAST.report = report
+    """Makes the record this thread's last one, and the process's."""
+    _LAST.report = _OF_ANY_THREAD["last"] = report

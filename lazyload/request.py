@@ -17,11 +17,19 @@ from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
 from lazyload.config_json.overrides import overridden
-from lazyload.errors import AccessDeniedError, LayoutError, SourceNotFoundError, UnsupportedFormatError
+from lazyload.errors import (
+    AccessDeniedError,
+    ArgumentError,
+    LayoutError,
+    LazyLoadError,
+    SourceNotFoundError,
+    TensorMismatchError,
+    UnsupportedFormatError,
+)
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
-from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible
+from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
 from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes, target_form
 from lazyload.layouts.layout import Layout
@@ -84,16 +92,20 @@ class Request:
             ConfigError: `config.json` speaks of far more than is stored.
             TensorMismatchError: The tensors are not those that the family has.
         """
-        source_layout = self.family.huggingface(self.architecture)
+        source_layout = self.family.stored(self.architecture)
         require_plausible(self.source, source_layout, self.architecture)
-        conversion = resolve(
-            self.source,
-            source_layout,
-            self.target.layout,
-            self.architecture,
-            self.dtype,
-            lambda name: not self.strict and may_be_left_aside(name, self.source),
-        )
+        try:
+            conversion = resolve(
+                self.source,
+                source_layout,
+                self.target.layout,
+                self.architecture,
+                self.dtype,
+                lambda name: not self.strict and may_be_left_aside(name, self.source),
+            )
+        except TensorMismatchError as error:
+            headline = error.headline + what_it_is(self.source)
+            raise TensorMismatchError(headline, error.problems) from None
         if conversion.unread:
             logger.warning(
                 "%s: left aside, because no model of this kind reads them: %s; strict=True makes this an error",
@@ -110,13 +122,28 @@ class Request:
         model is converted.
         """
         untied = self._untied
-        if untied is None or not has_own_head(self.source, untied.family.huggingface(untied.architecture)):
+        if untied is None or not has_own_head(self.source, untied.family.stored(untied.architecture)):
             return self
         logger.warning(
             "%s: config.json ties the output projection to the embedding, but another one is stored: it is used",
             self.source.name,
         )
         return untied
+
+    def build(self, arrays: "Mapping[str, jax.Array]") -> Any:
+        """Makes what the call returns.
+
+        Raises:
+            LayoutError: The target's `build` fails.
+        """
+        try:
+            return self.target.build(self.architecture, arrays)
+        except LazyLoadError:
+            raise
+        except Exception as error:
+            raise LayoutError(
+                f"build of layout {self.target.layout.name!r} failed: {type(error).__name__}: {error}"
+            ) from error
 
     def as_stored(self, arrays: Collection[str]) -> "Request":
         """The request for what an entry of this key holds.
@@ -165,18 +192,22 @@ def open_request(
     The source is open while the body runs.
     """
     flags = storage_of(storage).resolve()
+    if not isinstance(family, Family | None):
+        raise ArgumentError(f"family={family!r:.200} is no lazyload.Family")
+    if not isinstance(cache_dir, str | os.PathLike | None):
+        raise ArgumentError(f"cache_dir={cache_dir!r:.200}: give a folder")
     parameter_dtype = None if _is_auto(dtype) else _dtype(dtype)
     cache = Cache(cache_dir)
     with contextlib.closing(_open_source(reference, cache)) as source:
         values = overridden(source.config, config)
         family = family or families.find(values)
-        architecture = family.config(values)
+        architecture = family.read(values)
         parameter_dtype = parameter_dtype or _dtype_of(values)
         target = _target(layout, family, architecture)
         fields = {
             "source": dict(source.identity),
             "config": config,
-            "mapping": digest(family.huggingface(architecture), target.layout, architecture),
+            "mapping": digest(family.stored(architecture), target.layout, architecture),
             "own_head": _own_head_digest(layout, family, architecture),
             "layout": target.layout.name,
             "container": target.description(),
@@ -247,7 +278,7 @@ def _own_head_digest(layout: LayoutOption, family: Family, architecture: Any) ->
     untied = _with_own_head(architecture)
     if untied is None:
         return None
-    return digest(family.huggingface(untied), _target(layout, family, untied).layout, untied)
+    return digest(family.stored(untied), _target(layout, family, untied).layout, untied)
 
 
 def _is_auto(dtype: DTypeOption) -> bool:
@@ -291,6 +322,11 @@ def _target(layout: LayoutOption, family: Family, architecture: Any) -> Target[A
             return Target(layout, nested)
         case MaxText():
             return layout.target(family.name, architecture)
+        case "nnx" if not isinstance(architecture, DecoderConfig):
+            raise LayoutError(
+                f"layout 'nnx' is for models that a lazyload.DecoderConfig describes; family {family.name!r} reads "
+                f"config.json as {type(architecture).__name__}: give a lazyload.Layout or lazyload.Target"
+            )
         case "nnx":
             return Target(nnx_layout(architecture), _decoder)
     raise LayoutError(

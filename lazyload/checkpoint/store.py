@@ -5,6 +5,7 @@ the OCDBT database whose root is the folder. See https://zarr-specs.readthedocs.
 https://google.github.io/tensorstore/kvstore/ocdbt.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from lazyload.errors import CacheError
 from lazyload.storage import Storage
+
+_user: int | None = None
+"""The process that has used TensorStore, and with it whatever is forked from it."""
 
 # Files are synchronised once, when a checkpoint is complete; chunks are read once, so that caching them is in vain.
 _CONTEXT = {
@@ -30,7 +35,12 @@ def context() -> ts.Context:
 
 
 def array_spec(folder: Path, path: str, storage: Storage) -> dict[str, Any]:
-    """How to open an array that exists; a chunk that is not there is an error, not zeros."""
+    """How to open an array that exists; a chunk that is not there is an error, not zeros.
+
+    Raises:
+        CacheError: This process has been forked from one that used TensorStore, which ends a process that then uses it.
+    """
+    _require_no_fork()
     # No URLs, in which `%41` is an A, and `?`, `#` and `|` end a path.
     if storage.ocdbt:
         base = {"driver": "file", "path": f"{folder}/"}
@@ -62,3 +72,13 @@ def new_array_spec(
         "create": True,
         "store_data_equal_to_fill_value": True,
     }
+
+
+def _require_no_fork() -> None:
+    global _user  # noqa: PLW0603 - what a process has done is a fact about the process
+    if _user not in (None, os.getpid()):
+        raise CacheError(
+            "this process was forked from one that had loaded or converted a model, and TensorStore does not work in "
+            "it; start it by multiprocessing.get_context('spawn'), or fork before the first load"
+        )
+    _user = os.getpid()

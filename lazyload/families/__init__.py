@@ -6,7 +6,7 @@ A family of your own is a `Family` given to `register`; a family that is registe
 from collections.abc import Mapping
 from typing import Any
 
-from lazyload.errors import ConfigError, UnknownArchitectureError
+from lazyload.errors import ArgumentError, ConfigError, UnknownArchitectureError
 from lazyload.families import (
     deepseek,
     gemma,
@@ -32,7 +32,13 @@ _families: dict[str, Family] = {}
 
 
 def register(family: Family) -> None:
-    """Makes a family known, in place of the ones that read the same values of `model_type`."""
+    """Makes a family known, in place of the ones that read the same values of `model_type`.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    if not isinstance(family, Family):
+        raise ArgumentError(f"{family!r:.200} is no lazyload.Family")
     _families.update(dict.fromkeys(family.model_types, family))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lazyload.architecture import DecoderConfig
+from lazyload.errors import ConfigError, LayoutError, LazyLoadError
 from lazyload.layouts.layout import Layout
 
 
@@ -23,3 +24,38 @@ class Family:
     model_types: tuple[str, ...]
     config: Callable[[Mapping[str, Any]], DecoderConfig]
     huggingface: Callable[[DecoderConfig], Layout]
+
+    def read(self, values: Mapping[str, Any]) -> Any:
+        """What a parsed `config.json` means.
+
+        Raises:
+            ConfigError: It cannot be read, for whatever reason.
+        """
+        try:
+            return self.config(values)
+        except LazyLoadError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"config.json cannot be read as family {self.name!r}: {type(error).__name__}: {error}"
+            ) from error
+
+    def stored(self, architecture: Any) -> Layout:
+        """How the hub's checkpoints of a model lie.
+
+        Raises:
+            LayoutError: The family does not say, for whatever reason.
+        """
+        try:
+            layout = self.huggingface(architecture)
+        except LazyLoadError:
+            raise
+        except Exception as error:
+            raise LayoutError(
+                f"family {self.name!r} does not say how its checkpoints lie: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(layout, Layout):
+            raise LayoutError(
+                f"family {self.name!r}: its huggingface gave {layout!r:.100}, which is no lazyload.Layout"
+            )
+        return layout

@@ -67,6 +67,11 @@ class MaxText:
     scan_layers: bool = True
     vocab_size: int | None = None
 
+    def __post_init__(self) -> None:
+        size = self.vocab_size
+        if not isinstance(self.scan_layers, bool) or isinstance(size, bool) or not isinstance(size, int | None):
+            raise LayoutError(f"{self!r}: give scan_layers=True or False, and a number or None as vocab_size")
+
     @property
     def name(self) -> str:
         """What messages and keys call the layout."""

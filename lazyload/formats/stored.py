@@ -26,6 +26,9 @@ _MOST_BIAS_BYTES = 16 << 20
 _NEVER_READ = re.compile(r"(?:.*\.)?rotary_emb\.(?:(?:cos|sin)_cached|original_inv_freq)|(?:v_head|value_head)\..*")
 
 
+_SCALES = (".weight_scale", ".weight_scale_2", ".input_scale", ".qweight", ".scales", "_packed")
+_SCORING_HEAD = re.compile(r"(?:.*\.)?(?:score|classifier|reward_head|regression_head|qa_outputs)\.(?:.*\.)?weight")
+
 # Beyond what is stored: missing layers and other small differences are told tensor by tensor.
 _TIMES, _MORE_TENSORS, _MORE_VALUES = 4, 1000, 1_000_000
 
@@ -72,6 +75,22 @@ def has_own_head(source: TensorSource, untied: Layout) -> bool:
     """
     embedding, head = (_stored(role, source, untied) for role in ("embed", "lm_head"))
     return embedding is not None and head is not None and not _are_equal(source, embedding, head)
+
+
+def what_it_is(source: TensorSource) -> str:
+    """What a checkpoint that does not fit its model may be, and what to do; empty if nothing is known."""
+    names = list(source.tensors)
+    if any(name.endswith(_SCALES) for name in names):
+        return (
+            "; its weights are packed in a form that is not read (scales beside them; NVIDIA ModelOpt says how in "
+            "hf_quant_config.json): use the repository that they were quantised from"
+        )
+    head = next((name for name in names if _SCORING_HEAD.fullmatch(name)), None)
+    if head is not None:
+        return f"; {head} scores texts: this is a reward model or a classifier, and only language models are loaded"
+    if any(".lora_" in name for name in names):
+        return "; it has adapters beside its weights: merge them, `merge_and_unload()` of peft, and load the result"
+    return ""
 
 
 def may_be_left_aside(name: str, source: TensorSource) -> bool:

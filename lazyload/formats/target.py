@@ -1,9 +1,12 @@
 """A target: what a conversion makes, beyond where the arrays lie."""
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from lazyload.errors import LayoutError
 from lazyload.layouts.layout import Layout
 
 Built = TypeVar("Built")
@@ -32,6 +35,18 @@ class Target(Generic[Built]):
     metadata: Mapping[str, Any] = field(default_factory=dict)
     scalars: Mapping[str, int] = field(default_factory=dict)
     item: str = ""
+
+    def __post_init__(self) -> None:
+        if not callable(self.build):
+            raise LayoutError(f"build={self.build!r:.100}: give a function of the model's config and its arrays")
+        if not all(isinstance(value, int) for value in self.scalars.values()):
+            raise LayoutError(f"scalars={self.scalars!r:.200}: give whole numbers by path")
+        if not re.fullmatch(r"[\w-]*", self.item):
+            raise LayoutError(f"item={self.item!r:.100}: give a name for a folder, such as 'items'")
+        try:
+            json.dumps(self.metadata, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise LayoutError(f"metadata: its values must be those of JSON: {error}") from None
 
     def description(self) -> dict[str, Any]:
         """What decides bytes on disk beside the layout, as JSON values; for the cache's key."""

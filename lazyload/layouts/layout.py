@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lazyload.errors import LayoutError
 from lazyload.layouts.notation import Line, parse_line
 
 
@@ -38,6 +39,11 @@ class Table:
     parsed: tuple[Line, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.lines, Mapping):
+            raise LayoutError(f"a table is a mapping from path to 'role : axes', not {self.lines!r:.200}")
+        for axis, indices in self.only.items():
+            if not all(isinstance(index, int) for index in indices):
+                raise LayoutError(f"a table for {axis} {indices!r:.200}: give whole numbers")
         parsed = tuple(parse_line(path, array) for path, array in self.lines.items())
         object.__setattr__(self, "parsed", parsed)
 
@@ -87,8 +93,13 @@ class Layout:
     ):
         if isinstance(tables, Mapping):
             tables = Table(tables)
+        several = (tables,) if isinstance(tables, Table) else tuple(tables)
+        if not all(isinstance(table, Table) for table in several):
+            raise LayoutError(
+                f"a layout's tables are a mapping, or lazyload.Table(...), one or several; not {tables!r:.200}"
+            )
         values = {
-            "tables": (tables,) if isinstance(tables, Table) else tuple(tables),
+            "tables": several,
             "name": name,
             "skipped": tuple(skipped),
             "aliases": tuple(aliases),

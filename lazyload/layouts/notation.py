@@ -124,6 +124,8 @@ def parse_line(path: str, array: str) -> Line:
     Raises:
         LayoutError: The line does not follow the notation; the message quotes it and says where.
     """
+    if not isinstance(path, str) or not isinstance(array, str):
+        raise LayoutError(f"line {path!r}: {array!r}: give a path and 'role : axes', both as text")
     try:
         pieces = _parse_path(path)
         head, *operations = array.split(";")

@@ -52,10 +52,12 @@ def unroll_tree(layout: Layout, model: Axes) -> dict[str, Array]:
     """All arrays of a layout whose dotted paths are to become a tree.
 
     Raises:
-        LayoutError: As for `unroll`, or the path of one array is a folder of another's.
+        LayoutError: As for `unroll`, or the path of one array is a folder of another's, or is no path.
     """
     arrays = unroll(layout, model)
     for path in arrays:
+        if not all(path.split(".")) or any(sign in path for sign in "/\\\0"):
+            raise LayoutError(f"layout {layout.name!r}: {path!r} is no path: give names with single dots between them")
         folder = path
         while folder := folder.rpartition(".")[0]:
             if folder in arrays:

@@ -1,12 +1,20 @@
 """Where Hugging Face checkpoints come from: the hub, folders, and whatever fsspec reaches."""
 
-from lazyload.errors import SourceNotFoundError
-from lazyload.sources.files import CONFIG, Files, parse_json
+import os
+import re
+
+from lazyload.errors import SourceNotFoundError, UnsupportedFormatError
+from lazyload.sources.files import CONFIG, Files, no_config, parse_json
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
 from lazyload.sources.source import Source
 
 __all__ = ["ModelReference", "Source", "open_source"]
+
+_HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/(?P<id>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[\w.-]+))?"
+)
 
 
 def open_source(reference: ModelReference) -> Source:
@@ -24,7 +32,7 @@ def open_source(reference: ModelReference) -> Source:
     try:
         content = files.find(CONFIG)
         if content is None:
-            raise SourceNotFoundError(f"{files.name} has no {CONFIG}; give the folder of a Hugging Face checkpoint")
+            raise no_config(files.name, files.names())
         return Source(files, parse_json(f"{files.name}: {CONFIG}", content))
     except BaseException:
         files.close()
@@ -37,13 +45,22 @@ def _files(reference: ModelReference) -> Files:
         from lazyload.sources.hub import HubFiles
 
         return HubFiles(reference)
+    if page := _HUB_PAGE.match(reference.address):
+        at = f" with revision={page['revision']!r}" if page["revision"] else ""
+        raise SourceNotFoundError(
+            f"{reference.name} is the address of a page of the hub; give the model's name, {page['id']!r}{at}"
+        )
     if reference.revision is not None:
         raise SourceNotFoundError(f"{reference.name} is no model of the hub and has no revision {reference.revision!r}")
     if "://" in reference.name and not reference.name.startswith(("file://", "local://")):
         from lazyload.sources.remote import RemoteFiles
 
-        return RemoteFiles(reference.name, reference.subfolder, reference.variant)
+        return RemoteFiles(reference.address, reference.subfolder, reference.variant)
     folder = reference.folder / reference.subfolder
-    if not folder.is_dir():
+    if folder.suffix in (".gguf", ".safetensors") and os.path.isfile(folder):
+        raise UnsupportedFormatError(
+            f"{folder} is one file; give the folder of a Hugging Face checkpoint, with {CONFIG}"
+        )
+    if not os.path.isdir(folder):
         raise SourceNotFoundError(f"{folder} is not a folder")
     return LocalFiles(folder, variant=reference.variant)

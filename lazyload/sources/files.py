@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
-from lazyload.errors import CorruptSourceError, SourceNotFoundError, UnsupportedFormatError
+from lazyload.errors import CorruptSourceError, LazyLoadError, SourceNotFoundError, UnsupportedFormatError
 from lazyload.sources import strict_json
 
 CONFIG = "config.json"
@@ -14,6 +14,10 @@ CONFIG = "config.json"
 MOST_JSON_BYTES = 32 << 20
 """Of `config.json` and of an index; that of DeepSeek V3, with 91,991 tensors, has 9 MB."""
 
+_LFS = b"version https://git-lfs.github.com/spec/"
+_ADAPTER = "adapter_config.json"
+_ORBAX = {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "_sharding"}
+_OF_OTHER_PROGRAMS = re.compile(r"(?:adapter_model|consolidated|optimizer|scheduler|mp_rank)\b.*")
 _PICKLED = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
 _OTHER = re.compile(r".*\.(gguf|h5|msgpack|onnx|npz)")
 
@@ -116,7 +120,9 @@ def weight_files(files: Files) -> WeightFiles:
             )
         return WeightFiles(names, tensors)
     present = files.names()
-    found = tuple(sorted(name for name in present if name.endswith(".safetensors")))
+    found = tuple(
+        sorted(name for name in present if name.endswith(".safetensors") and not _OF_OTHER_PROGRAMS.match(name))
+    )
     if files.variant:
         raise SourceNotFoundError(
             f"{files.name} has no variant {files.variant!r}: neither {index} nor {single} is there; it has "
@@ -127,12 +133,32 @@ def weight_files(files: Files) -> WeightFiles:
     return WeightFiles(found)
 
 
+def no_config(model: str, present: Iterable[str]) -> LazyLoadError:
+    """What to say of a model without `config.json`, from the names of its files."""
+    return _other_kind(model, list(present)) or SourceNotFoundError(
+        f"{model} has no {CONFIG}; give the folder or repository of a Hugging Face checkpoint"
+    )
+
+
+def require_no_pointer(where: str, content: bytes) -> None:
+    """Refuses the small file that Git has in place of a large one.
+
+    Raises:
+        CorruptSourceError: It is one (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md).
+    """
+    if content.startswith(_LFS):
+        raise CorruptSourceError(
+            f"{where} is a Git LFS pointer and not the file itself; run `git lfs pull` in its folder"
+        )
+
+
 def parse_json(where: str, content: bytes) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
         CorruptSourceError: It is none.
     """
+    require_no_pointer(where, content)
     try:
         parsed = strict_json.loads(content, MOST_JSON_BYTES)
     except ValueError as error:
@@ -173,7 +199,34 @@ m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype='auto')
 MODEL FOLDER"""
 
 
+def _other_kind(model: str, present: list[str]) -> LazyLoadError | None:
+    """What to say of files that are something else than a checkpoint of Hugging Face's."""
+    if _ADAPTER in present:
+        return UnsupportedFormatError(
+            f"{model} is an adapter (PEFT: {_ADAPTER}), which only changes another model; merge it into that one, "
+            "`merge_and_unload()` and `save_pretrained()` of peft, and load the result"
+        )
+    if _ORBAX & set(present):
+        return UnsupportedFormatError(
+            f"{model} is an Orbax checkpoint, converted already; restore it with Orbax (MaxText: load_parameters_path), "
+            "or give the Hugging Face checkpoint that it was made from"
+        )
+    if gguf := sorted(name for name in present if name.endswith(".gguf")):
+        return UnsupportedFormatError(
+            f"{model} has weights as GGUF ({gguf[0]}), which are packed for llama.cpp and not read; give the "
+            "repository that they were made from"
+        )
+    if own := sorted(name for name in present if name.startswith("consolidated.")):
+        return UnsupportedFormatError(
+            f"{model} has weights in its maker's own form only ({own[0]}); give the repository with the Hugging Face "
+            "form (model.safetensors), often named -hf, or convert it with transformers' script"
+        )
+    return None
+
+
 def _no_weights(model: str, present: list[str]) -> Exception:
+    if other_kind := _other_kind(model, present):
+        return other_kind
     pickled = sorted(name for name in present if _PICKLED.fullmatch(name))
     if pickled:
         return UnsupportedFormatError(

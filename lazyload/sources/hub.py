@@ -18,10 +18,11 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers, get_session
 
 from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
-from lazyload.sources.files import CONFIG, MissingFileError, index_name, single_name
+from lazyload.sources.files import CONFIG, MissingFileError, index_name, no_config, single_name
 from lazyload.sources.hub_internals import HTTP_ERRORS, commit_of_file, is_known_missing
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
+from lazyload.sources.secrets import without_secrets
 
 _FIRST_BYTES = 1 << 17
 """Read of a file to learn its size; most headers are shorter."""
@@ -47,7 +48,12 @@ class HubFiles:
         self._reference = reference
         self._offline = reference.local_files_only or constants.HF_HUB_OFFLINE
         with self._explained():
-            config = self._download(CONFIG, reference.revision)
+            try:
+                config = self._download(CONFIG, reference.revision)
+            except hub_errors.LocalEntryNotFoundError:
+                raise
+            except hub_errors.EntryNotFoundError:
+                raise no_config(self.name, self._listed(reference.revision)) from None
         self._commit = commit_of_file(config, len(Path(reference.subfolder).parts))
         self._local = LocalFiles(config.parent, self.name)
         self._starts: dict[str, tuple[bytes, int]] = {}
@@ -68,7 +74,10 @@ class HubFiles:
         if self._offline:
             return self._local.names()
         with self._explained():
-            paths = HfApi(token=self._reference.token).list_repo_files(self.name, revision=self._commit)
+            return self._listed(self._commit)
+
+    def _listed(self, revision: str | None) -> list[str]:
+        paths = HfApi(token=self._reference.token).list_repo_files(self.name, revision=revision)
         prefix = _path(self._reference, "")
         names = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
         return [name for name in names if "/" not in name and "\\" not in name and name not in ("", ".", "..")]
@@ -84,9 +93,9 @@ class HubFiles:
             # Out of reach, but a checkpoint of one file that has been downloaded needs no index.
             if not unknown or (name == index_name(self.variant) and self._is_local(single_name(self.variant))):
                 return None
-            raise _unreachable(error, self._reference, self._offline) from error
+            raise _unreachable(error, self._reference, self._offline) from None
         except HTTP_ERRORS as error:
-            raise _explanation(error, self._reference, self._offline) from error
+            raise _explanation(error, self._reference, self._offline) from None
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
@@ -169,7 +178,7 @@ class HubFiles:
             raise self._missing(name)
         if response.status_code in (401, 403):
             raise _denied(self.name, response.status_code)
-        raise SourceNotFoundError(f"{url} answers with {response.status_code}; try again later")
+        raise SourceNotFoundError(f"{without_secrets(url)} answers with {response.status_code}; try again later")
 
     def _missing(self, name: str) -> MissingFileError:
         return MissingFileError(f"{self.name} has no file {name} at {self._commit[:8]}")
@@ -193,8 +202,13 @@ def current_commit(reference: ModelReference) -> str:
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         commit = get_hf_file_metadata(url, token=reference.token, timeout=timeout).commit_hash
     if commit is None:
-        raise SourceNotFoundError(f"{constants.ENDPOINT} does not say which commit of {model} it has; is it a hub?")
+        raise SourceNotFoundError(f"{_endpoint()} does not say which commit of {model} it has; is it a hub?")
     return commit
+
+
+def _endpoint() -> str:
+    """The hub's address, as it may be shown."""
+    return without_secrets(constants.ENDPOINT)
 
 
 def _path(reference: ModelReference, name: str) -> str:
@@ -210,7 +224,7 @@ def _explained(reference: ModelReference, offline: bool) -> Iterator[None]:
     except LazyLoadError:
         raise
     except _HUB_ERRORS as error:
-        raise _explanation(error, reference, offline) from error
+        raise _explanation(error, reference, offline) from None
 
 
 def _explanation(error: Exception, reference: ModelReference, offline: bool) -> LazyLoadError:
@@ -221,14 +235,14 @@ def _explanation(error: Exception, reference: ModelReference, offline: bool) -> 
             return SourceNotFoundError(f"{model!r} is neither a folder nor a model id of the hub: {error}")
         case hub_errors.GatedRepoError():
             return AccessDeniedError(
-                f"{model} is gated: accept its conditions at {constants.ENDPOINT}/{model}, then log in with "
+                f"{model} is gated: accept its conditions at {_endpoint()}/{model}, then log in with "
                 "`hf auth login` or give token="
             )
         case hub_errors.RevisionNotFoundError():
             return SourceNotFoundError(f"{model} has no revision {revision!r} on the hub; check its branches")
         case hub_errors.RepositoryNotFoundError():
             return SourceNotFoundError(
-                f"{model} is neither a folder here nor a model that the hub ({constants.ENDPOINT}) shows; check "
+                f"{model} is neither a folder here nor a model that the hub ({_endpoint()}) shows; check "
                 "the name, or log in (`hf auth login`, token=) if it is private"
             )
         case hub_errors.LocalEntryNotFoundError() | hub_errors.OfflineModeIsEnabled():
@@ -240,16 +254,18 @@ def _explanation(error: Exception, reference: ModelReference, offline: bool) -> 
                 f"{constants.HF_HUB_CACHE}: the disk is full; make space (`hf cache ls`) or move it with HF_HUB_CACHE"
             )
         case PermissionError():
-            return AccessDeniedError(f"{error}; check who may write to the hub's cache, or move it with HF_HUB_CACHE")
+            return AccessDeniedError(
+                f"{without_secrets(str(error))}; check who may write to the hub's cache, or move it with HF_HUB_CACHE"
+            )
     return _denied(model, status) if status in (401, 403) else _unreachable(error, reference, offline)
 
 
 def _unreachable(error: Exception, reference: ModelReference, offline: bool) -> SourceNotFoundError:
-    why = "must not be asked" if offline else f"({constants.ENDPOINT}) cannot be reached"
+    why = "must not be asked" if offline else f"({_endpoint()}) cannot be reached"
     at = f" at {reference.revision}" if reference.revision else ""
     return SourceNotFoundError(
         f"{reference.name}{at} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub {why}: "
-        f"{(str(error) or type(error).__name__).splitlines()[0][:200]}"
+        f"{without_secrets(str(error) or type(error).__name__).splitlines()[0][:200]}"
     )
 
 

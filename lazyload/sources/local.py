@@ -112,13 +112,13 @@ class LocalFiles:
         except (CorruptSourceError, SourceNotFoundError):
             raise
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise MissingFileError(f"{path}: {error.strerror}") from error
+            raise MissingFileError(f"{path}: {error.strerror}") from None
         except PermissionError as error:
-            raise AccessDeniedError(f"{path}: {error.strerror}; check who may read it") from error
+            raise AccessDeniedError(f"{path}: {error.strerror}; check who may read it") from None
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-                raise SourceNotFoundError(f"{path}: {error.strerror}") from error
-            raise CorruptSourceError(f"{path} cannot be read: {error.strerror}; check the disk") from error
+                raise SourceNotFoundError(f"{path}: {error.strerror}") from None
+            raise CorruptSourceError(f"{path} cannot be read: {error.strerror}; check the disk") from None
 
 
 def _sha256(content: bytes) -> str:

@@ -2,16 +2,17 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lazyload.errors import ArgumentError, SourceNotFoundError
+from lazyload.sources.secrets import without_secrets
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _VARIANT = re.compile(r"[\w-]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelReference:
     """A checkpoint of the hub, in a folder, or behind a URL.
 
@@ -30,10 +31,14 @@ class ModelReference:
 
     model: str | os.PathLike[str]
     revision: str | None = None
-    token: str | bool | None = field(default=None, repr=False)
+    token: str | bool | None = None
     local_files_only: bool = False
-    subfolder: str = field(default="", repr=False)
-    variant: str = field(default="", repr=False)
+    subfolder: str = ""
+    variant: str = ""
+
+    def __repr__(self) -> str:
+        shown = {"model": self.name, "revision": self.revision, "local_files_only": self.local_files_only, **self.place}
+        return f"ModelReference({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str | os.PathLike) or not isinstance(os.fspath(self.model), str) or not self.name:
@@ -45,6 +50,8 @@ class ModelReference:
         if isinstance(self.token, str):
             # What is read from a file ends in a newline, which no header may hold.
             object.__setattr__(self, "token", self.token.strip() or None)
+            if not re.fullmatch(r"[!-~]*", self.token or ""):
+                raise ArgumentError("token=: it holds spaces or letters that no token has")
         if not isinstance(self.subfolder, str) or not _is_inside(self.subfolder):
             raise SourceNotFoundError(f"subfolder={self.subfolder!r}: give a folder inside the model's, such as 'text'")
         if not isinstance(self.variant, str) or not _VARIANT.fullmatch(self.variant):
@@ -52,7 +59,12 @@ class ModelReference:
 
     @property
     def name(self) -> str:
-        """The model as text."""
+        """The model as text, without the secrets of a URL."""
+        return without_secrets(self.address)
+
+    @property
+    def address(self) -> str:
+        """The model as it was given."""
         return os.fspath(self.model)
 
     @property
@@ -65,12 +77,13 @@ class ModelReference:
     def is_hub_id(self) -> bool:
         """Whether the model is one of the hub: neither a URL, nor what can only be a path, nor a file that is here."""
         is_path = not isinstance(self.model, str) or _is_path(self.name)
-        return not is_path and "://" not in self.name and not self.folder.exists()
+        # Not `Path.exists`, which raises where a name is too long for a file.
+        return not is_path and "://" not in self.name and not os.path.exists(self.folder)
 
     @property
     def folder(self) -> Path:
         """The folder that the model is, where it is one; `~` stands for the home, and `file://` for nothing."""
-        return Path(os.path.abspath(Path(self.name.split("://", 1)[-1]).expanduser()))
+        return Path(os.path.abspath(os.path.expanduser(self.address.split("://", 1)[-1])))
 
     @property
     def commit(self) -> str | None:

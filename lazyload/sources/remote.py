@@ -1,5 +1,6 @@
 """A checkpoint behind an fsspec URL, `gs://`, `s3://`, `memory://` and so on, read range by range."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +9,9 @@ import fsspec
 
 from lazyload.errors import AccessDeniedError, CorruptSourceError, LazyLoadError, SourceNotFoundError
 from lazyload.sources.files import CONFIG, MissingFileError, index_name, weight_files
+from lazyload.sources.secrets import without_secrets
 
+_IS_WEB = re.compile("https?://")
 _VERSION_FIELDS = (
     "generation",
     "etag",
@@ -36,17 +39,25 @@ class RemoteFiles:
         Raises:
             SourceNotFoundError: Nothing is installed that reads such URLs, or the URL is malformed.
         """
-        self.name = url.rstrip("/")
+        self.name = without_secrets(url).rstrip("/")
         self.variant = variant
         self._subfolder = subfolder
         try:
-            self._system, root = fsspec.url_to_fs(self.name)
+            self._system, root = fsspec.url_to_fs(url.rstrip("/"))
+            # What is signed for a folder is signed for its files: the query stays at the end.
+            root, mark, query = root.partition("?") if _IS_WEB.match(url) else (root, "", "")
+            self._behind = mark + query
             self._root = f"{root.rstrip('/')}/{subfolder}" if subfolder else root
         except ImportError as error:
-            raise SourceNotFoundError(f"{url}: {error}") from error
+            raise SourceNotFoundError(f"{self.name}: {error}") from None
         except ValueError as error:
             known = ", ".join(sorted(fsspec.available_protocols()))
-            raise SourceNotFoundError(f"{url} cannot be opened: {error}; fsspec knows {known}") from error
+            why = without_secrets(str(error))
+            raise SourceNotFoundError(f"{self.name} cannot be opened: {why}; fsspec knows {known}") from None
+        # Every file system has its own errors of credentials and networks, with no common base.
+        except Exception as error:
+            why = without_secrets(str(error))
+            raise SourceNotFoundError(f"{self.name} cannot be opened: {type(error).__name__}: {why}") from None
 
     @property
     def origin(self) -> Mapping[str, Any]:
@@ -95,7 +106,8 @@ class RemoteFiles:
         self._system.invalidate_cache()
 
     def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+        path = f"{self._root.rstrip('/')}/{name}" if name else self._root
+        return path + self._behind
 
     def _info(self, name: str) -> Mapping[str, Any]:
         with self._explained(name):
@@ -116,10 +128,12 @@ class RemoteFiles:
             yield
         except LazyLoadError:
             raise
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise MissingFileError(f"{where} does not exist") from error
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise MissingFileError(f"{where} does not exist") from None
         except PermissionError as error:
-            raise AccessDeniedError(f"{where}: access is denied ({error}); check the credentials") from error
+            why = without_secrets(str(error))
+            raise AccessDeniedError(f"{where}: access is denied ({why}); check the credentials") from None
         # Every file system has its own network and credential errors, with no common base.
         except Exception as error:
-            raise SourceNotFoundError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
+            why = without_secrets(str(error))
+            raise SourceNotFoundError(f"{where} cannot be read: {type(error).__name__}: {why}") from None

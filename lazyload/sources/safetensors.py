@@ -18,6 +18,7 @@ import numpy as np
 from lazyload.errors import CorruptSourceError, UnsupportedFormatError
 from lazyload.layouts.source import Box, TensorInfo
 from lazyload.sources import strict_json
+from lazyload.sources.files import require_no_pointer
 
 _DTYPES: Mapping[str, np.dtype] = {
     name: np.dtype(kind)
@@ -83,6 +84,7 @@ def read_header(read_into: Callable[[int, memoryview], None], size: int, where: 
         raise CorruptSourceError(f"{where} has {size} bytes and is no safetensors file; download it again")
     first = bytearray(min(size, _FIRST_BYTES))
     read_into(0, memoryview(first))
+    require_no_pointer(where, bytes(first[:64]))
     (length,) = struct.unpack_from("<Q", first)
     if length > min(size - _PREFIX_BYTES, _MOST_HEADER_BYTES):
         raise CorruptSourceError(
