@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lazyload.cache.disk import explained
+from lazyload.cache.disk import explained, make_folder, share
 from lazyload.cache.entry import Entry, Form, problem_of, read_entry
 from lazyload.cache.key import Key
 from lazyload.cache.lock import hold
@@ -41,15 +41,18 @@ class Cache:
 
     Attributes:
         root: The folder; it need not exist.
+        shared: Others, whose entries are used, and which are never written to.
     """
 
     root: Path
+    shared: tuple[Path, ...]
 
     def __init__(self, root: str | os.PathLike[str] | None = None):
         """Opens the cache in a folder.
 
         Args:
-            root: None for `$LAZYLOAD_CACHE`, else `$XDG_CACHE_HOME/lazyload`, else `~/.cache/lazyload`.
+            root: None for `$LAZYLOAD_CACHE`, else `$XDG_CACHE_HOME/lazyload`, else `~/.cache/lazyload`. The variable
+                may name several, `/shared:/own`: all are looked in, and the last is written to.
 
         Raises:
             CacheError: The root is a URL, where nothing can be published in one step, or has a backslash.
@@ -60,18 +63,21 @@ class Cache:
         # `pathlib.Path` makes one slash of two.
         if "://" in chosen or re.match("[A-Za-z][A-Za-z0-9+.-]+:/", chosen):
             raise CacheError(f"{chosen}: the cache must be a folder; give cache_dir= or LAZYLOAD_CACHE a path")
-        if "\\" in chosen:
-            raise CacheError(f"{chosen}: TensorStore reads no paths with a backslash; give another cache_dir")
-        root = Path(chosen).expanduser().absolute()
-        self.root = root.resolve() if ".." in root.parts else root
+        several = [chosen] if root is not None else [part for part in chosen.split(os.pathsep) if part] or [chosen]
+        *shared, self.root = map(_root, several)
+        self.shared = tuple(shared)
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
 
     def entries(self, model: str | None = None) -> list[Entry]:
         """All complete entries, by model and age; or just those of one model."""
+        return self._entries(model)
+
+    def _entries(self, model: str | None = None, *, shared: bool = False) -> list[Entry]:
         found = []
-        for folder in self._folders("models--*" if model is None else glob.escape(_folder_name(model))):
+        models = "models--*" if model is None else glob.escape(_folder_name(model))
+        for folder in self._folders(models, shared=shared):
             with contextlib.suppress(UnreadableManifestError):
                 found.append(read_entry(folder))
         return sorted(found, key=lambda entry: (entry.model, entry.manifest.created))
@@ -91,20 +97,20 @@ class Cache:
         Raises:
             CacheError: There may be one, but it cannot be looked at now, or was made by a newer version.
         """
-        for folder in self._folders(key=key.digest):
+        for folder in self._folders(key=key.digest, shared=True):
             try:
                 entry = read_entry(folder)
                 problems = min((entry.differences(form) for form in forms), key=len, default=[])
                 problems = problems or entry.lost_files()
             except AbsentError:
                 continue
-            except InaccessibleError as error:
+            except (InaccessibleError, NewerFormatError) as error:
+                if not folder.is_relative_to(self.root):
+                    logger.warning("not using a cached checkpoint: %s", error)
+                    continue
+                newer = ": a newer lazyload made it; install that" if isinstance(error, NewerFormatError) else ""
                 raise CacheError(
-                    f"{error}; try again, see who may read it, or give another cache_dir (LAZYLOAD_CACHE)"
-                ) from None
-            except NewerFormatError as error:
-                raise CacheError(
-                    f"{error}: a newer lazyload made it; install that, or give another cache_dir (LAZYLOAD_CACHE)"
+                    f"{error}{newer or '; try again, see who may read it'}, or give another cache_dir (LAZYLOAD_CACHE)"
                 ) from None
             except UnreadableManifestError as error:
                 logger.warning("not using a cached checkpoint: %s", error)
@@ -136,7 +142,7 @@ class Cache:
         """The entries of a hub model and revision (branch, tag or commit), the newest first."""
         wanted = revision or "main"
         found = []
-        for entry in self.entries(model):
+        for entry in self._entries(model, shared=True):
             branch = entry.manifest.source.get("revision") or "main"
             match entry.manifest.fields.get("source"):
                 case {"id": str(name), "commit": str(commit)} if name == model and wanted in (commit, branch):
@@ -162,11 +168,15 @@ class Cache:
     def _lock(self, digest: str, timeout: float | None) -> Iterator[None]:
         with explained(self.root):
             locks = self.root / ".locks"
-            locks.mkdir(parents=True, exist_ok=True)
+            make_folder(locks, self.root)
             tag = self.root / "CACHEDIR.TAG"
             if not tag.exists():
                 tag.write_text(_TAG)
-        with hold(locks / f"{digest}.lock", timeout):
+            lock = locks / f"{digest}.lock"
+            if not lock.exists():
+                lock.touch()
+                share(lock, self.root)
+        with hold(lock, timeout):
             yield
 
     @contextlib.contextmanager
@@ -294,14 +304,19 @@ class Cache:
             logger.info("kept %s: %s", removal.path, reason)
         return removed
 
-    def _folders(self, models: str = "models--*", key: str = "*") -> list[Path]:
+    def _folders(self, models: str = "models--*", key: str = "*", *, shared: bool = False) -> list[Path]:
         """The folders of entries, complete or not; nothing outside the cache's own names, and no links."""
-        candidates = self.root.glob(f"{models}/{key}") if self.root.is_dir() else []
-        return sorted(
-            path
-            for path in candidates
-            if _KEY.fullmatch(path.name) and path.is_dir() and not path.is_symlink() and not path.parent.is_symlink()
-        )
+        roots = (*self.shared, self.root) if shared else (self.root,)
+        with explained(self.root):
+            candidates = [path for root in roots if root.is_dir() for path in sorted(root.glob(f"{models}/{key}"))]
+            return [
+                path
+                for path in candidates
+                if _KEY.fullmatch(path.name)
+                and path.is_dir()
+                and not path.is_symlink()
+                and not path.parent.is_symlink()
+            ]
 
     def _carry_out(
         self, removals: Sequence[Removal], is_still_right: Callable[[Removal], bool], *, force: bool = False
@@ -340,6 +355,13 @@ class Cache:
                 f"{self.root}: the converted checkpoint takes {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; "
                 "make space (`lazyload cache ls`, `lazyload cache rm`) or give another cache_dir"
             )
+
+
+def _root(chosen: str) -> Path:
+    if "\\" in chosen:
+        raise CacheError(f"{chosen}: TensorStore reads no paths with a backslash; give another cache_dir")
+    root = Path(chosen).expanduser().absolute()
+    return root.resolve() if ".." in root.parts else root
 
 
 def _lock_timeout() -> float | None:

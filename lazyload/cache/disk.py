@@ -1,7 +1,8 @@
-"""What the operating system says of the cache's disk, as an error that says what to do."""
+"""The cache's disk: folders as open to others as the root is, and errors that say what to do."""
 
 import contextlib
 import errno
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,3 +28,26 @@ def explained(where: Path) -> Iterator[None]:
         raise CacheError(
             f"{error.filename or where}: {error.strerror or error}; {remedy} or give another cache_dir (LAZYLOAD_CACHE)"
         ) from error
+
+
+def make_folder(folder: Path, root: Path) -> None:
+    """Makes a folder at or below the root, and what is missing above it, as open to others as the root is.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for path in (*reversed(folder.relative_to(root).parents), folder.relative_to(root)):
+        with contextlib.suppress(FileExistsError):
+            (root / path).mkdir()
+            share(root / path, root)
+
+
+def share(path: Path, root: Path) -> None:
+    """Opens what this process has made to those to whom the root is open, whatever the umask."""
+    with contextlib.suppress(OSError):
+        shared = root.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if shared:
+            status = path.stat()
+            folders = (shared >> 1) | (root.stat().st_mode & stat.S_ISVTX) if stat.S_ISDIR(status.st_mode) else 0
+            path.chmod(stat.S_IMODE(status.st_mode) | shared | (shared << 1) | folders)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lazyload.cache import generation
-from lazyload.cache.disk import explained
+from lazyload.cache.disk import explained, share
 from lazyload.cache.files import changed_files, damaged_files
 from lazyload.cache.key import Key
 from lazyload.cache.manifest import (
@@ -102,7 +102,9 @@ class Entry:
 
     def _touch(self) -> None:
         with contextlib.suppress(OSError):
-            (self.folder / "last-used").touch()
+            used = self.folder / "last-used"
+            used.touch()
+            share(used, self.folder.parents[1])
 
     def differences(self, form: Form) -> list[str]:
         """How the recorded arrays differ from those wanted: sentences."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyload.cache import generation, liveness
-from lazyload.cache.disk import explained
+from lazyload.cache.disk import explained, make_folder
 from lazyload.cache.entry import Entry, read_entry
 from lazyload.cache.files import Files, changed_files, list_files
 from lazyload.cache.key import Key
@@ -147,7 +147,7 @@ def _owned(path: Path, held: contextlib.ExitStack) -> int:
     """Makes the entry's folder and the owner's mark in it; again where another writer removes the empty folder."""
     for _ in range(100):
         with contextlib.suppress(FileNotFoundError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent, path.parents[2])
             return held.enter_context(liveness.marked(generation.owner_of(path)))
     raise CacheError(f"{path.parent} is removed again and again by another process; call again")
 

@@ -109,6 +109,7 @@ def write(
         write_orbax_files(arrays, records, scalars or {}, storage, metadata or {})
         if item:
             write_composite_file(folder, item, metadata or {})
+        _require_chunks(stores, records)
         _synchronise(folder)
     _tell_overflows({path: sum(counts.values()) for path, counts in overflowed.items()}, tensors)
     return {path: record.as_dict() for path, record in records.items()}
@@ -143,6 +144,19 @@ def _write_scalars(folder: Path, scalars: Mapping[str, int], storage: Storage) -
             writing = opening.result().write(np.int64(value))
         with _settled([writing.commit]):
             writing.result()
+
+
+def _require_chunks(stores: Mapping[str, ts.TensorStore], records: Mapping[str, ArrayRecord]) -> None:
+    """Makes sure that every chunk is still there that was written."""
+    for path, record in records.items():
+        kvstore = stores[path].kvstore
+        there = len(kvstore.list().result()) if kvstore else 0
+        chunks = math.prod(-(-size // chunk) for size, chunk in zip(record.shape, record.chunks, strict=True))
+        # Beside the array's metadata.
+        if there < chunks + 1:
+            raise ValueError(
+                f"{chunks + 1 - there} of the chunks of {path} have been removed while others were written"
+            )
 
 
 @contextlib.contextmanager

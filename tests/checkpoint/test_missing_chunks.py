@@ -47,3 +47,16 @@ def test_a_missing_chunk_is_an_error(storage: Storage, tmp_path: Path) -> None:
     with ocp.PyTreeCheckpointer() as checkpointer, pytest.raises(Exception, match=r"(?i)missing|not.found"):
         checkpointer.restore(tmp_path)
     gc.collect()
+
+
+@pytest.mark.parametrize("storage", [storage for storage in STORAGES if not storage.ocdbt], ids=str)
+def test_a_chunk_that_is_removed_while_others_are_written_is_an_error(storage: Storage, tmp_path: Path) -> None:
+    arrays = {path: np.ones((64, 1024), np.float32) for path in ("a", "b")}
+
+    def advance(nbytes: int) -> None:
+        for file in (tmp_path / "a").rglob("*"):
+            if file.is_file() and file.name not in ("zarr.json", ".zarray") and not file.name.endswith("lock"):
+                file.unlink(missing_ok=True)
+
+    with pytest.raises(CacheError, match="chunks of a have been removed"):
+        write(tmp_path, lazy(arrays), storage, advance=advance)
