@@ -51,6 +51,25 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
+PIXTRAL = {**VISION, "model_type": "pixtral", "head_dim": 8}
+QWEN_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "patch_size": 4,
+    "num_position_embeddings": 16,
+}
+KIMI_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "patch_size": 4,
+    "pos_emb_height": 4,
+    "pos_emb_width": 4,
+    "pos_emb_time": 2,
+}
 
 
 def maybe(draw: Draw, **fields: st.SearchStrategy[Any]) -> Values:
@@ -129,6 +148,35 @@ def rope(draw: Draw, dim: int, kinds: str = "default linear dynamic llama3 yarn 
             return values | {"rope_parameters": described | theta}
 
 
+def descriptions(values: Values) -> list[Values]:
+    """The object that describes the rotary embedding, if there is one."""
+    return [found for name in ("rope_parameters", "rope_scaling") if (found := values.get(name))]
+
+
+def partial(draw: Draw, dim: int, default: float) -> Values:
+    """The rotary embedding of a share of the dimensions; the share stands in its description, or beside it."""
+    # transformers rotates more dimensions than it computes frequencies for where their number is odd: refused.
+    share = draw(st.sampled_from([share for share in (0.25, 0.5, 0.75, 1.0) if int(dim * share) % 2 == 0]))
+    values = rope(draw, int(dim * share))
+    if share != default or draw(BOTH):
+        draw(st.sampled_from([values, *descriptions(values)]))["partial_rotary_factor"] = share
+    return values
+
+
+def sections(draw: Draw, values: Values) -> Values:
+    """The same values; the rotary embedding's description says how images use it, as Qwen's does."""
+    for found in descriptions(values):
+        found.update(maybe(draw, mrope_section=st.just([2, 1, 1]), mrope_interleaved=st.just(True)))
+    return values
+
+
+def multimodal(draw: Draw, kind: str, text: Values, vision: Values) -> Values:
+    """A text model below `text_config`, beside a vision tower."""
+    return {"text_config": {"model_type": kind, **text}, "vision_config": vision} | maybe(
+        draw, tie_word_embeddings=BOTH
+    )
+
+
 def width(values: Values) -> int:
     return values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
 
@@ -146,6 +194,25 @@ def llama(draw: Draw) -> Values:
 def mistral(draw: Draw) -> Values:
     values = sizes(draw, head_dim=draw(BOTH))
     return values | rope(draw, width(values)) | {"sliding_window": draw(WINDOWS)}
+
+
+def ministral3(draw: Draw) -> Values:
+    values = sizes(draw) | {"sliding_window": draw(WINDOWS)}
+    values |= rope(draw, width(values)) | maybe(draw, hidden_act=ACTIVATIONS)
+    for found in descriptions(values):
+        # transformers can do without neither, whatever the kind of embedding.
+        found["llama_4_scaling_beta"] = draw(st.sampled_from([0.1, 1.0]))
+        found.setdefault("original_max_position_embeddings", draw(st.sampled_from([8, 16])))
+        found.update(maybe(draw, max_position_embeddings=st.just(64)))
+    return values | maybe(draw, original_max_position_embeddings=st.sampled_from([4, 32]))
+
+
+def mistral3(draw: Draw) -> Values:
+    if draw(BOTH):
+        text = multimodal(draw, "ministral3", ministral3(draw), PIXTRAL)
+    else:
+        text = multimodal(draw, "mistral", mistral(draw) | maybe(draw, hidden_act=ACTIVATIONS), PIXTRAL)
+    return text | maybe(draw, spatial_merge_size=st.just(1), multimodal_projector_bias=BOTH)
 
 
 def mixtral(draw: Draw) -> Values:
@@ -196,37 +263,90 @@ def qwen3_moe(draw: Draw) -> Values:
     )
 
 
-def qwen3_next(draw: Draw) -> Values:
+def hybrid(draw: Draw, kv_heads: int) -> Values:
+    """What Qwen 3 Next and 3.5 share; `kv_heads` is what a missing `num_key_value_heads` stands for."""
     values = sizes(draw, head_dim=draw(BOTH))
-    if values["num_attention_heads"] % 2 == 0 and draw(BOTH):
+    if values["num_attention_heads"] % kv_heads == 0 and draw(BOTH):
         del values["num_key_value_heads"]
-    dim = values.get("head_dim", 256)
-    share = draw(st.sampled_from([share for share in (0.25, 0.5, 1.0) if int(dim * share) % 2 == 0]))
-    values |= rope(draw, int(dim * share))
-    if share != 0.25 or draw(BOTH):
-        values["partial_rotary_factor"] = share
-    experts, heads, layers = draw(st.integers(1, 5)), draw(st.integers(1, 3)), values["num_hidden_layers"]
+    values |= partial(draw, values.get("head_dim", 256), 0.25)
+    heads, layers = draw(st.integers(1, 3)), values["num_hidden_layers"]
     # transformers' cache counts tokens in a layer with full attention.
     kinds = draw(st.lists(st.sampled_from(["linear_attention", "full_attention"]), min_size=layers, max_size=layers))
     kinds[draw(st.integers(0, layers - 1))] = "full_attention"
     interval = {"full_attention_interval": draw(st.integers(1, min(layers, 4)))}
     return (
         values
-        | {"num_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts)), "moe_intermediate_size": 12}
         | {"linear_num_key_heads": heads, "linear_num_value_heads": heads * draw(st.integers(1, 3))}
         | {"linear_key_head_dim": draw(st.sampled_from([4, 6])), "linear_value_head_dim": draw(st.integers(3, 8))}
         | draw(st.sampled_from([{"layer_types": kinds}, interval]))
-        | {"shared_expert_intermediate_size": draw(st.sampled_from([6, 10]))}
+        | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS, linear_conv_kernel_dim=st.integers(2, 5))
+    )
+
+
+def experts_beside_a_shared_one(draw: Draw) -> Values:
+    experts = draw(st.integers(1, 5))
+    return {
+        "num_experts": experts,
+        "num_experts_per_tok": draw(st.integers(1, experts)),
+        "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": draw(st.sampled_from([6, 10])),
+    }
+
+
+def qwen3_next(draw: Draw) -> Values:
+    return (
+        hybrid(draw, 2)
+        | experts_beside_a_shared_one(draw)
         | maybe(
             draw,
             norm_topk_prob=BOTH,
-            attention_bias=BOTH,
-            hidden_act=ACTIVATIONS,
             decoder_sparse_step=st.integers(1, 3),
             mlp_only_layers=st.lists(st.integers(0, 4), max_size=3),
-            linear_conv_kernel_dim=st.integers(2, 5),
         )
     )
+
+
+def qwen3_5_text(draw: Draw) -> Values:
+    return sections(draw, hybrid(draw, 4))
+
+
+def qwen3_5_moe_text(draw: Draw) -> Values:
+    values = sections(draw, hybrid(draw, 2))
+    del values["intermediate_size"]
+    return values | experts_beside_a_shared_one(draw) | maybe(draw, norm_topk_prob=BOTH)
+
+
+def qwen3_5(draw: Draw) -> Values:
+    return multimodal(draw, "qwen3_5_text", qwen3_5_text(draw), QWEN_VISION)
+
+
+def qwen3_5_moe(draw: Draw) -> Values:
+    return multimodal(draw, "qwen3_5_moe_text", qwen3_5_moe_text(draw), QWEN_VISION)
+
+
+def qwen3_vl(draw: Draw) -> Values:
+    text = sizes(draw)
+    if draw(BOTH):
+        text["num_key_value_heads"] = None
+    text |= sections(draw, rope(draw, width(text))) | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS)
+    return multimodal(draw, "qwen3_vl_text", text, {**QWEN_VISION, "deepstack_visual_indexes": [0]})
+
+
+def qwen3_vl_moe(draw: Draw) -> Values:
+    text = sizes(draw, head_dim=draw(BOTH)) | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS)
+    if "head_dim" not in text:
+        text |= maybe(draw, head_dim=st.none())
+    experts = draw(st.integers(1, 5))
+    text |= {"num_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts)), "moe_intermediate_size": 12}
+    text |= sections(draw, rope(draw, width(text))) | maybe(
+        draw,
+        norm_topk_prob=BOTH,
+        decoder_sparse_step=st.integers(1, 3),
+        mlp_only_layers=st.lists(st.integers(0, 4), max_size=3),
+        use_sliding_window=st.just(False),
+        sliding_window=st.sampled_from([None, 5]),
+    )
+    return multimodal(draw, "qwen3_vl_moe_text", text, {**QWEN_VISION, "deepstack_visual_indexes": [0]})
 
 
 def gemma(draw: Draw) -> Values:
@@ -348,14 +468,26 @@ def glm4(draw: Draw) -> Values:
     values = sizes(draw, head_dim=draw(BOTH))
     if values["num_attention_heads"] % 2 == 0 and draw(BOTH):
         del values["num_key_value_heads"]
-    dim = values.get("head_dim", 128)
-    # transformers rotates more dimensions than it computes frequencies for where their number is odd: refused.
-    share = draw(st.sampled_from([share for share in (0.25, 0.5, 0.75, 1.0) if int(dim * share) % 2 == 0]))
-    values |= rope(draw, int(dim * share))
-    if share != 0.5 or draw(BOTH):
-        inside = [described for name in ("rope_parameters", "rope_scaling") if (described := values.get(name))]
-        draw(st.sampled_from([values, *inside]))["partial_rotary_factor"] = share
+    values |= partial(draw, values.get("head_dim", 128), 0.5)
     return values | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS)
+
+
+def glm4_moe(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    values |= partial(draw, width(values), 0.5) | grouped(draw, 2)
+    values |= {"moe_intermediate_size": 11} | maybe(draw, n_shared_experts=st.integers(1, 2))
+    if values["n_group"] == 1:
+        values = {name: value for name, value in values.items() if name not in ("n_group", "topk_group")}
+    return values | maybe(
+        draw,
+        attention_bias=BOTH,
+        hidden_act=ACTIVATIONS,
+        use_qk_norm=BOTH,
+        norm_topk_prob=BOTH,
+        first_k_dense_replace=st.integers(0, 6),
+        routed_scaling_factor=st.sampled_from([1.0, 2.5, 16.0]),
+        num_nextn_predict_layers=st.integers(0, 1),
+    )
 
 
 def gpt_oss(draw: Draw) -> Values:
@@ -417,14 +549,29 @@ def deepseek_v3(draw: Draw) -> Values:
     return latent(draw) | grouped(draw, 2) | maybe(draw, norm_topk_prob=BOTH, rope_interleave=BOTH)
 
 
+def kimi_k25(draw: Draw) -> Values:
+    text = deepseek_v3(draw)
+    return multimodal(draw, draw(st.sampled_from(["kimi_k2", "deepseek_v3"])), text, KIMI_VISION) | {
+        "projection_hidden_size": 16
+    }
+
+
 KINDS = (
     llama,
     mistral,
+    ministral3,
+    mistral3,
     mixtral,
     qwen2,
     qwen3,
     qwen3_moe,
     qwen3_next,
+    qwen3_5_text,
+    qwen3_5_moe_text,
+    qwen3_5,
+    qwen3_5_moe,
+    qwen3_vl,
+    qwen3_vl_moe,
     gemma,
     gemma2,
     gemma3_text,
@@ -435,9 +582,11 @@ KINDS = (
     smollm3,
     granite,
     glm4,
+    glm4_moe,
     gpt_oss,
     deepseek_v2,
     deepseek_v3,
+    kimi_k25,
 )
 
 
@@ -453,7 +602,8 @@ def whole_numbers(values: Any) -> Any:
 def build(kind: str, values: Values) -> Any:
     """transformers' model with weights that make every part of it count."""
     config = transformers.AutoConfig.for_model(kind, **json.loads(json.dumps(values)))
-    auto = transformers.AutoModelForImageTextToText if kind == "gemma3" else transformers.AutoModelForCausalLM
+    whole = "text_config" in values
+    auto = transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
     model = auto.from_config(config, attn_implementation="eager", experts_implementation="eager").float().eval()
     generator = torch.Generator().manual_seed(0)
     stored = [*model.named_parameters(), *model.named_buffers()]
