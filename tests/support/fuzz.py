@@ -7,7 +7,6 @@ import collections
 import contextlib
 import json
 import random
-import resource
 import shutil
 import struct
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import lazyload
 from lazyload.errors import LazyLoadError
 from support import checkpoints
+from support.memory import peak_megabytes
 
 BASES = ("qwen3", "qwen3_moe", "gemma3", "granite", "deepseek_v3_fp8", "gpt_oss_mxfp4", "smollm3", "olmo3")
 NUMBERS = (0, -1, 1, 2, 3, 7, 1e-6, 1e5, 1e8, 1e9, 2**31, 2**63, 10**30, 1e300, -0.0, 0.5, float("nan"), float("inf"))
@@ -164,7 +164,7 @@ def main(bases: Path, first: int, count: int) -> dict[str, Any]:
         slowest = max(slowest, (time.perf_counter() - started, what))
         with contextlib.suppress(OSError):
             shutil.rmtree(folder)
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    megabytes = int(peak_megabytes())
     return {"outcomes": outcomes, "foreign": foreign, "slowest": slowest, "megabytes": megabytes}
 
 
