@@ -339,7 +339,7 @@ def _entry(
         if published and published != found:
             return published, None
         with stopwatch.stage("fetch"):
-            request.source.fetch()
+            request.source.fetch(progress is not False)
         with stopwatch.stage("convert"):
             return _convert(request, conversion, progress), reasons
 

@@ -74,8 +74,12 @@ class Files(Protocol):
             CorruptSourceError: The file ends before.
         """
 
-    def fetch(self, names: Iterable[str]) -> None:
-        """Downloads files that are read as a whole soon, where reading them in part is slow."""
+    def fetch(self, names: Iterable[str], show_progress: bool) -> None:
+        """Downloads files that are read as a whole soon, where reading them in part is slow.
+
+        Raises:
+            CorruptSourceError: A downloaded file is not the one that its headers were read of.
+        """
 
     def close(self) -> None:
         """Lets go of what is open."""
@@ -208,8 +212,8 @@ def _other_kind(model: str, present: list[str]) -> LazyLoadError | None:
         )
     if _ORBAX & set(present):
         return UnsupportedFormatError(
-            f"{model} is an Orbax checkpoint, converted already; restore it with Orbax (MaxText: load_parameters_path), "
-            "or give the Hugging Face checkpoint that it was made from"
+            f"{model} is an Orbax checkpoint, already converted: restore it with Orbax (MaxText: "
+            "load_parameters_path), or give the Hugging Face checkpoint that it was made from"
         )
     if gguf := sorted(name for name in present if name.endswith(".gguf")):
         return UnsupportedFormatError(
