@@ -390,7 +390,7 @@ def _used(
                 entry, reasons = published, None
             else:
                 with stopwatch.stage("fetch"):
-                    request.source.fetch()
+                    request.source.fetch(progress is not False)
                 with stopwatch.stage("convert"):
                     entry = _convert(request, conversion, progress, lease)
         return use(entry), entry, reasons

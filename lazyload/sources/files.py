@@ -74,8 +74,12 @@ class Files(Protocol):
             CorruptSourceError: The file ends before.
         """
 
-    def fetch(self, names: Iterable[str]) -> None:
-        """Downloads files that are read as a whole soon, where reading them in part is slow."""
+    def fetch(self, names: Iterable[str], show_progress: bool) -> None:
+        """Downloads files that are read as a whole soon, where reading them in part is slow.
+
+        Raises:
+            CorruptSourceError: A downloaded file is not the one that its headers were read of.
+        """
 
     def close(self) -> None:
         """Lets go of what is open."""

@@ -5,8 +5,10 @@ when they are converted.
 """
 
 import errno
+import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -15,11 +17,18 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import build_hf_headers, get_session
+from huggingface_hub.utils import build_hf_headers
 
 from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
 from lazyload.sources.files import CONFIG, MissingFileError, index_name, no_config, single_name
-from lazyload.sources.hub_internals import HTTP_ERRORS, commit_of_file, is_known_missing
+from lazyload.sources.hub_internals import (
+    HTTP_ERRORS,
+    commit_of_file,
+    get_range,
+    is_known_missing,
+    progress_bars,
+    sha256_of_download,
+)
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
 from lazyload.sources.secrets import without_secrets
@@ -29,6 +38,11 @@ _FIRST_BYTES = 1 << 17
 
 _DOWNLOADS = 4
 _OK, _PARTIAL = 200, 206
+_BUSY = (429, 500, 502, 503, 504)
+_WAITS = (0.5, 1.0, 2.0)
+"""Seconds before a request is repeated that the hub was too busy for."""
+
+_LONGEST_WAIT = 10.0
 _HUB_ERRORS: tuple[type[Exception], ...] = (*HTTP_ERRORS, ValueError, hub_errors.EntryNotFoundError)
 """The bases of what `huggingface_hub` raises."""
 
@@ -47,7 +61,7 @@ class HubFiles:
         self.variant = reference.variant
         self._reference = reference
         self._offline = reference.local_files_only or constants.HF_HUB_OFFLINE
-        with self._explained():
+        with self._explained(), progress_bars(False):
             try:
                 config = self._download(CONFIG, reference.revision)
             except hub_errors.LocalEntryNotFoundError:
@@ -87,7 +101,8 @@ class HubFiles:
         if is_known_missing(self.name, _path(self._reference, name), self._commit):
             return None
         try:
-            return self._download(name, self._commit).read_bytes()
+            with progress_bars(False):
+                return self._download(name, self._commit).read_bytes()
         except hub_errors.EntryNotFoundError as error:
             unknown = isinstance(error, hub_errors.LocalEntryNotFoundError) and not self._offline
             # Out of reach, but a checkpoint of one file that has been downloaded needs no index.
@@ -128,11 +143,29 @@ class HubFiles:
             )
         out[:] = content
 
-    def fetch(self, names: Iterable[str]) -> None:
-        """Downloads files into the hub's cache."""
+    def fetch(self, names: Iterable[str], show_progress: bool) -> None:
+        """Downloads files into the hub's cache, and checks that they are what the hub says they are."""
         remote = [name for name in names if not self._is_local(name)]
-        with self._explained(), ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="lazyload") as pool:
-            list(pool.map(lambda name: self._download(name, self._commit), remote))
+        with (
+            self._explained(),
+            progress_bars(show_progress),
+            ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="lazyload") as pool,
+        ):
+            list(pool.map(self._fetch, remote))
+
+    def _fetch(self, name: str) -> None:
+        path = self._download(name, self._commit)
+        expected = sha256_of_download(path)
+        with path.open("rb") as file:
+            known, size = self._starts.get(name, (b"", path.stat().st_size))
+            is_planned = file.read(len(known)) == known and path.stat().st_size == size
+            file.seek(0)
+            is_sound = expected is None or hashlib.file_digest(file, "sha256").hexdigest() == expected
+        if not is_planned or not is_sound:
+            raise CorruptSourceError(
+                f"{self.name}: what was downloaded as {name} is not the file that the hub speaks of; remove "
+                f"{path.resolve()} and call again"
+            )
 
     def close(self) -> None:
         """Closes what has been opened."""
@@ -143,7 +176,32 @@ class HubFiles:
 
     def _download(self, name: str, revision: str | None) -> Path:
         path, token = _path(self._reference, name), self._reference.token
-        return Path(hf_hub_download(self.name, path, revision=revision, token=token, local_files_only=self._offline))
+        for wait in (*_WAITS, None):
+            try:
+                return Path(
+                    hf_hub_download(self.name, path, revision=revision, token=token, local_files_only=self._offline)
+                )
+            except _HUB_ERRORS as error:
+                response = _response(error) if _response(error) is not None else _response(error.__cause__)
+                if wait is None or response is None or response.status_code not in _BUSY:
+                    raise
+                self._wait(wait, response.headers)
+        raise AssertionError
+
+    def _wait(self, seconds: float, headers: Mapping[str, str]) -> None:
+        """Waits before a request is repeated, as long as the server asks for.
+
+        Raises:
+            SourceNotFoundError: That is too long.
+        """
+        asked = headers.get("Retry-After", "")
+        longer = float(asked) if re.fullmatch(r"\d+(\.\d+)?", asked) else 0.0
+        if longer > _LONGEST_WAIT:
+            raise SourceNotFoundError(
+                f"the hub ({_endpoint()}) asks to wait {longer:.0f} s before it is asked again for {self.name}; "
+                "call again then, or log in (`hf auth login`), which allows more requests"
+            )
+        time.sleep(max(seconds, longer))
 
     def _start(self, name: str) -> tuple[bytes, int]:
         """The first bytes of a file, and its size."""
@@ -162,23 +220,21 @@ class HubFiles:
                 "asked (local_files_only or HF_HUB_OFFLINE)"
             )
         url = hf_hub_url(self.name, _path(self._reference, name), revision=self._commit)
-        headers = {
-            **build_hf_headers(token=self._reference.token),
-            "Range": f"bytes={start}-{stop - 1}",
-            "Accept-Encoding": "identity",
-        }
-        with self._explained():
-            response = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-        total = re.fullmatch(r"bytes .*/(\d+)", response.headers.get("Content-Range", ""))
-        if response.status_code == _PARTIAL and total:
-            return response.content, int(total[1])
-        if response.status_code == _OK:
-            return response.content[start:stop], len(response.content)
-        if response.status_code == 404:
+        headers = build_hf_headers(token=self._reference.token)
+        for wait in (*_WAITS, None):
+            with self._explained():
+                answer = get_range(url, headers, constants.HF_HUB_DOWNLOAD_TIMEOUT, start, stop)
+            if answer.status not in _BUSY or wait is None:
+                break
+            self._wait(wait, answer.headers)
+        told = {_PARTIAL: "Content-Range", _OK: "Content-Length"}.get(answer.status, "")
+        if total := re.fullmatch(r"(?:bytes .*/)?(\d+)", answer.headers.get(told, "")):
+            return answer.content, int(total[1])
+        if answer.status == 404:
             raise self._missing(name)
-        if response.status_code in (401, 403):
-            raise _denied(self.name, response.status_code)
-        raise SourceNotFoundError(f"{without_secrets(url)} answers with {response.status_code}; try again later")
+        if answer.status in (401, 403):
+            raise _denied(self.name, answer.status)
+        raise SourceNotFoundError(f"{without_secrets(url)} answers with {answer.status}; try again later")
 
     def _missing(self, name: str) -> MissingFileError:
         return MissingFileError(f"{self.name} has no file {name} at {self._commit[:8]}")
@@ -206,6 +262,11 @@ def current_commit(reference: ModelReference) -> str:
     return commit
 
 
+def _response(error: BaseException | None) -> Any:
+    """The server's answer that an error is about."""
+    return getattr(error, "response", None)
+
+
 def _endpoint() -> str:
     """The hub's address, as it may be shown."""
     return without_secrets(constants.ENDPOINT)
@@ -229,7 +290,7 @@ def _explained(reference: ModelReference, offline: bool) -> Iterator[None]:
 
 def _explanation(error: Exception, reference: ModelReference, offline: bool) -> LazyLoadError:
     model, revision = reference.name, reference.revision
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = getattr(_response(error), "status_code", None)
     match error:
         case hub_errors.HFValidationError():
             return SourceNotFoundError(f"{model!r} is neither a folder nor a model id of the hub: {error}")

@@ -81,7 +81,7 @@ class LocalFiles:
                     )
                 done += count
 
-    def fetch(self, names: Iterable[str]) -> None:
+    def fetch(self, names: Iterable[str], show_progress: bool) -> None:
         """The files are here already."""
 
     def close(self) -> None:

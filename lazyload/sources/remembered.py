@@ -43,9 +43,9 @@ class RememberedSource:
         """Reads one box of a tensor."""
         return self._source.read(name, index)
 
-    def fetch(self) -> None:
+    def fetch(self, show_progress: bool = True) -> None:
         """Downloads the weights, where reading them in part is slow."""
-        self._source.fetch()
+        self._source.fetch(show_progress)
 
     def check_unchanged(self) -> None:
         """A commit does not change."""

@@ -98,7 +98,7 @@ class RemoteFiles:
             )
         out[:] = content
 
-    def fetch(self, names: Iterable[str]) -> None:
+    def fetch(self, names: Iterable[str], show_progress: bool) -> None:
         """Files are read where they are."""
 
     def close(self) -> None:

@@ -72,9 +72,13 @@ class Source:
             return self._read_stored(name, index)
         return packed.read(self._read_stored, index, self._unpacked.array)
 
-    def fetch(self) -> None:
-        """Downloads the weights, where reading them in part is slow."""
-        self._files.fetch(self._weight_files.names)
+    def fetch(self, show_progress: bool = True) -> None:
+        """Downloads the weights, where reading them in part is slow.
+
+        Raises:
+            CorruptSourceError: A downloaded file is not what the hub says it is.
+        """
+        self._files.fetch(self._weight_files.names, show_progress)
 
     def check_unchanged(self) -> None:
         """Makes sure that what has been read is what the identity stands for.

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.utils import are_progress_bars_disabled
+from safetensors.numpy import load_file, save_file
 from support import checkpoints
 from support.hub import TOKEN, Hub, running
 
@@ -210,3 +214,68 @@ def test_the_hub_is_imported_for_the_hub_only(folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(lazyload.__file__).parents[1])}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_server_without_ranges_is_not_read_to_its_end(hub: Hub, folder: Path, tmp_path: Path, cache: Path) -> None:
+    served = copied(folder, tmp_path, "*.safetensors*")
+    tensors = {name: array for shard in folder.glob("*.safetensors") for name, array in load_file(shard).items()}
+    tensors["z"] = np.zeros(64 << 20, np.uint8)
+    save_file(tensors, served / "model.safetensors")
+    hub.add(MODEL, served)
+    hub.ranges = False
+    with pytest.raises(errors.TensorMismatchError, match="z: in the checkpoint"):
+        lazyload.plan(MODEL, cache_dir=cache)
+    assert hub.sent < 16 << 20
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    slept: list[float] = []
+    monkeypatch.setattr("lazyload.sources.hub.time.sleep", slept.append)
+    return slept
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("what", [r"GET .*config\.json", r"GET .*\.safetensors bytes", r"HEAD .*-00001-of"])
+def test_a_busy_hub_is_asked_again(hub: Hub, cache: Path, waits: list[float], what: str, status: int) -> None:
+    hub.busy += [(what, status, {}), (what, status, {"Retry-After": "3"})]
+    assert lazyload.convert(MODEL, cache_dir=cache, progress=False).converted
+    assert hub.busy == []
+
+
+def test_a_busy_hub_is_not_asked_for_ever(hub: Hub, cache: Path, waits: list[float]) -> None:
+    hub.busy += [(r"model\.safetensors ", 503, {})] * 20
+    with pytest.raises(errors.SourceNotFoundError, match="answers with 503; try again later"):
+        lazyload.convert(MODEL, cache_dir=cache)
+    assert waits == [0.5, 1.0, 2.0]
+
+
+def test_a_long_wait_is_told_and_not_slept(hub: Hub, cache: Path, waits: list[float]) -> None:
+    hub.busy += [(r"model\.safetensors ", 429, {"Retry-After": "3600"})]
+    with pytest.raises(errors.SourceNotFoundError, match="asks to wait 3600 s"):
+        lazyload.convert(MODEL, cache_dir=cache)
+    assert waits == []
+
+
+def test_what_arrives_is_what_the_hub_speaks_of(hub: Hub, folder: Path, cache: Path) -> None:
+    shard = sorted(folder.glob("*.safetensors"))[0].name
+    hub.spoilt.add(shard)
+    with pytest.raises(errors.CorruptSourceError, match=f"{shard} is not the file that the hub speaks of"):
+        lazyload.convert(MODEL, cache_dir=cache)
+    assert not list(cache.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("progress", [None, False])
+def test_the_hub_s_bars_are_shown_unless_nobody_wants_them(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, progress: bool | None
+) -> None:
+    silent: dict[str, bool] = {}
+
+    def download(model: str, name: str, **options: Any) -> str:
+        silent[Path(name).suffix] = are_progress_bars_disabled()
+        return hf_hub_download(model, name, **options)
+
+    monkeypatch.setattr("lazyload.sources.hub.hf_hub_download", download)
+    lazyload.convert(MODEL, cache_dir=cache, progress=progress)
+    assert silent == {".json": True, ".safetensors": progress is False}
+    assert not are_progress_bars_disabled()

@@ -1,5 +1,6 @@
 """A hub on loopback that serves folders as models, as far as `huggingface_hub` asks, and remembers what was asked."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -24,6 +25,13 @@ class Hub(http.server.ThreadingHTTPServer):
         self.requests: list[str] = []
         self.ranges = True
         self.down = False
+        self.busy: list[tuple[str, int, dict[str, str]]] = []
+        """What is answered once each to requests that match: pattern, status, headers."""
+
+        self.spoilt: set[str] = set()
+        """Files that arrive with another last byte than they have."""
+
+        self.sent = 0
 
     @property
     def endpoint(self) -> str:
@@ -45,8 +53,9 @@ class Hub(http.server.ThreadingHTTPServer):
 
     def reset(self) -> None:
         """Forgets everything."""
-        for collection in (self.folders, self.private, self.gated, self.requests):
+        for collection in (self.folders, self.private, self.gated, self.requests, self.busy, self.spoilt):
             collection.clear()
+        self.sent = 0
         self.ranges, self.down = True, False
 
 
@@ -78,6 +87,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if hub.down:
             self._send(503, b"down")
             return
+        for answer in hub.busy:
+            if re.search(answer[0], hub.requests[-1]):
+                hub.busy.remove(answer)
+                self._send(answer[1], b"busy", answer[2])
+                return
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(?:revision|tree)/([^/]+)", path)
         match = file or listing
@@ -119,6 +133,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "X-Repo-Commit": commit,
             "Accept-Ranges": "bytes",
         }
+        if path.name in self.server.spoilt and not wanted:
+            content = content[:-1] + bytes([content[-1] ^ 1])
         limits = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
         if limits and self.server.ranges:
             start, stop = int(limits[1]), min(int(limits[2] or len(content)) + 1, len(content))
@@ -132,5 +148,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        if self.command == "HEAD":
+            return
+        with contextlib.suppress(ConnectionError):
+            for start in range(0, len(content), 1 << 16):
+                self.wfile.write(content[start : start + (1 << 16)])
+                self.server.sent += 1 << 16
