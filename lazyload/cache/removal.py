@@ -35,6 +35,7 @@ def leftovers(folder: Path) -> list[Removal]:
     Where a manifest is there but cannot be read, or is of another format, no data is known to be unused.
     """
     removals = list(_dead_files(folder))
+    owners = {generation.owner_of(data): data for data in _generations(folder)}
     try:
         named = read_entry(folder).manifest.data
     except AbsentError:
@@ -43,10 +44,14 @@ def leftovers(folder: Path) -> list[Removal]:
         return [*removals, Removal(folder, size(folder), f"damaged: {error}")]
     except UnreadableManifestError:
         return removals
-    for data in _generations(folder):
-        if data.name == named or generation.user_of(data):
+    for owner, data in owners.items():
+        if data.name == named:
+            if owner.exists() and not liveness.is_alive(owner):
+                removals.append(Removal(owner, 0, "its process is gone"))
             continue
-        if generation.owner_of(data).exists():
+        if generation.user_of(data):
+            continue
+        if owner.exists():
             removals.append(Removal(data, size(data), "a conversion that did not finish"))
         elif liveness.age(data) > _KEPT_SECONDS:
             removals.append(Removal(data, size(data), "replaced by a newer conversion"))
@@ -126,7 +131,8 @@ def _marks(folder: Path) -> Iterator[Path]:
 def _dead_files(folder: Path) -> Iterator[Removal]:
     for mark in _marks(folder):
         # An owner's mark goes with the data that it tells of.
-        if not liveness.is_alive(mark) and not mark.with_suffix("").is_dir():
+        is_owner = mark.suffix == ".owner" and mark.with_suffix("").is_dir()
+        if not is_owner and not liveness.is_alive(mark):
             yield Removal(mark, 0, "its process is gone")
     for rest in (*folder.glob(f"{FILE_NAME}.*"), *folder.glob(f"{generation.TOMBSTONE}*")):
         if liveness.age(rest) > _KEPT_SECONDS:

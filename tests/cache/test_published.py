@@ -6,12 +6,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lazyload.cache import generation
+from lazyload.cache import generation, liveness
 from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
@@ -281,3 +282,16 @@ def test_what_was_replaced_or_used_since_it_was_looked_at_is_not_pruned(
     monkeypatch.setattr(Cache, "_lock", after_a_conversion)
     assert cache.prune(older_than=0) == []
     assert cache.find(KEY) is not None
+
+
+def test_marks_of_processes_that_are_gone_are_pruned_and_the_entry_stays(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = publish(cache)
+    dead = json.dumps(asdict(liveness.this_process()) | {"started": "1"})
+    marks = [generation.owner_of(entry.data), entry.data.with_name(f"{entry.data.name}.lease-1")]
+    marks += [entry.folder / ".1.mark", entry.folder / "data-gone.owner"]
+    for mark in marks:
+        mark.write_text(dead)
+    assert {removal.path for removal in cache.prune()} == set(marks)
+    assert not any(mark.exists() for mark in marks)
+    assert cache.find(KEY, FORM) == entry
