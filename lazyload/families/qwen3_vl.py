@@ -34,9 +34,18 @@ def qwen3_vl_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 
 def qwen3_vl_huggingface(config: DecoderConfig) -> Layout:
-    """The text model lies behind a prefix, beside the vision tower; experts are stacked, inputs first."""
-    skipped = ["model.visual.*", "visual.*"]
-    return huggingface.decoder(config, huggingface.LAYER | _EXPERTS, skipped=skipped, aliases=huggingface.TEXT_MODEL)
+    """The text model lies behind a prefix, beside the vision tower.
+
+    Experts are stacked, inputs first; outputs first in what transformers 5 saves. The shapes tell: only one of the two
+    tensors can be square.
+    """
+    return huggingface.decoder(
+        config,
+        huggingface.LAYER | _EXPERTS,
+        skipped=["model.visual.*", "visual.*"],
+        aliases=huggingface.TEXT_MODEL,
+        alternatives=[huggingface.STACKED_EXPERTS],
+    )
 
 
 def _fields(values: Mapping[str, Any], **defaults: Any) -> Fields:

@@ -204,7 +204,7 @@ def ministral3(draw: Draw) -> Values:
         found["llama_4_scaling_beta"] = draw(st.sampled_from([0.1, 1.0]))
         found.setdefault("original_max_position_embeddings", draw(st.sampled_from([8, 16])))
         found.update(maybe(draw, max_position_embeddings=st.just(64)))
-    return values | maybe(draw, original_max_position_embeddings=st.sampled_from([4, 32]))
+    return values
 
 
 def mistral3(draw: Draw) -> Values:
