@@ -50,7 +50,10 @@ def qwen3_vl_huggingface(config: DecoderConfig) -> Layout:
 
 def _fields(values: Mapping[str, Any], **defaults: Any) -> Fields:
     defaults["max_position_embeddings"] = 128_000
-    return text_fields(values, **defaults) if "text_config" in values else Fields(values, **defaults)
+    fields = text_fields(values, **defaults) if "text_config" in values else Fields(values, **defaults)
+    # Every layer sees everything, and what the file says of windows is for switching them off.
+    fields.refuse("use_sliding_window")
+    return fields
 
 
 QWEN3_VL = Family("qwen3_vl", ("qwen3_vl", "qwen3_vl_text"), qwen3_vl_config, qwen3_vl_huggingface)
