@@ -130,6 +130,10 @@ def _rope(
         case "linear":
             rope = replace(rope, kind="linear", factor=parameters.need("factor", float))
         case "dynamic":
+            if rotated == 2:
+                raise ConfigError(
+                    f"{parameters.where}: the rotary embedding 'dynamic' needs more than one rotated pair"
+                )
             length = fields.size("max_position_embeddings")
             rope = replace(rope, kind="dynamic", factor=parameters.need("factor", float), original_max_position=length)
         case "llama3":

@@ -67,6 +67,8 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def _ministral3(fields: Fields) -> DecoderConfig:
+    # Beside the embedding's parameters it would count for some kinds of embedding only.
+    fields.refuse("original_max_position_embeddings")
     mixer = attention(fields, window=window(fields))
     rotary = rope.read(fields, mixer.head_dim, ignored=(_BETA, "max_position_embeddings"))
     parameters = Fields(rope.parameters_of(fields), where=f"{fields.where}: rope_parameters")

@@ -20,8 +20,7 @@ _LAYER = {
     "linear_attn.in_proj_b.weight": "delta.b : (key_head group) embed",
     "linear_attn.in_proj_a.weight": "delta.a : (key_head group) embed",
     "mlp.gate.weight": "router : expert embed",
-    "mlp.experts.gate_up_proj": "experts.in : expert (gate_up expert_mlp) embed",
-    "mlp.experts.down_proj": "experts.out : expert embed expert_mlp",
+    **huggingface.STACKED_EXPERTS,
 }
 
 
@@ -39,9 +38,17 @@ def qwen3_5_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 
 def qwen3_5_huggingface(config: DecoderConfig) -> Layout:
-    """The text model lies behind a prefix, beside the vision tower and the layers that predict further tokens."""
-    skipped = ["mtp.*", "model.visual.*", "visual.*"]
-    return huggingface.decoder(config, _LAYER, skipped=skipped, aliases=huggingface.TEXT_MODEL)
+    """The text model lies behind a prefix, beside the vision tower and the layers that predict further tokens.
+
+    Its experts are stacked; one by one in files in FP8, and in what transformers 5 saves.
+    """
+    return huggingface.decoder(
+        config,
+        _LAYER,
+        skipped=["mtp.*", "model.visual.*", "visual.*"],
+        aliases=huggingface.TEXT_MODEL,
+        alternatives=[huggingface.EXPERTS],
+    )
 
 
 def _fields(values: Mapping[str, Any], multimodal: bool, **defaults: Any) -> Fields:

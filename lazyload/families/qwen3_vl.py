@@ -34,14 +34,26 @@ def qwen3_vl_moe_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 
 def qwen3_vl_huggingface(config: DecoderConfig) -> Layout:
-    """The text model lies behind a prefix, beside the vision tower; experts are stacked, inputs first."""
-    skipped = ["model.visual.*", "visual.*"]
-    return huggingface.decoder(config, huggingface.LAYER | _EXPERTS, skipped=skipped, aliases=huggingface.TEXT_MODEL)
+    """The text model lies behind a prefix, beside the vision tower.
+
+    Experts are stacked, inputs first; outputs first in what transformers 5 saves. The shapes tell: only one of the two
+    tensors can be square.
+    """
+    return huggingface.decoder(
+        config,
+        huggingface.LAYER | _EXPERTS,
+        skipped=["model.visual.*", "visual.*"],
+        aliases=huggingface.TEXT_MODEL,
+        alternatives=[huggingface.STACKED_EXPERTS],
+    )
 
 
 def _fields(values: Mapping[str, Any], **defaults: Any) -> Fields:
     defaults["max_position_embeddings"] = 128_000
-    return text_fields(values, **defaults) if "text_config" in values else Fields(values, **defaults)
+    fields = text_fields(values, **defaults) if "text_config" in values else Fields(values, **defaults)
+    # Every layer sees everything, and what the file says of windows is for switching them off.
+    fields.refuse("use_sliding_window")
+    return fields
 
 
 QWEN3_VL = Family("qwen3_vl", ("qwen3_vl", "qwen3_vl_text"), qwen3_vl_config, qwen3_vl_huggingface)

@@ -8,7 +8,7 @@ all models of a form.
 from collections.abc import Mapping, Sequence
 
 from lazyload.architecture import DecoderConfig
-from lazyload.layouts.layout import Layout
+from lazyload.layouts.layout import Layout, Table
 
 Rows = Mapping[str, str]
 """Paths below `model.layers.N.`, or of a whole checkpoint, with their roles and axes."""
@@ -53,6 +53,11 @@ EXPERTS = {
     "mlp.gate.e_score_correction_bias": "router.selection_bias : expert",
     "mlp.experts.{expert}.{gate_up:gate,up}_proj.weight": "experts.in : expert_mlp embed",
     "mlp.experts.{expert}.down_proj.weight": "experts.out : embed expert_mlp",
+}
+
+STACKED_EXPERTS = {
+    "mlp.experts.gate_up_proj": "experts.in : expert (gate_up expert_mlp) embed",
+    "mlp.experts.down_proj": "experts.out : expert embed expert_mlp",
 }
 
 SHARED_EXPERTS = {
@@ -104,6 +109,7 @@ def decoder(
     *,
     skipped: Sequence[str] = (),
     aliases: Sequence[tuple[str, str]] = (),
+    alternatives: Sequence[Rows] = (),
 ) -> Layout:
     """The whole checkpoint.
 
@@ -112,11 +118,12 @@ def decoder(
         layer: The tensors of one layer, below `model.layers.N.`.
         skipped: Patterns of further tensors that are knowingly not used.
         aliases: Other prefixes, see `Layout`.
+        alternatives: Other forms of some of a layer's tensors, see `Layout`.
     """
     rows = {
         "model.embed_tokens.weight": "embed : vocab embed",
         "model.norm.weight": "final_norm : embed",
-        **{f"model.layers.{{layer}}.{name}": entry for name, entry in layer.items()},
+        **_in_layers(layer),
         "lm_head.weight": "lm_head : vocab embed",
     }
     # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice, or by its other name only.
@@ -130,4 +137,9 @@ def decoder(
         skipped=["*rotary_emb.inv_freq", *skipped, *twice],
         aliases=[*aliases, ("model.", ""), *other_names],
         general=True,
+        alternatives=[Table(_in_layers(rows)) for rows in alternatives],
     )
+
+
+def _in_layers(layer: Rows) -> Rows:
+    return {f"model.layers.{{layer}}.{name}": entry for name, entry in layer.items()}

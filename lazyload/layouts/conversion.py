@@ -103,7 +103,7 @@ def resolve(
         LayoutError: A layout does not fit the model, its paths make no tree, or the layouts do not fit each other.
         TensorMismatchError: Tensors are missing, unexpected or of the wrong shape; all of them are listed.
     """
-    stored = [_as_named(array, source, source_layout) for array in unroll(source_layout, model).values()]
+    stored = _stored(source, source_layout, model)
     _require_roles(source_layout, target, model)
     wanted = unroll_tree(target, model)
     regions = _regions(wanted, stored)
@@ -164,6 +164,22 @@ def _globs(skipped: Sequence[str], source: TensorSource) -> list[str]:
     """The globs of skipped tensors that count for this checkpoint: `GLOB`, or `GLOB if TENSOR`."""
     conditions = [glob.partition(" if ") for glob in skipped]
     return [glob for glob, _, mark in conditions if not mark or mark in source.tensors]
+
+
+def _stored(source: TensorSource, layout: Layout, model: Axes) -> list[Array]:
+    """The arrays of the source's layout, of its alternatives those that fit the checkpoint better than the usual."""
+    stored = [_as_named(array, source, layout) for array in unroll(layout, model).values()]
+    for table in layout.alternatives:
+        other = Layout(table, name=layout.name, aliases=layout.aliases, general=layout.general)
+        arrays = [_as_named(array, source, other) for array in unroll(other, model).values()]
+        usual = [array for array in stored if _roles(array) & other.roles]
+        if len(_shape_problems(source, arrays)) < len(_shape_problems(source, usual)):
+            stored = [*(array for array in stored if not _roles(array) & other.roles), *arrays]
+    return stored
+
+
+def _roles(array: Array) -> set[str]:
+    return {pattern.role for pattern in array.patterns}
 
 
 def _as_named(array: Array, source: TensorSource, layout: Layout) -> Array:

@@ -74,6 +74,8 @@ class Layout:
         general: Whether it describes many models: rows of roles that a model does not have then hold for nothing.
             Otherwise they are errors.
         aliases: `(prefix, other)`: a path that starts with the prefix may start with the other one in files.
+        alternatives: Tables of further forms of some roles, for formats whose files come in several: one counts in
+            place of the lines with its roles where it fits a checkpoint's tensors, their names and shapes, better.
     """
 
     tables: tuple[Table, ...]
@@ -81,6 +83,7 @@ class Layout:
     skipped: tuple[str, ...]
     aliases: tuple[tuple[str, str], ...]
     general: bool
+    alternatives: tuple[Table, ...]
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class Layout:
         skipped: Sequence[str] = (),
         aliases: Sequence[tuple[str, str]] = (),
         general: bool = False,
+        alternatives: Sequence[Table] = (),
     ):
         if isinstance(tables, Mapping):
             tables = Table(tables)
@@ -104,6 +108,7 @@ class Layout:
             "skipped": tuple(skipped),
             "aliases": tuple(aliases),
             "general": general,
+            "alternatives": tuple(alternatives),
         }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
@@ -115,9 +120,12 @@ class Layout:
 
     def description(self) -> dict[str, Any]:
         """Everything of the layout that decides bytes on disk, as JSON values; for the cache's key."""
-        return {
+        description = {
             "name": self.name,
             "tables": [table.description() for table in self.tables],
             "skipped": list(self.skipped),
             "aliases": [list(pair) for pair in self.aliases],
         }
+        if self.alternatives:
+            description["alternatives"] = [table.description() for table in self.alternatives]
+        return description

@@ -122,6 +122,9 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("glm4", "partial_rotary_factor", 0.2),
         ("glm4", "partial_rotary_factor", 1.5),
         ("glm4", "partial_rotary_factor", 0),
+        ("ministral3", "original_max_position_embeddings", 8),
+        ("qwen3_vl", "use_sliding_window", True),
+        ("qwen3_vl_moe", "use_sliding_window", True),
         ("gpt_oss", "hidden_act", "gelu"),
         ("deepseek_v2", "topk_method", "noaux_tc"),
         ("deepseek_v2", "scoring_func", "sigmoid"),
@@ -207,6 +210,11 @@ def test_malformed_rotary_embeddings_of_layer_types(kind: str, value: Any) -> No
 )
 def test_what_a_rotary_embedding_lacks_or_has_too_much(kind: str, scaling: Values, message: str) -> None:
     refuse(values_of(kind, rope_parameters=None, rope_scaling=scaling), message)
+
+
+def test_one_rotated_pair_cannot_grow_with_the_length() -> None:
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    refuse(values_of("glm4_moe", head_dim=4, rope_scaling=scaling), "'dynamic' needs more than one rotated pair")
 
 
 @pytest.mark.parametrize(

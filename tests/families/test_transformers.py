@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 from support import checkpoints
 from support.decoders import decode, run
 
@@ -103,7 +104,8 @@ def sizes(draw: Draw, *, kv_heads: bool = True, head_dim: bool = True) -> Values
 
 def scaling(draw: Draw, dim: int, kinds: str) -> Values:
     """The description of a rotary embedding of `dim` dimensions without its base."""
-    kind = draw(st.sampled_from(kinds.split()))
+    # With one pair, transformers divides by zero: refused.
+    kind = draw(st.sampled_from([kind for kind in kinds.split() if kind != "dynamic" or dim > 2]))
     factor = draw(st.sampled_from([1.0, 2.0, 4.5, 40.0]))
     original = {"original_max_position_embeddings": draw(st.sampled_from([8, 16, 64]))}
     match kind:
@@ -204,7 +206,7 @@ def ministral3(draw: Draw) -> Values:
         found["llama_4_scaling_beta"] = draw(st.sampled_from([0.1, 1.0]))
         found.setdefault("original_max_position_embeddings", draw(st.sampled_from([8, 16])))
         found.update(maybe(draw, max_position_embeddings=st.just(64)))
-    return values | maybe(draw, original_max_position_embeddings=st.sampled_from([4, 32]))
+    return values
 
 
 def mistral3(draw: Draw) -> Values:
@@ -604,6 +606,7 @@ def build(kind: str, values: Values) -> Any:
     config = transformers.AutoConfig.for_model(kind, **json.loads(json.dumps(values)))
     whole = "text_config" in values
     auto = transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
+    torch.manual_seed(0)
     model = auto.from_config(config, attn_implementation="eager", experts_implementation="eager").float().eval()
     generator = torch.Generator().manual_seed(0)
     stored = [*model.named_parameters(), *model.named_buffers()]
@@ -631,11 +634,26 @@ def reference(model: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return whole.numpy(), torch.cat(steps, dim=1).numpy()
 
 
+def save_kimi(model: Any, folder: str) -> None:
+    """Saves the text model of a Kimi K2.5 as the hub has it; transformers takes some of its names for the tower's."""
+    text = transformers.DeepseekV3ForCausalLM(model.config.text_config)
+    text.model, text.lm_head = model.model.language_model, model.lm_head
+    text.save_pretrained(folder)
+    tensors = load_file(Path(folder) / "model.safetensors")
+    save_file(
+        {f"language_model.{name}": tensor for name, tensor in tensors.items()}, Path(folder) / "model.safetensors"
+    )
+    model.config.save_pretrained(folder)
+
+
 @contextlib.contextmanager
 def saved(model: Any, kind: str, values: Values, form: str) -> Iterator[Path]:
     """A folder with the model, and with `config.json` as transformers saved it or as it was drawn."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        if kind == "kimi_k25":
+            save_kimi(model, folder)
+        else:
+            model.save_pretrained(folder)
         if form != "as saved":
             drawn = {"model_type": kind, **(whole_numbers(values) if form == "whole numbers" else values)}
             (Path(folder) / "config.json").write_text(json.dumps(drawn))
