@@ -251,7 +251,7 @@ def test_an_alternative_counts_where_it_fits_names_and_shapes(name: str, q: str)
 def test_what_an_alternative_lacks_is_named_where_it_fits_better_than_the_usual() -> None:
     layout = Layout({"{layer}.n": "n : embed"}, alternatives=[Table({"{layer}.k": "n : embed"})])
     source = Arrays({f"{number}.k": np.zeros(5, np.float32) for number in (0, 1, 3)})
-    with pytest.raises(TensorMismatchError, match="2.k: missing") as caught:
+    with pytest.raises(TensorMismatchError, match=r"2\.k: missing") as caught:
         resolve(source, layout, Layout({"n": "n : layer embed"}), SIZES, FLOAT32)
     assert "2.n" not in str(caught.value)
     assert "no use for it" not in str(caught.value)
