@@ -56,7 +56,7 @@ def kimi_config(values: Mapping[str, Any]) -> DecoderConfig:
     if values.get("model_type") == "kimi_k2":
         return deepseek_v3_config(values)
     towers = ("projection_hidden_size", "projection_layer_norm_eps")
-    return _v3(text_fields(values, towers=towers, **_V3_DEFAULTS))
+    return _v3(text_fields({"tie_word_embeddings": True, **values}, towers=towers, **_V3_DEFAULTS))
 
 
 def deepseek_v2_huggingface(config: DecoderConfig) -> Layout:

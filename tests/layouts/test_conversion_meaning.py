@@ -223,3 +223,35 @@ def test_the_digest_changes_with_the_meaning_of_the_notation(monkeypatch: pytest
     base = digest(STORED, STORED, SIZES)
     monkeypatch.setattr(conversion, "NOTATION_VERSION", 0)
     assert digest(STORED, STORED, SIZES) != base
+
+
+ALTERNATIVES = Layout(
+    {"{layer}.n": "n : embed", "q": "q : embed layer head head_dim"},
+    alternatives=[
+        Table({"n": "n : layer embed"}),
+        Table({"m": "n : layer embed"}),
+        Table({"q": "q : layer head embed head_dim"}),
+    ],
+)
+
+
+@pytest.mark.parametrize("name", ["{layer}.n", "n", "m"])
+@pytest.mark.parametrize("q", ["q : embed layer head head_dim", "q : layer head embed head_dim"])
+def test_an_alternative_counts_where_it_fits_names_and_shapes(name: str, q: str) -> None:
+    values = np.arange(20, dtype=np.float32).reshape(4, 5)
+    target = Layout({"n": "n : layer embed", "q": "q : layer head embed head_dim"})
+    roles = {"n": values, "q": np.arange(4 * 5 * 3 * 4, dtype=np.float32).reshape(4, 3, 5, 4)}
+    stored = {f"{number}.n": row for number, row in enumerate(values)} if "layer" in name else {name: values}
+    stored["q"] = roles["q"] if q.startswith("q : layer") else roles["q"].transpose(2, 0, 1, 3)
+    found = resolve(Arrays(stored), ALTERNATIVES, target, SIZES, FLOAT32).tensors
+    for role, expected in roles.items():
+        np.testing.assert_array_equal(found[role][(slice(None),) * expected.ndim], expected)
+
+
+def test_what_an_alternative_lacks_is_named_where_it_fits_better_than_the_usual() -> None:
+    layout = Layout({"{layer}.n": "n : embed"}, alternatives=[Table({"{layer}.k": "n : embed"})])
+    source = Arrays({f"{number}.k": np.zeros(5, np.float32) for number in (0, 1, 3)})
+    with pytest.raises(TensorMismatchError, match=r"2\.k: missing") as caught:
+        resolve(source, layout, Layout({"n": "n : layer embed"}), SIZES, FLOAT32)
+    assert "2.n" not in str(caught.value)
+    assert "no use for it" not in str(caught.value)
