@@ -212,7 +212,7 @@ def _other_kind(model: str, present: list[str]) -> LazyLoadError | None:
         )
     if _ORBAX & set(present):
         return UnsupportedFormatError(
-            f"{model} is an Orbax checkpoint, converted already; restore it with Orbax (in MaxText, that is "
+            f"{model} is an Orbax checkpoint, already converted; restore it with Orbax (in MaxText, that is "
             "load_parameters_path), or give the Hugging Face checkpoint that it was made from"
         )
     if gguf := sorted(name for name in present if name.endswith(".gguf")):
