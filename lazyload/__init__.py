@@ -17,8 +17,9 @@ from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.layout import Layout, Table
-from lazyload.loader import CachedCheckpoint, Parameter, Plan, convert, from_pretrained, plan
+from lazyload.loader import convert, from_pretrained, plan
 from lazyload.report import LoadReport, last_report
+from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.storage import Storage
 from lazyload.verification import Verification, verify
 

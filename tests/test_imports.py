@@ -19,7 +19,7 @@ ROWS = (
     ("lazyload",),
     ("loader",),
     ("request", "verification"),
-    ("options",),
+    ("options", "results"),
     ("cache", "checkpoint", "sources", "families", "models"),
     ("formats", "config_json"),
     ("architecture",),

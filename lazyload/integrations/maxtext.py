@@ -16,9 +16,10 @@ from lazyload.cache.manifest import Manifest, UnreadableManifestError
 from lazyload.errors import ConfigError
 from lazyload.formats import maxtext as tables
 from lazyload.formats.maxtext import MaxText
-from lazyload.loader import CachedCheckpoint, convert
+from lazyload.loader import convert
 from lazyload.options import DTypeOption
 from lazyload.request import Request, open_request
+from lazyload.results import CachedCheckpoint
 from lazyload.sources import ModelReference
 from lazyload.storage import Storage
 
