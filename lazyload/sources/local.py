@@ -33,7 +33,11 @@ class LocalFiles:
         return {"path": str(self.folder)}
 
     def identity(self) -> Mapping[str, Any]:
-        """The folder, the small files' content, and of each file of weights its size, time and header."""
+        """The folder, the small files' content, and of each file of weights its size, times and header.
+
+        The time at which the system last changed anything about a file counts, too: who copies one over another may
+        keep its size and its modification time (`cp -p`, `rsync -t`), and cannot set that one.
+        """
         small = {
             name: content for name in (CONFIG, index_name(self.variant)) if (content := self.find(name)) is not None
         }
@@ -42,7 +46,12 @@ class LocalFiles:
             status = self._status(name)
             read_into = functools.partial(self.read_into, name)
             header = read_header(read_into, status.st_size, f"{self.name}: {name}")
-            files[name] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "header_sha256": _sha256(header)}
+            files[name] = {
+                "size": status.st_size,
+                "mtime_ns": status.st_mtime_ns,
+                "ctime_ns": status.st_ctime_ns,
+                "header_sha256": _sha256(header),
+            }
         return {"kind": "folder", "path": str(self.folder), "files": files}
 
     def names(self) -> list[str]:

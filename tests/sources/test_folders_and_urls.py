@@ -214,6 +214,23 @@ def test_files_that_change_under_a_conversion_are_not_published(put: Put, folder
     assert not list((tmp_path / "cache").rglob("data-*"))
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_another(
+    folder: Path, tmp_path: Path, in_place: bool
+) -> None:
+    """As `cp -p` and `rsync -t` leave it."""
+    before = lazyload.plan(folder, cache_dir=tmp_path / "cache").key
+    shard = shards(folder)[0]
+    content, status = bytearray(shard.read_bytes()), shard.stat()
+    content[-1] ^= 1
+    other = shard if in_place else shard.with_suffix(".new")
+    other.write_bytes(content)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(other, shard)
+    assert (shard.stat().st_size, shard.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert lazyload.plan(folder, cache_dir=tmp_path / "cache").key != before
+
+
 def test_a_file_that_is_cut_under_a_conversion(folder: Path, tmp_path: Path) -> None:
     source = open_source(ModelReference(folder))
     name, info = next(iter(source.tensors.items()))
