@@ -271,6 +271,9 @@ def hybrid(draw: Draw, kv_heads: int) -> Values:
     if values["num_attention_heads"] % kv_heads == 0 and draw(BOTH):
         del values["num_key_value_heads"]
     values |= partial(draw, values.get("head_dim", 256), 0.25)
+    # A first token's output is its query times its key, which may be next to nothing, and the norm after it undoes
+    # that: its rounding counts up to `eps ** -0.5` times, in transformers' numbers as much as in ours.
+    values["rms_norm_eps"] = draw(st.sampled_from([1e-4, 1e-3, 1e-2]))
     heads, layers = draw(st.integers(1, 3)), values["num_hidden_layers"]
     # transformers' cache counts tokens in a layer with full attention.
     kinds = draw(st.lists(st.sampled_from(["linear_attention", "full_attention"]), min_size=layers, max_size=layers))
