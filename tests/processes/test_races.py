@@ -86,7 +86,7 @@ def test_a_conversion_that_ends_anywhere_makes_no_false_hit(
     model: Path, tmp_path: Path, signals: tuple[signal.Signals, ...]
 ) -> None:
     chance = random.Random(0)
-    counts = {"published": 0, "not published": 0, "left traces": 0}
+    counts = {"published": 0, "not published": 0, "left traces": 0, "left after pruning": 0}
     for number in range(KILLS if signals == (signal.SIGKILL,) else KILLS // 3):
         root, flags = tmp_path / str(number), number % 2 == 0
         process = start(CONVERT, model)
@@ -105,8 +105,12 @@ def test_a_conversion_that_ends_anywhere_makes_no_false_hit(
             counts["left traces"] += bool(traces) or len(data) != len(cache.entries())
         cache.prune()
         lazyload.convert(model, cache_dir=root, storage=lazyload.Storage(flags, flags))
-        assert len(list(root.glob("models--*/*/data-*"))) == 1
+        assert [found.problems for found in lazyload.verify(cache_dir=root)] == [()]
+        left = len(list(root.glob("models--*/*/data-*"))) - 1
+        assert left == 0 or signals != (signal.SIGKILL,)
+        counts["left after pruning"] += left > 0
     print(f"\n{signals}: {counts}")
     assert counts["not published"] > 0
-    # Python can raise what a signal raises between a step and the one that remembers to undo it; pruning does it then.
-    assert counts["left traces"] <= 1 + KILLS // 50
+    # Python can raise what a signal raises between a step and the one that remembers to undo it; pruning does it then,
+    # or an hour later where a load could still be reading what was left.
+    assert max(counts["left traces"], counts["left after pruning"]) <= 2 + KILLS // 50
