@@ -10,6 +10,8 @@ import pytest
 
 REASONS = {
     "torch": "could not import 'torch'",
+    "transformers": "needs transformers",
+    "namespace": "a pid namespace cannot be made here",
     "maxtext": "MaxText is not installed",
     "root": "root may read everything",
     "mount": "a file system cannot be mounted here",
