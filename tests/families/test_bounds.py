@@ -80,7 +80,7 @@ def test_huge_sizes_are_refused_in_little_memory(
     assert message in result.stdout
     seconds, megabytes = map(float, result.stderr.split()[-2:])
     assert megabytes < 300
-    assert seconds < 3
+    assert seconds < 10
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
