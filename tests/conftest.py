@@ -2,8 +2,11 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-from support import hub
+import pytest
+from support.hub import Hub, running
 
 pytest_plugins = ["support.skips"]
 
@@ -19,6 +22,15 @@ os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *(f"--{name}={n}" for name, n in _FL
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["LAZYLOAD_CACHE"] = tempfile.mkdtemp(prefix="lazyload-tests-")
 # Read when `huggingface_hub` is imported, once.
-os.environ["HF_ENDPOINT"] = hub.running().endpoint
+os.environ["HF_ENDPOINT"] = running().endpoint
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="lazyload-tests-hub-")
 os.environ.pop("HF_TOKEN", None)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The hub without models; its cache is empty, and nobody is logged in."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub = running()
+    yield hub
+    hub.reset()

@@ -2,16 +2,15 @@
 
 import inspect
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 from support import checkpoints
-from support.hub import Hub, running
+from support.hub import Hub
 
 import lazyload
 from lazyload import errors
@@ -24,14 +23,6 @@ CALLS: tuple[Callable[..., Any], ...] = (lazyload.from_pretrained, lazyload.conv
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.make("qwen3", tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    hub = running()
-    yield hub
-    hub.reset()
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors.numpy import load_file, save_file
 from support import checkpoints
-from support.hub import TOKEN, Hub, running
+from support.hub import TOKEN, Hub
 
 import lazyload
 from lazyload import errors
@@ -29,14 +28,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.make("qwen3", tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture
-def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with one model; the hub's cache is empty, and nobody is logged in."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    hub = running()
+@pytest.fixture(autouse=True)
+def model(hub: Hub, folder: Path) -> None:
+    """The hub has a model."""
     hub.add(MODEL, folder)
-    yield hub
-    hub.reset()
 
 
 @pytest.fixture

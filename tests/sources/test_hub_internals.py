@@ -1,29 +1,24 @@
 """What is relied on of huggingface_hub beyond what it documents holds for the version installed here."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import get_session
-from support.hub import Hub, running
+from support.hub import Hub
 
 from lazyload.sources.hub_internals import HTTP_ERRORS, commit_of_file, is_known_missing
 
 MODEL = "org/model"
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with a model of one file; the hub's cache is empty."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+@pytest.fixture(autouse=True)
+def model(hub: Hub, tmp_path: Path) -> None:
+    """The hub has a model of one file."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    hub = running()
     hub.add(MODEL, tmp_path / "model")
-    yield hub
-    hub.reset()
 
 
 def test_a_downloaded_file_lies_in_a_folder_named_by_its_commit(hub: Hub, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 from support import checkpoints
-from support.hub import TOKEN, Hub, running
+from support.hub import TOKEN, Hub
 
 import lazyload
 from lazyload import errors
@@ -157,14 +156,6 @@ def test_one_file(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(errors.UnsupportedFormatError, match="is one file; give the folder"):
         lazyload.plan(tmp_path / name, cache_dir=tmp_path / "cache")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    hub = running()
-    yield hub
-    hub.reset()
 
 
 class _Signed(MemoryFileSystem):
