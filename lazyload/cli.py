@@ -150,7 +150,7 @@ def plan(options: ModelOptions, as_json: Json = False) -> None:
     print(f"\n{made.model}: family {made.family}, layout {made.layout}, {len(rows)} arrays, {_size(made.nbytes)}")
     if made.skipped:
         print(f"knowingly skipped: {len(made.skipped)} tensors, such as {made.skipped[0]}")
-    print(f"key {made.key}: {'in the cache' if made.hit else 'not in the cache'}")
+    print(f"key {made.key}: in the cache" if made.hit else "not in the cache:")
     for reason in made.reasons:
         print(f"  {reason}")
 

@@ -6,6 +6,7 @@ shards.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -127,7 +128,7 @@ def from_pretrained(
     stopwatch = Stopwatch()
     mesh = mesh_or_default(mesh)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, progress)
     with cleaning_up(), stopwatch.entering("open", opened) as request:
         wanted = shardings(mesh, rules, request.axes)
 
@@ -195,7 +196,7 @@ def convert(
     require_progress(progress)
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, progress)
     with cleaning_up(), stopwatch.entering("open", opened) as request:
         _, entry, reasons = _used(request, lambda entry: None, force_convert, progress, lock_timeout, stopwatch)
         _report(request, entry, reasons, stopwatch)
@@ -221,8 +222,9 @@ def plan(
 ) -> Plan:
     """Says what a load would do. Nothing is written.
 
-    Nothing is read but `config.json` and the headers of the weights; and embedding and output projection where both are
-    stored although `config.json` ties them, until they differ.
+    Nothing is read but `config.json` and the headers of the weights; embedding and output projection where both are
+    stored although `config.json` ties them, until they differ; and the weights of a folder that has never been loaded,
+    where the cache has an entry that may be made of the same.
 
     Args:
         model: See `from_pretrained`, here and below.
@@ -246,13 +248,22 @@ def plan(
         >>> print(lazyload.plan("Qwen/Qwen3-8B").nbytes)  # doctest: +SKIP
     """
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    with open_request(reference, dtype, layout, storage, cache_dir, family, strict, config) as request:
-        conversion = request.settled().conversion()
+    opened = functools.partial(
+        open_request, reference, dtype, layout, storage, cache_dir, family, strict, config, dry_run=True
+    )
+    with opened() as request:
+        conversion = request.settled.conversion
+        entry = request.cache.find(request.key, *request.forms) if request.may_be_cached else None
+        reasons = () if entry else tuple(request.reasons())
+
+    def key() -> str:
+        with opened() as request:
+            return request.key.digest
+
     parameters = {
         path: Parameter(lazy.shape, lazy.dtype.name, conversion.axes[path], lazy.nbytes, lazy.sources)
         for path, lazy in conversion.tensors.items()
     }
-    entry = request.cache.find(request.key, *request.forms)
     return Plan(
         model=request.source.name,
         family=request.family.name,
@@ -261,9 +272,9 @@ def plan(
         skipped=conversion.skipped,
         unread=conversion.unread,
         nbytes=sum(parameter.nbytes for parameter in parameters.values()),
-        key=request.key.digest,
         hit=entry is not None,
-        reasons=() if entry else tuple(request.cache.explain(request.key, request.source.name)),
+        reasons=reasons,
+        _key=key,
     )
 
 
@@ -280,13 +291,15 @@ def _used(
     An entry that is there is used without a lock, so that others may remove it until its lease begins; what is lost
     then, or damaged, is looked for and converted under the lock.
     """
-    cache, key = request.cache, request.key
+    if request.strict or not request.source.is_identified:
+        # An entry does not tell whether tensors were left aside; and weights need not be read to tell which they are
+        # where they cannot be converted.
+        with stopwatch.stage("plan"):
+            request.require_convertible()
+    with stopwatch.stage("open"):
+        cache, key = request.cache, request.key
     found = cache.find(key, *request.forms)
     if found and not force:
-        if request.strict:
-            # The entry does not tell whether tensors were left aside.
-            with stopwatch.stage("plan"):
-                request.settled().conversion()
         try:
             with found.in_use():
                 return use(found), found, None
@@ -296,10 +309,10 @@ def _used(
             logger.warning("converting again: %s", error)
     reasons: tuple[str, ...] | None = ("asked to convert again",)
     if not force:
-        reasons = tuple(cache.explain(key, request.source.name))
+        reasons = tuple(request.reasons())
     with stopwatch.stage("plan"):
-        request = request.settled()
-        conversion = request.conversion()
+        request = request.settled
+        conversion = request.conversion
     with contextlib.ExitStack() as lease:
         with stopwatch.entering("wait", _locked(request, lock_timeout)):
             published = cache.find(key, *request.forms)

@@ -14,6 +14,7 @@ import numpy as np
 from lazyload import families
 from lazyload.architecture import DecoderConfig
 from lazyload.cache.cache import Cache
+from lazyload.cache.contents import Contents
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
 from lazyload.config_json.overrides import overridden
@@ -34,6 +35,7 @@ from lazyload.formats.target import Target, nested
 from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes, target_form
 from lazyload.layouts.layout import Layout
 from lazyload.options import DTypeOption, LayoutOption, StorageOption, storage_of
+from lazyload.progress import ProgressOption
 from lazyload.sources import ModelReference, Source, open_source
 from lazyload.sources.remembered import RememberedSource
 from lazyload.storage import Storage
@@ -70,7 +72,7 @@ class Request:
         dtype: The dtype of floating-point parameters.
         storage: How the entry is stored, every flag concrete.
         cache: Where entries are.
-        key: The entry that all of this amounts to.
+        fields: The key's fields, but for the source's identity.
     """
 
     source: Source | RememberedSource
@@ -82,8 +84,18 @@ class Request:
     dtype: np.dtype
     storage: Storage
     cache: Cache
-    key: Key
+    fields: Mapping[str, Any]
 
+    @functools.cached_property
+    def key(self) -> Key:
+        """The entry that all of this amounts to.
+
+        Raises:
+            CorruptSourceError: The source's files are being written.
+        """
+        return Key({"source": dict(self.source.identity), **self.fields})
+
+    @functools.cached_property
     def conversion(self) -> Conversion:
         """The lazy tensors that the entry consists of; looks at the headers of the source's files.
 
@@ -114,6 +126,23 @@ class Request:
             )
         return conversion
 
+    @property
+    def may_be_cached(self) -> bool:
+        """Whether the cache may have the entry, by what is known without reading weights as a whole."""
+        return self.source.is_identified or self.cache.has_made(self.source.origin)
+
+    def reasons(self) -> list[str]:
+        """Why the cache has no such entry: sentences."""
+        if not self.may_be_cached:
+            root, name = self.cache.root, self.source.name
+            return [f"{name} has not been converted into {root}: nothing there was made of files of the same sizes"]
+        return self.cache.explain(self.key, self.source.name)
+
+    def require_convertible(self) -> None:
+        """Plans the conversion; see `conversion` for what is raised."""
+        _ = self.settled.conversion
+
+    @functools.cached_property
     def settled(self) -> "Request":
         """The request for what is stored: a model that `config.json` calls tied may have a head of its own.
 
@@ -186,10 +215,12 @@ def open_request(
     family: Family | None,
     strict: bool = False,
     config: Mapping[str, Any] | None = None,
+    progress: ProgressOption = None,
+    dry_run: bool = False,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised.
 
-    The source is open while the body runs.
+    The source is open while the body runs. In a dry run nothing is written, not even what is found out about a folder.
     """
     flags = storage_of(storage).resolve()
     if not isinstance(family, Family | None):
@@ -198,14 +229,14 @@ def open_request(
         raise ArgumentError(f"cache_dir={cache_dir!r:.200}: give a folder")
     parameter_dtype = None if _is_auto(dtype) else _dtype(dtype)
     cache = Cache(cache_dir)
-    with contextlib.closing(_open_source(reference, cache)) as source:
+    contents = cache.contents.read_only() if dry_run else cache.contents
+    with contextlib.closing(_open_source(reference, cache, contents, progress)) as source:
         values = overridden(source.config, config)
         family = family or families.find(values)
         architecture = family.read(values)
         parameter_dtype = parameter_dtype or _dtype_of(values)
         target = _target(layout, family, architecture)
         fields = {
-            "source": dict(source.identity),
             "config": config,
             "mapping": digest(family.stored(architecture), target.layout, architecture),
             "own_head": _own_head_digest(layout, family, architecture),
@@ -216,11 +247,12 @@ def open_request(
             "storage": flags.fields(),
             "format": ENTRY_FORMAT,
         }
-        key = Key(fields)
-        yield Request(source, family, architecture, target, layout, strict, parameter_dtype, flags, cache, key)
+        yield Request(source, family, architecture, target, layout, strict, parameter_dtype, flags, cache, fields)
 
 
-def _open_source(reference: ModelReference, cache: Cache) -> Source | RememberedSource:
+def _open_source(
+    reference: ModelReference, cache: Cache, contents: Contents, progress: ProgressOption
+) -> Source | RememberedSource:
     """The source, or what the cache remembers of it.
 
     That is all that a hit needs of a hub model: where the commit is known, nothing else is asked for, and where the hub
@@ -229,7 +261,7 @@ def _open_source(reference: ModelReference, cache: Cache) -> Source | Remembered
     entries = cache.recall(reference.name, reference.revision) if reference.is_hub_id else []
     entries = [entry for entry in entries if _is_of_place(entry, reference)]
     if not entries:
-        return open_source(reference)
+        return open_source(reference, contents, progress)
     reachable = reference
     try:
         commit = _commit_of(reference)

@@ -1,8 +1,9 @@
 """What `convert` and `plan` return."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lazyload.cache.entry import Entry
@@ -72,7 +73,6 @@ class Plan:
         skipped: Source tensors that are knowingly not used.
         unread: Source tensors that are left aside, because no model of this kind reads them.
         nbytes: The size of all arrays.
-        key: The key of the entry.
         hit: Whether the entry is in the cache.
         reasons: If not, why: sentences.
     """
@@ -84,6 +84,15 @@ class Plan:
     skipped: tuple[str, ...]
     unread: tuple[str, ...]
     nbytes: int
-    key: str
     hit: bool
     reasons: tuple[str, ...]
+    _key: Callable[[], str] = field(repr=False, compare=False, kw_only=True)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The key of the entry; of a folder that has never been loaded, the weights are read to tell it.
+
+        Raises:
+            LazyLoadError: The folder is gone, or is being written.
+        """
+        return self._key()

@@ -2,6 +2,7 @@
 
 <root>/CACHEDIR.TAG
 <root>/.locks/<key>.lock
+<root>/.contents/<folder>.json                            what the files of a source folder contain
 <root>/models--Qwen--Qwen3-8B/<key>/manifest.json         there = the entry is complete
                                    /data-<unique>/...     the Orbax checkpoint that the manifest names
 """
@@ -14,9 +15,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from lazyload.cache.contents import Contents
 from lazyload.cache.disk import explained, make_folder, share
 from lazyload.cache.entry import Entry, Form, problem_of, read_entry
 from lazyload.cache.key import Key
@@ -42,10 +45,12 @@ class Cache:
     Attributes:
         root: The folder; it need not exist.
         shared: Others, whose entries are used, and which are never written to.
+        contents: What is known of source folders.
     """
 
     root: Path
     shared: tuple[Path, ...]
+    contents: Contents
 
     def __init__(self, root: str | os.PathLike[str] | None = None):
         """Opens the cache in a folder.
@@ -66,6 +71,7 @@ class Cache:
         several = [chosen] if root is not None else [part for part in chosen.split(os.pathsep) if part] or [chosen]
         *shared, self.root = map(_root, several)
         self.shared = tuple(shared)
+        self.contents = Contents(self.root, self.shared)
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
@@ -137,6 +143,11 @@ class Cache:
             return [f"{model} has not been converted into {self.root}"]
         differences = [key.differences(Key(entry.manifest.fields)) for entry in others]
         return min(differences, key=len)
+
+    def has_made(self, origin: Mapping[str, Any]) -> bool:
+        """Whether an entry was made of files of the same names and sizes, `sizes` of where a source came from."""
+        entries = self._entries(shared=True)
+        return any(entry.manifest.source.get("sizes") == origin.get("sizes") for entry in entries)
 
     def recall(self, model: str, revision: str | None) -> list[Entry]:
         """The entries of a hub model and revision (branch, tag or commit), the newest first."""
@@ -265,8 +276,9 @@ class Cache:
     ) -> list[Removal]:
         """Removes what no load can use, and on demand what has not been used for long.
 
-        That is: what unfinished conversions and removals left behind, data that a newer conversion replaced, and what
-        is proven to be damaged. What somebody writes or reads stays, and so does what cannot be looked at now.
+        That is: what unfinished conversions and removals left behind, data that a newer conversion replaced, what is
+        proven to be damaged, and what is remembered of source folders that are gone. What somebody writes or reads
+        stays, and so does what cannot be looked at now.
 
         Args:
             older_than: Also entries that have not been used for so many seconds.
@@ -275,6 +287,7 @@ class Cache:
         """
         with explained(self.root):
             removals = [leftover for folder in self._folders() for leftover in leftovers(folder)]
+            forgotten = self.contents.obsolete()
         entries = sorted((e for e in self.entries() if not e.is_in_use()), key=lambda entry: entry.last_used)
         sizes = {entry.folder: size(entry.folder) for entry in entries}
         total = sum(size(folder) for folder in self._folders()) - sum(removal.nbytes for removal in removals)
@@ -289,7 +302,7 @@ class Cache:
             removals.append(Removal(entry.folder, sizes[entry.folder], reason))
             total -= sizes[entry.folder]
         if dry_run:
-            return removals
+            return [*removals, *forgotten]
         last_uses = {entry.folder: entry.last_used for entry in entries}
 
         def is_still_right(removal: Removal) -> bool:
@@ -302,7 +315,10 @@ class Cache:
         removed, kept = self._carry_out(removals, is_still_right)
         for removal, reason in kept:
             logger.info("kept %s: %s", removal.path, reason)
-        return removed
+        for removal in forgotten:
+            with explained(self.root):
+                removal.path.unlink(missing_ok=True)
+        return [*removed, *forgotten]
 
     def _folders(self, models: str = "models--*", key: str = "*", *, shared: bool = False) -> list[Path]:
         """The folders of entries, complete or not; nothing outside the cache's own names, and no links."""

@@ -4,6 +4,8 @@ import os
 import re
 
 from lazyload.errors import SourceNotFoundError, UnsupportedFormatError
+from lazyload.progress import ProgressOption
+from lazyload.sources.content import Contents
 from lazyload.sources.files import CONFIG, Files, no_config, parse_json
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
@@ -17,10 +19,17 @@ _HUB_PAGE = re.compile(
 )
 
 
-def open_source(reference: ModelReference) -> Source:
+def open_source(
+    reference: ModelReference, contents: Contents | None = None, progress: ProgressOption = False
+) -> Source:
     """Opens a checkpoint; of its weights, nothing is read.
 
     A text is taken for a URL, else for a folder that is there, else for a hub id.
+
+    Args:
+        reference: Which checkpoint.
+        contents: What is remembered of folders.
+        progress: How progress is shown where weights must be read to tell which they are.
 
     Raises:
         SourceNotFoundError: There is no such model, or it lacks a file.
@@ -28,7 +37,7 @@ def open_source(reference: ModelReference) -> Source:
         CorruptSourceError: `config.json` or the index is malformed.
         UnsupportedFormatError: The weights are in a form that is not read.
     """
-    files = _files(reference)
+    files = _files(reference, contents, progress)
     try:
         content = files.find(CONFIG)
         if content is None:
@@ -39,7 +48,7 @@ def open_source(reference: ModelReference) -> Source:
         raise
 
 
-def _files(reference: ModelReference) -> Files:
+def _files(reference: ModelReference, contents: Contents | None, progress: ProgressOption) -> Files:
     # The hub's and other file systems' libraries take a while to import, and a folder needs neither.
     if reference.is_hub_id:
         from lazyload.sources.hub import HubFiles
@@ -55,7 +64,7 @@ def _files(reference: ModelReference) -> Files:
     if "://" in reference.name and not reference.name.startswith(("file://", "local://")):
         from lazyload.sources.remote import RemoteFiles
 
-        return RemoteFiles(reference.address, reference.subfolder, reference.variant)
+        return RemoteFiles(reference.address, reference.subfolder, reference.variant, progress)
     folder = reference.folder / reference.subfolder
     if folder.suffix in (".gguf", ".safetensors") and os.path.isfile(folder):
         raise UnsupportedFormatError(
@@ -63,4 +72,4 @@ def _files(reference: ModelReference) -> Files:
         )
     if not os.path.isdir(folder):
         raise SourceNotFoundError(f"{folder} is not a folder")
-    return LocalFiles(folder, variant=reference.variant)
+    return LocalFiles(folder, variant=reference.variant, contents=contents, progress=progress)

@@ -52,7 +52,15 @@ class Files(Protocol):
         """Where the files came from, for the manifest."""
 
     def identity(self) -> Mapping[str, Any]:
-        """What changes whenever the content does, for the key; JSON values."""
+        """What changes whenever the content does, for the key; JSON values.
+
+        Raises:
+            CorruptSourceError: A file is being written.
+        """
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether `identity` is known to read no weights as a whole."""
 
     def names(self) -> list[str]:
         """The names of all files at the top."""

@@ -83,6 +83,11 @@ class HubFiles:
         """Model and commit, and which files of it, which say all."""
         return {"kind": "hub", "id": self.name, "commit": self._commit} | self._reference.place
 
+    @property
+    def is_identified(self) -> bool:
+        """The commit says all."""
+        return True
+
     def names(self) -> list[str]:
         """The names of all files; of those in the hub's cache, where the hub must not be asked."""
         if self._offline:

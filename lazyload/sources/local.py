@@ -6,53 +6,113 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lazyload.errors import AccessDeniedError, CorruptSourceError, SourceNotFoundError
+from lazyload.progress import ProgressOption, show_progress
+from lazyload.sources.content import Contents, NoContents, blob_of, sha256_of, status_of, wait_for_tick
 from lazyload.sources.files import CONFIG, MOST_JSON_BYTES, MissingFileError, index_name, weight_files
-from lazyload.sources.safetensors import read_header
+
+_HASHED_AT_ONCE = 8
 
 
 class LocalFiles:
     """The files of a folder; reads are by position, so that threads share a descriptor."""
 
-    def __init__(self, folder: Path, name: str | None = None, variant: str = ""):
-        """`name` is what messages call the model; None for the folder's path."""
+    def __init__(
+        self,
+        folder: Path,
+        name: str | None = None,
+        variant: str = "",
+        contents: Contents | None = None,
+        progress: ProgressOption = False,
+    ):
+        """Opens nothing yet.
+
+        Args:
+            folder: The folder.
+            name: What messages call the model; None for the folder's path.
+            variant: The variant of the weights that is wanted; empty for none.
+            contents: What is remembered of folders, so that weights need not be read to tell which they are.
+            progress: How progress is shown where they must.
+        """
         self.folder = folder
         self.variant = variant
         self.name = name or str(folder)
+        self._contents = contents or NoContents()
+        self._hashed: dict[str, Mapping[str, Any]] = {}
+        self._progress = progress
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        """The folder."""
-        return {"path": str(self.folder)}
+        """The folder, and the sizes of its files of weights, by which copies of it can be told from others."""
+        return {"path": str(self.folder), "sizes": {name: self.size(name) for name in weight_files(self).names}}
 
     def identity(self) -> Mapping[str, Any]:
-        """The folder, the small files' content, and of each file of weights its size, times and header.
+        """The content of every file, wherever the folder is and whenever it was made.
 
-        The time at which the system last changed anything about a file counts, too: who copies one over another may
-        keep its size and its modification time (`cp -p`, `rsync -t`), and cannot set that one.
+        What a file of weights contains is remembered for as long as its status stays, and known of the hub's own
+        snapshots, whose files are named by their content; else the file is read as a whole.
         """
         small = {
             name: content for name in (CONFIG, index_name(self.variant)) if (content := self.find(name)) is not None
         }
-        files: dict[str, Any] = {name: {"sha256": _sha256(content)} for name, content in small.items()}
-        for name in weight_files(self).names:
-            status = self._status(name)
-            read_into = functools.partial(self.read_into, name)
-            header = read_header(read_into, status.st_size, f"{self.name}: {name}")
-            files[name] = {
-                "size": status.st_size,
-                "mtime_ns": status.st_mtime_ns,
-                "ctime_ns": status.st_ctime_ns,
-                "header_sha256": _sha256(header),
-            }
-        return {"kind": "folder", "path": str(self.folder), "files": files}
+        files = {name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in small.items()}
+        names = weight_files(self).names
+        known = self._known(names)
+        if unknown := [name for name in names if name not in known]:
+            known |= self._hash(unknown)
+            self._contents.remember(self._place, {name: self._hashed[name] for name in names if name in self._hashed})
+        return {"kind": "folder", "files": files | {name: {"sha256": known[name]} for name in names}}
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether `identity` needs to read no weights."""
+        names = weight_files(self).names
+        return self._known(names).keys() == set(names)
+
+    def _known(self, names: Iterable[str]) -> dict[str, str]:
+        """The SHA-256 of those files of which it is known without reading them."""
+        remembered = {**self._contents.recall(self._place), **self._hashed}
+        known = {}
+        for name in names:
+            status = status_of(self._status(name))
+            before = remembered.get(name, {})
+            if blob := blob_of(self.folder / name):
+                known[name] = blob
+            elif status.items() <= before.items():
+                known[name] = before["sha256"]
+                self._hashed[name] = before
+        return known
+
+    def _hash(self, names: Sequence[str]) -> dict[str, str]:
+        """Reads files as a whole, and says what their SHA-256 is."""
+        nbytes = sum(map(self.size, names))
+        with (
+            show_progress(self._progress, f"hashing {self.name}", nbytes) as advance,
+            ThreadPoolExecutor(_HASHED_AT_ONCE, thread_name_prefix="lazyload") as pool,
+        ):
+            hashes = pool.map(functools.partial(self._hash_one, advance=advance), names)
+            return dict(zip(names, hashes, strict=True))
+
+    def _hash_one(self, name: str, advance: Callable[[int], None]) -> str:
+        wait_for_tick(self._status(name))
+        status = status_of(self._status(name))
+        sha256 = sha256_of(functools.partial(self.read_into, name), status["size"], advance)
+        if status_of(self._status(name)) != status:
+            raise CorruptSourceError(f"{self.folder / name} is being written; call again when it is complete")
+        self._hashed[name] = {**status, "sha256": sha256}
+        return sha256
+
+    @functools.cached_property
+    def _place(self) -> Path:
+        return self.folder.resolve()
 
     def names(self) -> list[str]:
         """The names of all files."""
@@ -128,7 +188,3 @@ class LocalFiles:
             if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
                 raise SourceNotFoundError(f"{path}: {error.strerror}") from None
             raise CorruptSourceError(f"{path} cannot be read: {error.strerror}; check the disk") from None
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

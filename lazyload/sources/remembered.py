@@ -35,6 +35,11 @@ class RememberedSource:
         return self._source.nbytes_read if self._is_open else 0
 
     @property
+    def is_identified(self) -> bool:
+        """Whether `identity` is known to read no weights as a whole."""
+        return True
+
+    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by its name."""
         return self._source.tensors

@@ -1,5 +1,6 @@
 """A checkpoint behind an fsspec URL, `gs://`, `s3://`, `memory://` and so on, read range by range."""
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from typing import Any
 import fsspec
 
 from lazyload.errors import AccessDeniedError, CorruptSourceError, LazyLoadError, SourceNotFoundError
+from lazyload.progress import ProgressOption, show_progress
+from lazyload.sources.content import sha256_of
 from lazyload.sources.files import CONFIG, MissingFileError, index_name, weight_files
 from lazyload.sources.secrets import without_secrets
 
@@ -19,10 +22,15 @@ _VERSION_FIELDS = (
     "md5Hash",
     "crc32c",
     "content_md5",
+    "Content-MD5",
+    "Digest",
+    "CRC",
+    "sha",
     "checksum",
     "mtime",
     "LastModified",
     "last_modified",
+    "Last-Modified",
     "updated",
     "modified",
     "created",
@@ -33,7 +41,7 @@ _VERSION_FIELDS = (
 class RemoteFiles:
     """The files below a URL."""
 
-    def __init__(self, url: str, subfolder: str = "", variant: str = ""):
+    def __init__(self, url: str, subfolder: str = "", variant: str = "", progress: ProgressOption = False):
         """Opens the file system.
 
         Raises:
@@ -42,6 +50,7 @@ class RemoteFiles:
         self.name = without_secrets(url).rstrip("/")
         self.variant = variant
         self._subfolder = subfolder
+        self._progress = progress
         try:
             self._system, root = fsspec.url_to_fs(url.rstrip("/"))
             # What is signed for a folder is signed for its files: the query stays at the end.
@@ -65,10 +74,18 @@ class RemoteFiles:
         return {"url": self.name, "subfolder": self._subfolder}
 
     def identity(self) -> Mapping[str, Any]:
-        """The URL, and of each file its size and what its file system tells versions by."""
+        """The URL, and of each file its size and what its file system tells versions by.
+
+        Where it tells none, the size alone would take one file for another: such a file is read as a whole.
+        """
         small = [name for name in (CONFIG, index_name(self.variant)) if self._system.exists(self._path(name))]
         files = {name: self._version(name) for name in (*small, *weight_files(self).names)}
         return {"kind": "url", "url": self.name, "subfolder": self._subfolder, "files": files}
+
+    @property
+    def is_identified(self) -> bool:
+        """File systems that tell no versions are rare, and asking costs requests."""
+        return True
 
     def names(self) -> list[str]:
         """The names of all files."""
@@ -118,7 +135,12 @@ class RemoteFiles:
 
     def _version(self, name: str) -> dict[str, Any]:
         info = self._info(name)
-        return {"size": int(info["size"]), **{field: str(info[field]) for field in _VERSION_FIELDS if info.get(field)}}
+        size = int(info["size"])
+        version = {field: str(info[field]) for field in _VERSION_FIELDS if info.get(field)}
+        if not version:
+            with show_progress(self._progress, f"hashing {self.name}/{name}", size) as advance:
+                version["sha256"] = sha256_of(functools.partial(self.read_into, name), size, advance)
+        return {"size": size, **version}
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:

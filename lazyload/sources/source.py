@@ -24,7 +24,6 @@ class Source:
     Attributes:
         name: The model's name.
         config: Its parsed `config.json`.
-        identity: What changes whenever the content does, for the key.
         origin: Where it came from, for the manifest.
     """
 
@@ -37,7 +36,6 @@ class Source:
         check_quantization(config, f"{files.name}: config.json")
         self.name = files.name
         self.config = config
-        self.identity = files.identity()
         self.origin = files.origin
         self._files = files
         self._nbytes_read = 0
@@ -48,6 +46,20 @@ class Source:
     def nbytes_read(self) -> int:
         """Bytes of weights that have been read."""
         return self._nbytes_read
+
+    @functools.cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """What changes whenever the content does, for the key; the first use may read the weights as a whole.
+
+        Raises:
+            CorruptSourceError: A file is being written.
+        """
+        return self._files.identity()
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether `identity` is known to read no weights as a whole."""
+        return "identity" in self.__dict__ or self._files.is_identified
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
