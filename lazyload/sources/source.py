@@ -24,7 +24,6 @@ class Source:
     Attributes:
         name: The model's name.
         config: Its parsed `config.json`.
-        origin: Where it came from, for the manifest.
     """
 
     def __init__(self, files: Files, config: Mapping[str, Any]):
@@ -36,7 +35,6 @@ class Source:
         check_quantization(config, f"{files.name}: config.json")
         self.name = files.name
         self.config = config
-        self.origin = files.origin
         self._files = files
         self._nbytes_read = 0
         self._scratch, self._unpacked = Scratch(), Scratch()
@@ -46,6 +44,11 @@ class Source:
     def nbytes_read(self) -> int:
         """Bytes of weights that have been read."""
         return self._nbytes_read
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """Where it came from, for the manifest."""
+        return self._files.origin
 
     @functools.cached_property
     def identity(self) -> Mapping[str, Any]:
