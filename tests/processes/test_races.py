@@ -110,7 +110,8 @@ def test_a_conversion_that_ends_anywhere_makes_no_false_hit(
         assert left == 0 or signals != (signal.SIGKILL,)
         counts["left after pruning"] += left > 0
     print(f"\n{signals}: {counts}")
-    assert counts["not published"] > 0
+    # Of few signals all may come late on a busy machine.
+    assert counts["not published"] > 0 or not WHOLE
     # Python can raise what a signal raises between a step and the one that remembers to undo it; pruning does it then,
     # or an hour later where a load could still be reading what was left.
     assert max(counts["left traces"], counts["left after pruning"]) <= 2 + KILLS // 50

@@ -24,11 +24,13 @@ import hashlib, json, sys, time
 import jax, numpy as np
 import lazyload
 from flax import nnx
-model, cache, storage, until, force = sys.argv[1:]
+model, cache, storage, force = sys.argv[1:]
 storage = lazyload.Storage(**json.loads(storage))
 counts = {"hit": 0, "converted": 0}
 digests = set()
-while time.time() < float(until):
+print("ready", flush=True)
+until = float(sys.stdin.readline())
+while time.time() < until:
     module = lazyload.from_pretrained(model, cache_dir=cache, storage=storage, force_convert=force == "True")
     digest = hashlib.sha256()
     for path, value in sorted(nnx.to_flat_state(nnx.state(module, nnx.Param)), key=str):
@@ -40,9 +42,11 @@ print(json.dumps({"counts": counts, "digests": sorted(digests)}))
 REMOVE = """
 import json, sys, time
 import lazyload
-model, cache, until, how = sys.argv[1:]
+model, cache, how = sys.argv[1:]
 counts = {"removed": 0, "kept": 0}
-while time.time() < float(until):
+print("ready", flush=True)
+until = float(sys.stdin.readline())
+while time.time() < until:
     cache = lazyload.Cache(cache.root if isinstance(cache, lazyload.Cache) else cache)
     try:
         if how == "prune":
@@ -71,6 +75,7 @@ def start(code: str, *words: object, before: tuple[str, ...] = (), **environment
     return subprocess.Popen(
         [*before, sys.executable, "-c", code, *map(str, words)],
         text=True,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | paths | {"XLA_FLAGS": ""} | environment,
@@ -78,7 +83,16 @@ def start(code: str, *words: object, before: tuple[str, ...] = (), **environment
 
 
 def outcome(processes: list[subprocess.Popen[str]]) -> tuple[collections.Counter[str], set[str]]:
-    """What the processes counted, all together, and the digests of what they loaded; none may have failed."""
+    """What the processes counted, all together, and the digests of what they loaded; none may have failed.
+
+    Their time begins when all of them are ready.
+    """
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.communicate()
+    until = time.time() + SECONDS
+    for process in processes:
+        process.stdin.write(f"{until}\n")
+        process.stdin.flush()
     outputs = [process.communicate(timeout=SECONDS + 300) for process in processes]
     errors = [error for process, (_, error) in zip(processes, outputs, strict=True) if process.returncode]
     assert errors == []
@@ -91,11 +105,9 @@ def outcome(processes: list[subprocess.Popen[str]]) -> tuple[collections.Counter
 
 @pytest.mark.parametrize("flavour", FLAVOURS if WHOLE else [FLAVOURS[0], FLAVOURS[3]], ids=str)
 def test_loaders_beside_prune_rm_and_force(model: Path, tmp_path: Path, flavour: dict[str, object]) -> None:
-    # The processes take a few seconds to begin.
-    until = time.time() + 8 + SECONDS
     storage = json.dumps(flavour)
-    processes = [start(LOAD, model, tmp_path, storage, until, force) for force in (False, False, False, True)]
-    processes += [start(REMOVE, model, tmp_path, until, how) for how in ("prune", "rm")]
+    processes = [start(LOAD, model, tmp_path, storage, force) for force in (False, False, False, True)]
+    processes += [start(REMOVE, model, tmp_path, how) for how in ("prune", "rm")]
     counts, digests = outcome(processes)
     print(f"\n{flavour}: {dict(counts)}")
     assert len(digests) == 1
@@ -110,10 +122,9 @@ def test_containers_of_one_host_name_keep_their_hands_off_each_other(model: Path
     container = ("unshare", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc")
     if subprocess.run([*container, "true"], check=False, capture_output=True).returncode:
         pytest.skip("a pid namespace cannot be made here")
-    until = time.time() + 8 + SECONDS
     storage = json.dumps(FLAVOURS[2])
-    processes = [start(LOAD, model, tmp_path, storage, until, force, before=container) for force in (False, True)]
-    processes += [start(REMOVE, model, tmp_path, until, how, before=container) for how in ("prune", "rm")]
+    processes = [start(LOAD, model, tmp_path, storage, force, before=container) for force in (False, True)]
+    processes += [start(REMOVE, model, tmp_path, how, before=container) for how in ("prune", "rm")]
     counts, digests = outcome(processes)
     print(f"\ncontainers: {dict(counts)}")
     assert len(digests) == 1
