@@ -10,6 +10,8 @@ from lazyload.errors import CorruptSourceError, LazyLoadError, SourceNotFoundErr
 from lazyload.sources import strict_json
 
 CONFIG = "config.json"
+MODELOPT_CONFIG = "hf_quant_config.json"
+"""Where NVIDIA's ModelOpt says how weights are packed; `config.json` may say it, too."""
 
 MOST_JSON_BYTES = 32 << 20
 """Of `config.json` and of an index; that of DeepSeek V3, with 91,991 tensors, has 9 MB."""

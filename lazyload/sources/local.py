@@ -15,7 +15,7 @@ from typing import Any
 from lazyload.errors import AccessDeniedError, CorruptSourceError, SourceNotFoundError
 from lazyload.progress import ProgressOption, show_progress
 from lazyload.sources.content import Contents, NoContents, blob_of, sha256_of, status_of, wait_for_tick
-from lazyload.sources.files import CONFIG, MOST_JSON_BYTES, MissingFileError, index_name, weight_files
+from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, MOST_JSON_BYTES, MissingFileError, index_name, weight_files
 
 _HASHED_AT_ONCE = 8
 
@@ -61,7 +61,9 @@ class LocalFiles:
         snapshots, whose files are named by their content; else the file is read as a whole.
         """
         small = {
-            name: content for name in (CONFIG, index_name(self.variant)) if (content := self.find(name)) is not None
+            name: content
+            for name in (CONFIG, MODELOPT_CONFIG, index_name(self.variant))
+            if (content := self.find(name)) is not None
         }
         files = {name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in small.items()}
         names = weight_files(self).names

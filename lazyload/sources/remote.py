@@ -11,7 +11,7 @@ import fsspec
 from lazyload.errors import AccessDeniedError, CorruptSourceError, LazyLoadError, SourceNotFoundError
 from lazyload.progress import ProgressOption, show_progress
 from lazyload.sources.content import sha256_of
-from lazyload.sources.files import CONFIG, MissingFileError, index_name, weight_files
+from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, MissingFileError, index_name, weight_files
 from lazyload.sources.secrets import without_secrets
 
 _IS_WEB = re.compile("https?://")

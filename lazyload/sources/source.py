@@ -1,5 +1,6 @@
 """A source: the tensors of a Hugging Face checkpoint, readable box by box, whatever holds its files."""
 
+import collections
 import functools
 import threading
 from collections.abc import Mapping
@@ -11,11 +12,13 @@ import numpy as np
 from lazyload.errors import CorruptSourceError
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box, TensorInfo
-from lazyload.sources.files import Files, WeightFiles, weight_files
-from lazyload.sources.packed import Packed, check_quantization, find_packed
+from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, Files, WeightFiles, parse_json, weight_files
+from lazyload.sources.packed import Packed, find_packed, looks_packed, of_activations, read_modelopt, read_scheme
 from lazyload.sources.safetensors import StoredTensor, parse_header, read_box, read_header
 
-_HEADERS_AT_ONCE = 8
+_READS_AT_ONCE = 8
+_MOST_CHECKS = 1024
+"""Of packed tensors, while their files may be far away: each is a read of its own."""
 
 
 class Source:
@@ -32,7 +35,7 @@ class Source:
         Raises:
             UnsupportedFormatError: `config.json` names a quantisation scheme that is not read.
         """
-        check_quantization(config, f"{files.name}: config.json")
+        self._scheme = read_scheme(config, f"{files.name}: {CONFIG}")
         self.name = files.name
         self.config = config
         self._files = files
@@ -72,9 +75,14 @@ class Source:
             CorruptSourceError: A file is malformed, or contradicts the index.
             UnsupportedFormatError: A tensor has a dtype that is not read.
         """
-        inside = {part for packed in self._packed.values() for part in packed.parts}
+        inside = {part for packed in self._packed.values() for part in packed.parts} | {*self.skipped}
         plain = {name: tensor.info for name, tensor in self._stored.items() if name not in inside}
         return plain | {name: packed.info for name, packed in self._packed.items()}
+
+    @functools.cached_property
+    def skipped(self) -> frozenset[str]:
+        """Stored tensors that are known not to matter: what the scheme of packed weights has for activations."""
+        return of_activations(self._stored) if self._packed else frozenset()
 
     def read(self, name: str, index: Box) -> np.ndarray:
         """Reads one box of a tensor; the array is valid until the thread's next read.
@@ -91,9 +99,10 @@ class Source:
         """Downloads the weights, where reading them in part is slow.
 
         Raises:
-            CorruptSourceError: A downloaded file is not what the hub says it is.
+            CorruptSourceError: A downloaded file is not what the hub says it is, or packed weights contradict themselves.
         """
         self._files.fetch(self._weight_files.names, show_progress)
+        self._check(self._packed)
 
     def check_unchanged(self) -> None:
         """Makes sure that what has been read is what the identity stands for.
@@ -118,7 +127,7 @@ class Source:
     def _stored(self) -> Mapping[str, StoredTensor]:
         """What the files hold, by name."""
         names = self._weight_files.names
-        with ThreadPoolExecutor(_HEADERS_AT_ONCE, thread_name_prefix="lazyload") as pool:
+        with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="lazyload") as pool:
             headers = list(pool.map(self._tensors_of, names))
         stored: dict[str, StoredTensor] = {}
         for tensors in headers:
@@ -141,7 +150,22 @@ class Source:
     @functools.cached_property
     def _packed(self) -> Mapping[str, Packed]:
         infos = {name: tensor.info for name, tensor in self._stored.items()}
-        return find_packed(self.config, infos, self.name)
+        scheme = self._scheme
+        if scheme is None and looks_packed(infos):
+            content = self._files.find(MODELOPT_CONFIG)
+            where = f"{self.name}: {MODELOPT_CONFIG}"
+            scheme = None if content is None else read_modelopt(parse_json(where, content), where)
+        if scheme is None:
+            return {}
+        packed = find_packed(scheme, infos, self._read_stored, self.name)
+        if len(packed) <= _MOST_CHECKS:
+            self._check(packed)
+        return packed
+
+    def _check(self, packed: Mapping[str, Packed]) -> None:
+        """Looks at the values of packed tensors that say where others stand."""
+        with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="lazyload") as pool:
+            collections.deque(pool.map(lambda tensor: tensor.check(self._read_stored), packed.values()), maxlen=0)
 
     def _tensors_of(self, file: str) -> dict[str, StoredTensor]:
         where = f"{self.name}: {file}"
