@@ -124,7 +124,7 @@ class Request:
                 self.source.name,
                 ", ".join(conversion.unread),
             )
-        return conversion
+        return replace(conversion, skipped=tuple(sorted({*conversion.skipped, *self.source.skipped})))
 
     @property
     def may_be_cached(self) -> bool:

@@ -44,6 +44,11 @@ class RememberedSource:
         """Every tensor by its name."""
         return self._source.tensors
 
+    @property
+    def skipped(self) -> frozenset[str]:
+        """Stored tensors that are known not to matter."""
+        return self._source.skipped
+
     def read(self, name: str, index: Box) -> np.ndarray:
         """Reads one box of a tensor."""
         return self._source.read(name, index)

@@ -13,7 +13,15 @@ from lazyload.errors import CorruptSourceError
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box, TensorInfo
 from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, Files, WeightFiles, parse_json, weight_files
-from lazyload.sources.packed import Packed, find_packed, looks_packed, of_activations, read_modelopt, read_scheme
+from lazyload.sources.packed import (
+    Packed,
+    Scheme,
+    find_packed,
+    looks_packed,
+    of_activations,
+    read_modelopt,
+    read_scheme,
+)
 from lazyload.sources.safetensors import StoredTensor, parse_header, read_box, read_header
 
 _READS_AT_ONCE = 8
@@ -35,7 +43,7 @@ class Source:
         Raises:
             UnsupportedFormatError: `config.json` names a quantisation scheme that is not read.
         """
-        self._scheme = read_scheme(config, f"{files.name}: {CONFIG}")
+        self._scheme_in_config = read_scheme(config, f"{files.name}: {CONFIG}")
         self.name = files.name
         self.config = config
         self._files = files
@@ -76,13 +84,13 @@ class Source:
             UnsupportedFormatError: A tensor has a dtype that is not read.
         """
         inside = {part for packed in self._packed.values() for part in packed.parts} | {*self.skipped}
-        plain = {name: tensor.info for name, tensor in self._stored.items() if name not in inside}
+        plain = {name: info for name, info in self._infos.items() if name not in inside}
         return plain | {name: packed.info for name, packed in self._packed.items()}
 
     @functools.cached_property
     def skipped(self) -> frozenset[str]:
         """Stored tensors that are known not to matter: what the scheme of packed weights has for activations."""
-        return of_activations(self._stored) if self._packed else frozenset()
+        return of_activations(self._stored) if self._scheme else frozenset()
 
     def read(self, name: str, index: Box) -> np.ndarray:
         """Reads one box of a tensor; the array is valid until the thread's next read.
@@ -99,7 +107,8 @@ class Source:
         """Downloads the weights, where reading them in part is slow.
 
         Raises:
-            CorruptSourceError: A downloaded file is not what the hub says it is, or packed weights contradict themselves.
+            CorruptSourceError: A downloaded file is not what the hub says it is, or packed weights contradict
+                themselves.
         """
         self._files.fetch(self._weight_files.names, show_progress)
         self._check(self._packed)
@@ -148,16 +157,22 @@ class Source:
         return stored
 
     @functools.cached_property
+    def _infos(self) -> Mapping[str, TensorInfo]:
+        return {name: tensor.info for name, tensor in self._stored.items()}
+
+    @functools.cached_property
+    def _scheme(self) -> Scheme | None:
+        """How weights are packed; another file than `config.json` is asked for only where some look so."""
+        if self._scheme_in_config or not looks_packed(self._infos):
+            return self._scheme_in_config
+        content, where = self._files.find(MODELOPT_CONFIG), f"{self.name}: {MODELOPT_CONFIG}"
+        return None if content is None else read_modelopt(parse_json(where, content), where)
+
+    @functools.cached_property
     def _packed(self) -> Mapping[str, Packed]:
-        infos = {name: tensor.info for name, tensor in self._stored.items()}
-        scheme = self._scheme
-        if scheme is None and looks_packed(infos):
-            content = self._files.find(MODELOPT_CONFIG)
-            where = f"{self.name}: {MODELOPT_CONFIG}"
-            scheme = None if content is None else read_modelopt(parse_json(where, content), where)
-        if scheme is None:
+        if self._scheme is None:
             return {}
-        packed = find_packed(scheme, infos, self._read_stored, self.name)
+        packed = find_packed(self._scheme, self._infos, self._read_stored, self.name)
         if len(packed) <= _MOST_CHECKS:
             self._check(packed)
         return packed

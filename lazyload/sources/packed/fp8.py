@@ -20,7 +20,8 @@ from lazyload.sources.packed.stored import EXPONENTS, FLOAT8, FLOATS, Stored
 
 _SCALES = ("_scale_inv", "_scale")
 _LEFT_ALONE = ("modules_to_not_convert", "ignored_layers")
-_UNNAMED: list[int] = []
+_UNNAMED: list[Any] = []
+_NONE: list[Any] = []
 _USUAL_BLOCKS = ((128, 128), (1, 32))
 """What the blocks can be where the config does not say: DeepSeek's and transformers' default, and the MX formats'."""
 
@@ -51,7 +52,7 @@ class FP8:
         is_pair = block and len(block) == 2 and all(type(size) is int and size > 0 for size in block)
         if not is_pair and block is not None and block is not _UNNAMED:
             raise ConfigError(f"{config.where}: weight_block_size = {block!r} is no pair of numbers")
-        left_alone: list[Any] = [entry for name in _LEFT_ALONE for entry in _list(config, name)]
+        left_alone = [entry for name in _LEFT_ALONE for entry in config.get(name, _NONE)]
         for entry in left_alone:
             _require_pattern(entry, config.where)
         return cls((block[0], block[1]) if block else None, block is not _UNNAMED, tuple(left_alone))
@@ -86,11 +87,6 @@ class FP8:
             return [of_one + self.block[-len(matrix) :]]
         blocks = [shape, of_one + matrix, of_one + (1,) * (len(matrix) - 1) + matrix[-1:]]
         return blocks if self.is_named or len(matrix) < 2 else blocks + [of_one + block for block in _USUAL_BLOCKS]
-
-
-def _list(config: Fields, name: str) -> list[Any]:
-    found: list[Any] = config.get(name, [])
-    return found
 
 
 def _scale(name: str, stored: Stored) -> str:

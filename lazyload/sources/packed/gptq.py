@@ -52,7 +52,9 @@ class GPTQ:
             UnsupportedFormatError: The codes are in another order, such as Marlin's.
         """
         form = config.get("checkpoint_format", config.get("format", "gptq")).lower()
-        if config.get("is_marlin_format", False) or form not in _ADDED_TO_ZEROS:
+        if config.get("is_marlin_format", False):
+            form = "marlin"
+        if form not in _ADDED_TO_ZEROS:
             raise UnsupportedFormatError(
                 f"{config.where}: checkpoint_format = {form!r} is a form of GPTQ that is not read; there are "
                 f"{', '.join(_ADDED_TO_ZEROS)}. Use a repository in one of these forms, or of the unpacked weights"

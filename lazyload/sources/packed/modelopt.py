@@ -2,8 +2,8 @@
 
 `quantization_config` says it in `config.json`, or `quantization` in `hf_quant_config.json` beside it: an algorithm for
 all modules, or in `quantized_layers` one for each (`MIXED_PRECISION`). FP8 is `X.weight` with `X.weight_scale` for the
-whole, the rows or squares; NVFP4 is two codes a byte with scales in FP8 for groups of 16, and `X.weight_scale_2` for the
-whole, by which they are multiplied.
+whole, the rows or squares; NVFP4 is two codes a byte with scales in FP8 for groups of 16, and `X.weight_scale_2` for
+the whole, by which they are multiplied.
 """
 
 import fnmatch
@@ -24,6 +24,7 @@ from lazyload.sources.packed.stored import EXPONENTS, FLOAT8, FLOATS, Stored
 
 _FP8 = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "MXFP8")
 _FP4 = ("NVFP4", "W4A16_NVFP4")
+_NONE: list[Any] = []
 _MIXED = "MIXED_PRECISION"
 _SCALES = ("_scale", "_scale_2")
 _GROUP = {"MXFP8": 32, "FP8_PB_WO": 128}
@@ -121,9 +122,7 @@ class ModelOpt:
             UnsupportedFormatError: An algorithm is not read.
         """
         config = config.part("quantization") if "quantization" in config else config
-        excluded: tuple[Any, ...] = tuple(
-            entry for name in ("exclude_modules", "ignore") for entry in _list(config, name)
-        )
+        excluded = (*config.get("exclude_modules", _NONE), *config.get("ignore", _NONE))
         for entry in excluded:
             if not isinstance(entry, str):
                 raise ConfigError(f"{config.where}: exclude_modules has {entry!r}, which is no name of a module")
@@ -164,8 +163,3 @@ def _with_group_size(config: Fields) -> Fields:
         size = group.part("weights").optional("group_size", int) if "weights" in group else None
         values["group_size"] = values["group_size"] or size
     return Fields(values, where=config.where)
-
-
-def _list(config: Fields, name: str) -> list[Any]:
-    found: list[Any] = config.get(name, [])
-    return found

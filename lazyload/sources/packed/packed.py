@@ -1,7 +1,7 @@
 """What a packed tensor is, and what a scheme finds.
 
 A packed tensor is stored as several: codes of few bits, scales, zero points. A *packing* says how one of them is
-unpacked, box by box; a *scheme* is what a checkpoint's `quantization_config` says, and finds the packings of its tensors.
+unpacked, box by box; a *scheme* is what a checkpoint's config says, and finds the packings of its tensors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
