@@ -28,15 +28,16 @@ STORAGES = {
 }
 
 CONVERT = """
-import json, sys, lazyload, lazyload.loader, tensorstore
+import json, sys, time, lazyload, lazyload.loader, tensorstore
 def memory(field):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
 model, cache, ocdbt, zarr3 = sys.argv[1:]
-rest = memory("VmRSS:")
+rest, started = memory("VmRSS:"), time.process_time()
 lazyload.convert(model, cache_dir=cache, storage=lazyload.Storage(ocdbt == "True", zarr3 == "True"))
 report = lazyload.last_report()
-print(json.dumps({"seconds": report.total_seconds, "nbytes": report.bytes_written, "above": memory("VmHWM:") - rest}))
+cpu, above = time.process_time() - started, memory("VmHWM:") - rest
+print(json.dumps({"seconds": report.total_seconds, "cpu": cpu, "nbytes": report.bytes_written, "above": above}))
 """
 
 LOAD = """

@@ -164,8 +164,8 @@ def test_a_malformed_config(folder: Path, tmp_path: Path, content: str) -> None:
 
 
 def test_a_packing_that_is_not_read(put: Put, folder: Path, tmp_path: Path) -> None:
-    rewrite(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    fails(put(folder), tmp_path, errors.UnsupportedFormatError, "gptq", "repository of the unpacked weights")
+    rewrite(folder / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    fails(put(folder), tmp_path, errors.UnsupportedFormatError, "bitsandbytes", "repository that the weights")
 
 
 def test_no_config_and_no_folder(put: Put, folder: Path, tmp_path: Path) -> None:

@@ -282,6 +282,12 @@ def found(config: dict[str, Any], stored: Mapping[str, np.ndarray]) -> tuple[Map
     return find_packed(scheme, source.tensors, source.read, "model"), source
 
 
+def checked(config: dict[str, Any], stored: Mapping[str, np.ndarray]) -> None:
+    packed, source = found(config, stored)
+    for tensor in packed.values():
+        tensor.check(source.read)
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @given(data=st.data())
 @settings(deadline=None, max_examples=40)
@@ -441,7 +447,9 @@ def test_modules_of_modelopt_may_differ() -> None:
 )
 def test_other_schemes_are_refused_by_name(scheme: dict[str, Any], named: str) -> None:
     for config in ({"quantization_config": scheme}, {"text_config": {"quantization_config": scheme}}):
-        with pytest.raises(UnsupportedFormatError, match=rf"quantization_config[\s\S]*{named}[\s\S]*[Uu]se (a|the) rep"):
+        with pytest.raises(
+            UnsupportedFormatError, match=rf"quantization_config[\s\S]*{named}[\s\S]*[Uu]se (a|the) rep"
+        ):
             read_scheme(config, "config.json")
 
 
@@ -528,9 +536,7 @@ def test_parts_that_do_not_fit(case: Callable[[], Case], change: dict[str, Any],
     config, stored, _ = case()
     stored = {name: array for name, array in {**stored, **change}.items() if array is not None}
     with pytest.raises(CorruptSourceError, match=complaint) as caught:
-        packed, source = found(config, stored)
-        for tensor in packed.values():
-            tensor.check(source.read)
+        checked(config, stored)
     if "x_blocks is" not in complaint and "weight_shape says" not in complaint and "as it is" not in complaint:
         assert "config" in str(caught.value)
 

@@ -20,7 +20,8 @@ def make(name: str, folder: Path) -> Path:
 def tensors(name: str) -> dict[str, np.ndarray]:
     """The tensors of the checkpoint `name`, as stored."""
     spec = json.loads((GOLDEN / "specs" / f"{name}.json").read_text())
-    return {key: _make_models().values(key, dtype, shape) for key, (dtype, shape) in spec["tensors"].items()}
+    fill = spec.get("fill")
+    return {key: _make_models().values(key, dtype, shape, fill) for key, (dtype, shape) in spec["tensors"].items()}
 
 
 def reference(name: str) -> tuple[np.ndarray, np.ndarray]:

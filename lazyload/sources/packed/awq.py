@@ -64,7 +64,7 @@ class AWQ:
                 f"{stored.where}: {stored.shown(weight)} is no matrix packed along its outputs ({field})"
             )
         shape = (words[0], words[1] * _IN_A_WORD)
-        size = self.group_size or shape[0]
+        size = self.group_size or max(1, shape[0])
         stored.require_divides(size, shape[0], weight, field)
         zeros = Integers(f"{module}.qzeros", (shape[0] // size, shape[1]), _BITS, 1, _ORDER)
         stored.need(zeros.tensor, WORDS, weight, field)

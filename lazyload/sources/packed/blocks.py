@@ -22,16 +22,22 @@ class Blocks:
         numbers: One for each block, in float32.
         block: The sizes of a block.
         first: Of the box's first block, its place along each dimension.
+        scattered: A dimension along which the values of a block are no neighbours, and the block of each of the box's
+            values along it, counted from the first; there, `first` is the box's first value.
     """
 
     numbers: np.ndarray
     block: tuple[int, ...]
     first: tuple[int, ...]
+    scattered: tuple[int, np.ndarray] | None = None
 
     def of(self, box: Box) -> np.ndarray:
         """The number of every value of a box within it; of size 1 along a dimension where all are the same."""
         numbers = self.numbers
         for axis, (cut, size, first) in enumerate(zip(box, self.block, self.first, strict=True)):
+            if self.scattered and axis == self.scattered[0]:
+                numbers = np.take(numbers, self.scattered[1][cut.start - first : cut.stop - first], axis)
+                continue
             low, high = _blocks(cut, size)
             numbers = numbers[(slice(None),) * axis + (slice(low - first, high - first),)]
             if high - low > 1 and size > 1:
@@ -100,14 +106,16 @@ def find_grid(
         CorruptSourceError: They are missing, or of another shape or dtype.
     """
     found = stored.need(name, dtypes, of, field)
-    for block in blocks:
+    for sizes in blocks:
+        # Those of an empty tensor have a size, too.
+        block = tuple(max(1, size) for size in sizes)
         counts = _counts(shape, block)
         spaced = tuple(itertools.chain(*((count, 1) for count in counts)))
         if found in (spaced, *_without_last_ones(counts)):
             # Every other dimension is one of the blocks', then.
             step = 2 if len(found) == len(spaced) else 1
             axes = tuple(None if size == 1 else place // step for place, size in enumerate(found))
-            return Grid(name, axes, tuple(block), stored.tensors[name].dtype in EXPONENTS)
+            return Grid(name, axes, block, stored.tensors[name].dtype in EXPONENTS)
     stored.misfit(name, [_counts(shape, block) for block in blocks], of, field)
 
 

@@ -205,7 +205,7 @@ class Weights:
             case "tensor":
                 return shape
             case "channel":
-                return (*(1,) * (len(shape) - 1), *shape[-1:])
+                return (*(1,) * (len(shape) - 1), *(max(1, size) for size in shape[-1:]))
         return (*(1,) * (len(shape) - 2), *(self.block or ())[-len(shape) :])
 
     def _require_divides(self, shape: tuple[int, ...], of: str, stored: Stored) -> None:

@@ -108,7 +108,7 @@ class GPTQ:
                 f"{stored.where}: {stored.shown(weight)} is no matrix packed along its inputs ({field})"
             )
         shape = (words[0] * 32 // self.bits, words[1])
-        size = self.group_size or shape[0]
+        size = self.group_size or max(1, shape[0])
         stored.require_divides(size, shape[0], weight, field)
         groups = shape[0] // size
         zeros = Integers(f"{module}.qzeros", (groups, shape[1]), self.bits, 1)

@@ -124,29 +124,22 @@ class GroupedIntegers:
         return values[within(stored, wide)].T if self.inputs == 0 else values[within(stored, wide)]
 
     def _of_groups(self, read: Read, stored: Box) -> tuple[Blocks, Blocks | float]:
-        """The scales and zero points of the values of a box."""
-        ranges = tuple(
-            slice(cut.start // size, -(-cut.stop // size)) for cut, size in zip(stored, self.scales.block, strict=True)
-        )
-        block, index = self.scales.block, None
+        """The scales and zero points of the groups that a box meets."""
+        block = self.scales.block
+        ranges = tuple(slice(cut.start // size, -(-cut.stop // size)) for cut, size in zip(stored, block, strict=True))
+        first, scattered = tuple(cut.start for cut in ranges), None
         if self.index:
-            index = read(self.index.tensor, (stored[self.inputs],)).astype(np.intp)
-            ranges = self._with_inputs(ranges, slice(int(index.min()), int(index.max()) + 1))
-            index -= ranges[self.inputs].start
-            block = self._with_inputs(block, 1)
-
-        def of_values(numbers: np.ndarray) -> Blocks:
-            if index is None:
-                return Blocks(numbers, block, tuple(cut.start for cut in ranges))
-            first = self._with_inputs(tuple(cut.start for cut in ranges), stored[self.inputs].start)
-            return Blocks(np.take(numbers, index, axis=self.inputs), block, first)
-
-        scales = of_values(self.scales.read_numbers(read, ranges))
+            groups = read(self.index.tensor, (stored[self.inputs],)).astype(np.intp)
+            low, high = int(groups.min()), int(groups.max()) + 1
+            ranges = self._with_inputs(ranges, slice(low, high))
+            first = self._with_inputs(first, stored[self.inputs].start)
+            scattered = (self.inputs, groups - low)
+        scales = Blocks(self.scales.read_numbers(read, ranges), block, first, scattered)
         if not isinstance(self.zeros, ZeroPoints):
             return scales, float(self.zeros)
         zeros = self.zeros.integers.read(read, ranges)
         zeros += self.zeros.added
-        return scales, of_values(zeros)
+        return scales, Blocks(zeros, block, first, scattered)
 
     def _stored(self, pair: tuple[T, ...]) -> tuple[T, ...]:
         """Outputs first as they are stored, and back."""
