@@ -78,7 +78,11 @@ class RemoteFiles:
 
         Where it tells none, the size alone would take one file for another: such a file is read as a whole.
         """
-        small = [name for name in (CONFIG, index_name(self.variant)) if self._system.exists(self._path(name))]
+        small = [
+            name
+            for name in (CONFIG, MODELOPT_CONFIG, index_name(self.variant))
+            if self._system.exists(self._path(name))
+        ]
         files = {name: self._version(name) for name in (*small, *weight_files(self).names)}
         return {"kind": "url", "url": self.name, "subfolder": self._subfolder, "files": files}
 

@@ -100,7 +100,7 @@ def modelopt(folder: Path) -> None:
         return {**tensors, **scales}
 
     rewritten(folder, change)
-    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "W4A8_AWQ"}}))
 
 
 KINDS: dict[Callable[[Path], None], tuple[type[errors.LazyLoadError], tuple[str, ...]]] = {
@@ -112,7 +112,7 @@ KINDS: dict[Callable[[Path], None], tuple[type[errors.LazyLoadError], tuple[str,
     pointer: (errors.CorruptSourceError, ("Git LFS pointer", "git lfs pull", ".safetensors")),
     pointer_of_config: (errors.CorruptSourceError, ("Git LFS pointer", "git lfs pull", "config.json")),
     reward: (errors.TensorMismatchError, ("score.weight scores texts", "reward model")),
-    modelopt: (errors.TensorMismatchError, ("hf_quant_config.json", "quantised from")),
+    modelopt: (errors.UnsupportedFormatError, ("hf_quant_config.json", "W4A8_AWQ", "quantised from")),
 }
 
 

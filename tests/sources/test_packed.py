@@ -1,8 +1,10 @@
 """Packed weights, box by box, against the formulas of their formats, and what is refused."""
 
 import functools
+import json
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -10,8 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+from support import checkpoints
 from support.in_memory import Arrays, slices
 
+import lazyload
 from lazyload.errors import ConfigError, CorruptSourceError, UnsupportedFormatError
 from lazyload.sources.packed import Packed, find_packed, of_activations, read_modelopt, read_scheme
 
@@ -282,6 +287,10 @@ def found(config: dict[str, Any], stored: Mapping[str, np.ndarray]) -> tuple[Map
     return find_packed(scheme, source.tensors, source.read, "model"), source
 
 
+def whole(tensor: Packed, source: Arrays) -> np.ndarray:
+    return tensor.read(source.read, tuple(slice(0, size) for size in tensor.info.shape), np.empty)
+
+
 def checked(config: dict[str, Any], stored: Mapping[str, np.ndarray]) -> None:
     packed, source = found(config, stored)
     for tensor in packed.values():
@@ -309,7 +318,7 @@ def test_the_largest_and_smallest_exponents() -> None:
     stored["x_blocks"][:] = 0x22
     stored["x_scales"][...] = np.array([0, 254], np.uint8)
     packed, source = found(config, stored)
-    value = packed["x"].read(source.read, tuple(slice(0, size) for size in packed["x"].info.shape), np.empty)
+    value = whole(packed["x"], source)
     np.testing.assert_array_equal(value[0, ::32, 0].astype(np.float32), np.float32([2.0**-127, 2.0**127]))
 
 
@@ -338,9 +347,39 @@ def test_large_boxes_are_unpacked_in_pieces() -> None:
     for case in (functools.partial(fp8, 300, 400), functools.partial(int_packed, columns=1 << 15)):
         config, stored, values = case()
         packed, source = found(config, stored)
-        value = values["a.weight"]
-        whole = packed["a.weight"].read(source.read, tuple(slice(0, size) for size in value.shape), np.empty)
-        np.testing.assert_array_equal(whole, value)
+        np.testing.assert_array_equal(whole(packed["a.weight"], source), values["a.weight"])
+
+
+def of_modelopt(folder: Path, quantization: dict[str, Any]) -> Path:
+    """NVIDIA's golden case as older releases stored it, with another file to say how it is packed."""
+    model = checkpoints.make("llama_nvfp4", folder)
+    config = json.loads((model / "config.json").read_text())
+    del config["quantization_config"]
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+    return model
+
+
+def test_another_file_may_say_how_weights_are_packed(tmp_path: Path) -> None:
+    expected = lazyload.plan(checkpoints.make("llama_nvfp4", tmp_path / "new"), cache_dir=tmp_path / "cache")
+    quantization = {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["lm_head", "model.embed*"]}
+    found = lazyload.plan(of_modelopt(tmp_path / "old", quantization), cache_dir=tmp_path / "cache")
+    assert found.parameters == expected.parameters
+    assert {name.rsplit(".", 1)[1] for name in found.skipped} == {"input_scale", "k_scale", "v_scale"}
+    # It is a part of what the cache goes by.
+    other = lazyload.plan(of_modelopt(tmp_path / "other", {**quantization, "x": 1}), cache_dir=tmp_path / "cache")
+    assert other.key != found.key
+
+
+def test_what_is_told_of_groups_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
+    model = checkpoints.make("qwen2_gptq", tmp_path)
+    path = next(model.glob("*.safetensors"))
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(".g_idx"))
+    save_file({**tensors, name: tensors[name] + 1}, path)
+    with pytest.raises(CorruptSourceError, match=rf"{name} says that an input belongs to group"):
+        lazyload.convert(model, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("data-*"))
 
 
 W4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 8}
@@ -363,9 +402,7 @@ def test_groups_have_targets(name: str, groups: dict[str, Any], bits: int) -> No
     config = compressed(W4, "mixed-precision")
     config["config_groups"] = {key: {"targets": targets, "weights": of} for key, (targets, of) in groups.items()}
     packed, source = found(config, {key.replace("a.", f"{name}.", 1): array for key, array in stored.items()})
-    value = values["a.weight"]
-    whole = packed[f"{name}.weight"].read(source.read, tuple(slice(0, size) for size in value.shape), np.empty)
-    np.testing.assert_array_equal(whole, value)
+    np.testing.assert_array_equal(whole(packed[f"{name}.weight"], source), values["a.weight"])
 
 
 LEFT_ALONE = {
@@ -408,8 +445,7 @@ def test_modules_of_gptq_may_differ() -> None:
     config, stored, values = gptq(8, 16)
     config |= {"bits": 4, "group_size": 8, "dynamic": {"b": {"bits": 2}, r"+:a": {"bits": 8, "group_size": 16}}}
     packed, source = found(config, stored)
-    whole = packed["a.weight"].read(source.read, (slice(0, 32), slice(0, 64)), np.empty)
-    np.testing.assert_array_equal(whole, values["a.weight"])
+    np.testing.assert_array_equal(whole(packed["a.weight"], source), values["a.weight"])
 
 
 def test_modules_of_modelopt_may_differ() -> None:
@@ -420,8 +456,7 @@ def test_modules_of_modelopt_may_differ() -> None:
     source = Arrays(four | {key.replace("a.", "b."): array for key, array in eight.items()})
     packed = find_packed(read_modelopt(config, "hf_quant_config.json"), source.tensors, source.read, "model")
     for name, value in (("a", four_value), ("b", eight_value)):
-        box = tuple(slice(0, size) for size in value["a.weight"].shape)
-        np.testing.assert_array_equal(packed[f"{name}.weight"].read(source.read, box, np.empty), value["a.weight"])
+        np.testing.assert_array_equal(whole(packed[f"{name}.weight"], source), value["a.weight"])
 
 
 @pytest.mark.parametrize(
