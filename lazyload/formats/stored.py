@@ -82,8 +82,8 @@ def what_it_is(source: TensorSource) -> str:
     names = list(source.tensors)
     if any(name.endswith(_SCALES) for name in names):
         return (
-            "; its weights are packed in a form that is not read (scales beside them; NVIDIA ModelOpt says how in "
-            "hf_quant_config.json): use the repository that they were quantised from"
+            "; it has scales or codes of packed weights, of which neither quantization_config (config.json) nor NVIDIA "
+            "ModelOpt's hf_quant_config.json says what they are: use the repository that they were quantised from"
         )
     head = next((name for name in names if _SCORING_HEAD.fullmatch(name)), None)
     if head is not None:

@@ -40,6 +40,7 @@ _FORMATS = (
 )
 _INT8, _UINT8 = np.dtype(np.int8), np.dtype(np.uint8)
 _E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+_NVFP4_BLOCK = (1, 16)
 _ALONG_GROUPS = ("group", "tensor_group")
 _REORDERED = ("group", "dynamic")
 _INSTEAD = "Use the repository that the weights were quantised from"
@@ -141,7 +142,7 @@ class Weights:
         shape = (found[0], 2 * found[1])
         self._require_divides(shape, codes, stored)
         # Groups of NVFP4 have scales in FP8 and a scale of the whole, those of MXFP4 have powers of two.
-        has_whole = self.strategy == "tensor_group"
+        has_whole = self.strategy == "tensor_group" or self.block == _NVFP4_BLOCK
         dtypes = (_E4M3, *FLOATS) if has_whole else EXPONENTS
         scales = find_grid(stored, scale, codes, shape, [self._block(shape)], dtypes, self.field)
         of_whole = find_grid(stored, whole, codes, shape, [shape], FLOATS, self.field) if has_whole else None
