@@ -63,7 +63,8 @@ class Algorithm:
     @property
     def field(self) -> str:
         """What messages say of the config."""
-        return f"quantization_config: quant_algo = {self.name!r}, group_size = {self.group_size}"
+        size = f", group_size = {self.group_size}" if self.name in (*_FP4, *_GROUP) else ""
+        return f"quantization_config: quant_algo = {self.name!r}{size}"
 
     def packed(self, name: str, stored: Stored) -> Packed:
         """The packing of a tensor."""
