@@ -383,17 +383,19 @@ def test_what_is_told_of_groups_is_looked_at_before_anything_is_written(tmp_path
 
 
 W4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 8}
+NAMES = ("model.layers.0.self_attn.q_proj", "trunk.layers.10.mlp.down_proj")
 W8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 
 
-@pytest.mark.parametrize("name", ["a", "model.layers.0.self_attn.q_proj", "model.layers.10.mlp.down_proj"])
+@pytest.mark.parametrize("name", ["a", *NAMES])
 @pytest.mark.parametrize(
     ("groups", "bits"),
     [
         ({"0": (["Linear"], W4)}, 4),
         ({"0": (["Linear"], W4), "1": ([r"re:.*\.(q|down)_proj$"], {**W4, "num_bits": 8}), "2": (["a"], W8)}, 8),
         ({"0": (["re:.*"], W4), "1": (["Linear"], W8)}, 4),
-        ({"0": (["Embedding", "re:model.embed"], W8), "1": (["re:a", "re:model.layers"], W4)}, 4),
+        ({"0": (["re:.*", "Linear"], W8), "1": (["a", *NAMES], W4)}, 4),
+        ({"0": (["Embedding", "re:model.embed"], W8), "1": (["re:a", "re:(model|trunk).layers"], W4)}, 4),
     ],
 )
 def test_groups_have_targets(name: str, groups: dict[str, Any], bits: int) -> None:
@@ -439,6 +441,14 @@ def test_what_a_scheme_leaves_alone_is_read_as_it_is(
 def test_a_code_of_8_bits_in_a_module_left_alone_is_a_number() -> None:
     config, _, _ = fp8()
     assert found({**config, "modules_to_not_convert": ["b"]}, {"b.weight": floats8("w", 4, 4)})[0] == {}
+
+
+def test_what_a_name_begins_or_ends_with_is_not_left_alone_by_another() -> None:
+    config, stored, _ = fp8()
+    config |= {"modules_to_not_convert": ["model.layers.1", "mlp.gate", "model.layers.*.mlp.up"]}
+    for name in ("model.layers.10.mlp.gate_proj", "model.layers.0.mlp.up_proj"):
+        packed, _ = found(config, {key.replace("a.", f"{name}.", 1): array for key, array in stored.items()})
+        assert packed.keys() == {f"{name}.weight"}
 
 
 def test_modules_of_gptq_may_differ() -> None:

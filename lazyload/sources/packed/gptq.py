@@ -21,6 +21,7 @@ from lazyload.sources.packed.stored import FLOATS, INDICES, WORDS, Stored
 
 _BITS = (2, 3, 4, 8)
 _ADDED_TO_ZEROS = {"gptq": 1, "gptq_v2": 0}
+"""By the form. The largest code becomes a power of two: AutoGPTQ's kernels do not wrap around."""
 
 
 @dataclass(frozen=True)
