@@ -487,6 +487,7 @@ def test_modules_of_modelopt_may_differ() -> None:
         (compressed(W4, "pack-quantized", transform_config={"config_groups": {"u": {}}}), "transform_config"),
         (compressed({**W4, "num_bits": 6, "type": "float"}, "mxfp6-pack-quantized"), "num_bits = 6"),
         (compressed({**W4, "strategy": "attn_head"}, "pack-quantized"), "attn_head"),
+        (compressed({**W4, "strategy": "tensor_group"}, "pack-quantized"), "tensor_group"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "W4A8_AWQ"),
     ],
 )
@@ -584,6 +585,42 @@ def test_parts_that_do_not_fit(case: Callable[[], Case], change: dict[str, Any],
         checked(config, stored)
     if "x_blocks is" not in complaint and "weight_shape says" not in complaint and "as it is" not in complaint:
         assert "config" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"strategy": "block", "block_structure": [4, 4]}, {"strategy": "tensor", "group_size": None, "symmetric": False}],
+)
+def test_integers_with_scales_of_another_kind_are_refused(weights: dict[str, Any]) -> None:
+    _, stored, _ = int_packed()
+    if weights["strategy"] == "tensor":
+        stored["a.weight_scale"] = scales("s", 1)
+    with pytest.raises(UnsupportedFormatError, match=rf"a.weight_packed[\s\S]*{weights['strategy']}"):
+        found(compressed({**W4, **weights}, "pack-quantized"), stored)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_of_activations"),
+    [
+        *[
+            (f"model.layers.0.mlp.up_proj.{name}", True)
+            for name in ("input_scale", "activation_scale", "input_scale_ub")
+        ],
+        *[
+            (f"a.{name}", True)
+            for name in ("input_global_scale", "input_zero_point", "output_scale", "output_zero_point")
+        ],
+        *[(f"model.layers.0.self_attn.{name}", True) for name in ("k_scale", "v_scale", "q_scale", "k_proj.k_scale")],
+        ("model.layers.0.mlp.experts.gate_up_proj_input_scale", True),
+        *[
+            (f"a.{name}", False)
+            for name in ("weight_scale", "weight_global_scale", "weight_zero_point", "scale", "weight")
+        ],
+        *[(f"a.{name}", False) for name in ("scales", "k_proj.weight_scale", "q_norm.scale", "router_scale")],
+    ],
+)
+def test_what_activations_are_scaled_by(name: str, is_of_activations: bool) -> None:
+    assert (name in of_activations([name])) == is_of_activations
 
 
 @pytest.mark.parametrize("case", [int_packed, fp4_by_compressed_tensors, fp4_by_modelopt, gptq, awq])
