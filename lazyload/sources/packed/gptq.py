@@ -21,7 +21,8 @@ from lazyload.sources.packed.stored import FLOATS, INDICES, WORDS, Stored
 
 _BITS = (2, 3, 4, 8)
 _ADDED_TO_ZEROS = {"gptq": 1, "gptq_v2": 0}
-"""By the form. The largest code becomes a power of two: AutoGPTQ's kernels do not wrap around."""
+"""By the form. The largest code becomes a power of two, as in the kernels of AutoGPTQ (CUDA, Triton) and ExLlama, of
+which none wraps around."""
 
 
 @dataclass(frozen=True)
