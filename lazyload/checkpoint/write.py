@@ -22,6 +22,7 @@ import numpy as np
 import tensorstore as ts
 
 from lazyload.checkpoint.chunks import boxes, choose_chunks
+from lazyload.checkpoint.completeness import WrittenFiles, files_below
 from lazyload.checkpoint.orbax_files import write_composite_file, write_orbax_files
 from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined
 from lazyload.checkpoint.store import context, new_array_spec
@@ -69,7 +70,7 @@ def write(
         What there is to know of each array, for the manifest (`ArrayRecord.as_dict`).
 
     Raises:
-        CacheError: The disk is full, or cannot be written to.
+        CacheError: The disk is full or cannot be written to, or what was written has been removed or changed meanwhile.
     """
     chunks = {
         path: choose_chunks(lazy.shape, lazy.dtype.itemsize, lazy.split_order, storage.chunk_bytes or 1)
@@ -78,6 +79,7 @@ def write(
     checksums: dict[str, dict[int, int]] = collections.defaultdict(dict)
     overflowed: dict[str, dict[int, int]] = collections.defaultdict(dict)
     arrays = folder / item
+    files = WrittenFiles(arrays, storage)
     with _explained(folder):
         arrays.mkdir(exist_ok=True)
         stores = _create(arrays, tensors, chunks, storage)
@@ -88,7 +90,9 @@ def write(
         overflowed[path][number] = tensors[path].read_into(chunk, box)
         checksums[path][number] = chunk_checksum(chunk)
         with _explained(folder):
-            writes.add(stores[path][box].write(chunk), memory)
+            write = stores[path][box].write(chunk)
+            write.commit.add_done_callback(lambda _: files.note(path))
+            writes.add(write, memory)
         advance(chunk.nbytes)
 
     work = ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path])))
@@ -109,7 +113,7 @@ def write(
         write_orbax_files(arrays, records, scalars or {}, storage, metadata or {})
         if item:
             write_composite_file(folder, item, metadata or {})
-        _require_chunks(stores, records)
+        files.require_complete(stores, records)
         _synchronise(folder)
     _tell_overflows({path: sum(counts.values()) for path, counts in overflowed.items()}, tensors)
     return {path: record.as_dict() for path, record in records.items()}
@@ -144,19 +148,6 @@ def _write_scalars(folder: Path, scalars: Mapping[str, int], storage: Storage) -
             writing = opening.result().write(np.int64(value))
         with _settled([writing.commit]):
             writing.result()
-
-
-def _require_chunks(stores: Mapping[str, ts.TensorStore], records: Mapping[str, ArrayRecord]) -> None:
-    """Makes sure that every chunk is still there that was written."""
-    for path, record in records.items():
-        kvstore = stores[path].kvstore
-        there = len(kvstore.list().result()) if kvstore else 0
-        chunks = math.prod(-(-size // chunk) for size, chunk in zip(record.shape, record.chunks, strict=True))
-        # Beside the array's metadata.
-        if there < chunks + 1:
-            raise ValueError(
-                f"{chunks + 1 - there} of the chunks of {path} have been removed while others were written"
-            )
 
 
 @contextlib.contextmanager
@@ -281,7 +272,7 @@ def _sent_to_disk_meanwhile(folder: Path) -> Iterator[None]:
     def follow() -> None:
         known: set[str] = set()
         while not finished.wait(_SECONDS_BETWEEN_LOOKS):
-            for path in _files(folder):
+            for path in files_below(folder):
                 if path not in known and not finished.is_set():
                     known.add(path)
                     # Until it is complete, TensorStore gives a file another name.
@@ -302,13 +293,9 @@ def _sent_to_disk_meanwhile(folder: Path) -> Iterator[None]:
 def _synchronise(folder: Path) -> None:
     """Makes sure that everything below a folder is on the disk, before a manifest says that it is."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload-sync") as pool:
-        collections.deque(pool.map(_synchronise_one, _files(folder)), maxlen=0)
+        collections.deque(pool.map(_synchronise_one, files_below(folder)), maxlen=0)
     for parent, _, _ in os.walk(folder):
         _synchronise_one(parent)
-
-
-def _files(folder: Path) -> Iterator[str]:
-    return (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
 
 
 def _synchronise_one(path: str) -> None:
