@@ -9,11 +9,11 @@ import contextlib
 import functools
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
+from lazyload.cache.conversions import in_progress
 from lazyload.cache.entry import Entry
 from lazyload.cache.termination import cleaning_up
 from lazyload.errors import CacheError, EntryRemovedError
@@ -314,7 +314,7 @@ def _used(
         request = request.settled
         conversion = request.conversion
     with contextlib.ExitStack() as lease:
-        with stopwatch.entering("wait", _locked(request, lock_timeout)):
+        with stopwatch.entering("wait", cache.lock(key, lock_timeout, request.source.name)):
             published = cache.find(key, *request.forms)
             if published and not (force and published == found):
                 lease.enter_context(published.in_use())
@@ -325,40 +325,6 @@ def _used(
                 with stopwatch.stage("convert"):
                     entry = _convert(request, conversion, progress, lease)
         return use(entry), entry, reasons
-
-
-@contextlib.contextmanager
-def _locked(request: Request, timeout: float | None) -> Iterator[None]:
-    """Holds the key's lock, unless this very conversion is what waits for the caller."""
-    if request.key.digest in _reporting.keys:
-        raise CacheError(
-            f"{request.source.name} is being converted by the call whose progress this is; call again when it is done"
-        )
-    with request.cache.lock(request.key, timeout):
-        yield
-
-
-class _Reporting(threading.local):
-    """The keys of the conversions whose progress a thread is reporting."""
-
-    keys: tuple[str, ...] = ()
-
-
-_reporting = _Reporting()
-
-
-def _marked(advance: Callable[[int], None], key: str) -> Callable[[int], None]:
-    """The same function, during which `_reporting` has the key."""
-
-    def marked(nbytes: int) -> None:
-        before = _reporting.keys
-        _reporting.keys = (*before, key)
-        try:
-            advance(nbytes)
-        finally:
-            _reporting.keys = before
-
-    return marked
 
 
 def _report(
@@ -389,7 +355,10 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption,
     nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
     started = time.perf_counter()
     with request.cache.staging(request.key, request.source.name, nbytes) as staging:
-        with show_progress(progress, f"converting {request.source.name}", nbytes) as advance:
+        with (
+            show_progress(progress, f"converting {request.source.name}", nbytes) as report,
+            in_progress(request.cache.root, request.key, report) as advance,
+        ):
             arrays = write(
                 staging.path,
                 conversion.tensors,
@@ -397,7 +366,7 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption,
                 metadata=request.target.metadata,
                 scalars=request.target.scalars,
                 item=request.target.item,
-                advance=_marked(advance, request.key.digest),
+                advance=advance,
             )
         request.source.check_unchanged()
         entry = staging.publish(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyload.cache.contents import Contents
+from lazyload.cache.conversions import Watch
 from lazyload.cache.disk import explained, make_folder, share
 from lazyload.cache.entry import Entry, Form, problem_of, read_entry
 from lazyload.cache.key import Key
@@ -161,22 +162,26 @@ class Cache:
         return sorted(found, key=lambda entry: entry.manifest.created, reverse=True)
 
     @contextlib.contextmanager
-    def lock(self, key: Key, timeout: float | None = None) -> Iterator[None]:
-        """Keeps other processes from converting the same key while the body runs.
+    def lock(self, key: Key, timeout: float | None = None, model: str = "") -> Iterator[None]:
+        """Keeps others from converting the same key while the body runs.
 
         Args:
             key: The key.
             timeout: Seconds to wait at most; None for `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
+            model: What messages call that which is to be converted.
 
         Raises:
-            CacheError: The cache cannot be written to, or the environment's limit is no number of seconds.
-            LockTimeoutError: Another process held the lock for `timeout` seconds.
+            CacheError: The cache cannot be written to, the environment's limit is no number of seconds, or the
+                conversion that would be waited for waits for this call.
+            LockTimeoutError: Somebody else held the lock for `timeout` seconds.
         """
-        with self._lock(key.digest, _lock_timeout() if timeout is None else timeout):
+        watch = Watch(self.root, key, model or key.digest)
+        watch()
+        with self._lock(key.digest, _lock_timeout() if timeout is None else timeout, watch):
             yield
 
     @contextlib.contextmanager
-    def _lock(self, digest: str, timeout: float | None) -> Iterator[None]:
+    def _lock(self, digest: str, timeout: float | None, watch: Callable[[], None] = lambda: None) -> Iterator[None]:
         with explained(self.root):
             locks = self.root / ".locks"
             make_folder(locks, self.root)
@@ -187,7 +192,7 @@ class Cache:
             if not lock.exists():
                 lock.touch()
                 share(lock, self.root)
-        with hold(lock, timeout):
+        with hold(lock, timeout, watch):
             yield
 
     @contextlib.contextmanager

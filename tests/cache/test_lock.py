@@ -88,11 +88,24 @@ def test_waiting_takes_as_long_as_the_limit_and_repeats_itself(
     holder: subprocess.Popen[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "_SAY_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.1)
     started = time.monotonic()
     with pytest.raises(LockTimeoutError), Cache(tmp_path).lock(KEY, timeout=0.5):
         pass
     assert 0.5 <= time.monotonic() - started < 20
     assert caplog.text.count("waiting for a conversion") > 2
+
+
+def test_who_waits_looks_often_and_speaks_seldom(
+    holder: subprocess.Popen[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.1)
+    looks = []
+    (file,) = tmp_path.glob(".locks/*.lock")
+    with pytest.raises(LockTimeoutError), lock.hold(file, 0.5, lambda: looks.append(1)):
+        pass
+    assert len(looks) > 2
+    assert caplog.text.count("waiting for a conversion") == 1
 
 
 def test_who_holds_it_is_told_only_while_it_is_held(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from support import checkpoints
 
 import lazyload
+from lazyload.cache import conversions
 from lazyload.cache.cache import Cache
 from lazyload.cache.key import Key
 from lazyload.cache.termination import cleaning_up
@@ -21,6 +24,7 @@ from lazyload.errors import CacheError, EntryRemovedError, LockTimeoutError
 
 HOLD = """
 import sys
+from lazyload.cache import conversions
 from lazyload.cache.cache import Cache
 with Cache(sys.argv[1])._lock(sys.argv[2], None):
     print("held", flush=True)
@@ -107,6 +111,52 @@ def test_a_conversion_cannot_wait_for_itself(model: Path, tmp_path: Path) -> Non
 
     assert lazyload.convert(model, cache_dir=tmp_path, progress=report).converted
     assert len(errors) == 1
+
+
+def test_the_same_key_of_another_cache_may_be_converted_meanwhile(model: Path, tmp_path: Path) -> None:
+    converted = []
+
+    def report(task: str, done: int, total: int) -> None:
+        if not converted:
+            converted.append(lazyload.convert(model, cache_dir=tmp_path / "two").converted)
+
+    assert lazyload.convert(model, cache_dir=tmp_path / "one", progress=report).converted
+    assert converted == [True]
+
+
+def test_a_conversion_cannot_wait_for_a_thread_that_waits_for_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversions, "_LONGEST_REPORT_SECONDS", 1.0)
+    errors: list[BaseException | None] = []
+
+    def report(task: str, done: int, total: int) -> None:
+        if not errors:
+            with ThreadPoolExecutor(1) as pool:
+                errors.append(pool.submit(lazyload.convert, model, cache_dir=tmp_path).exception(timeout=60))
+
+    assert lazyload.convert(model, cache_dir=tmp_path, progress=report).converted
+    assert isinstance(errors[0], CacheError)
+    assert re.search(r"has not returned for 1 s and seems to wait for this call", str(errors[0]))
+
+
+def test_a_thread_waits_for_a_conversion_that_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversions, "_LONGEST_REPORT_SECONDS", 1.0)
+    begun = threading.Event()
+
+    def report(task: str, done: int, total: int) -> None:
+        begun.set()
+        time.sleep(0.3)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(lazyload.convert, model, cache_dir=tmp_path, progress=report)
+        assert begun.wait(60)
+        started = time.monotonic()
+        assert not lazyload.convert(model, cache_dir=tmp_path).converted
+        assert time.monotonic() - started > 1.5
+        assert first.result().converted
 
 
 def test_sigterm_cleans_up(model: Path, tmp_path: Path) -> None:
