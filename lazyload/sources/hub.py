@@ -5,28 +5,35 @@ when they are converted.
 """
 
 import errno
+import functools
 import hashlib
-import re
+import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers
 
 from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
-from lazyload.sources.files import CONFIG, MissingFileError, index_name, no_config, single_name
+from lazyload.sources.files import CONFIG, MOST_JSON_BYTES, MissingFileError, index_name, no_config, single_name
 from lazyload.sources.hub_internals import (
     HTTP_ERRORS,
+    Answer,
+    ImpatientError,
+    bounded,
     commit_of_file,
     get_range,
+    is_from_xet,
     is_known_missing,
     progress_bars,
+    seconds_to_wait,
     sha256_of_download,
 )
 from lazyload.sources.local import LocalFiles
@@ -37,14 +44,34 @@ _FIRST_BYTES = 1 << 17
 """Read of a file to learn its size; most headers are shorter."""
 
 _DOWNLOADS = 4
-_OK, _PARTIAL = 200, 206
 _BUSY = (429, 500, 502, 503, 504)
 _WAITS = (0.5, 1.0, 2.0)
 """Seconds before a request is repeated that the hub was too busy for."""
 
 _LONGEST_WAIT = 10.0
-_HUB_ERRORS: tuple[type[Exception], ...] = (*HTTP_ERRORS, ValueError, hub_errors.EntryNotFoundError)
+"""Seconds that the hub may ask to wait for."""
+
+_PATIENCE = 15.0
+"""Seconds after which a request is not repeated any more."""
+
+_HUB_ERRORS: tuple[type[Exception], ...] = (*HTTP_ERRORS, ValueError, hub_errors.EntryNotFoundError, RuntimeError)
 """The bases of what `huggingface_hub` raises."""
+
+Answered = TypeVar("Answered")
+
+
+class _PassingError(Exception):
+    """What may be over when a request is made again.
+
+    Attributes:
+        error: What to raise if it is not.
+        headers: Those of the answer.
+    """
+
+    def __init__(self, error: Exception, headers: Mapping[str, str]):
+        super().__init__(error)
+        self.error = error
+        self.headers = headers
 
 
 class HubFiles:
@@ -68,7 +95,10 @@ class HubFiles:
                 raise
             except hub_errors.EntryNotFoundError:
                 raise no_config(self.name, self._listed(reference.revision)) from None
+        self._revision = reference.revision
         self._commit = commit_of_file(config, len(Path(reference.subfolder).parts))
+        # What is asked for from now on.
+        self._reference = replace(reference, revision=self._commit)
         self._local = LocalFiles(config.parent, self.name)
         self._starts: dict[str, tuple[bytes, int]] = {}
         self._lock = threading.Lock()
@@ -76,7 +106,7 @@ class HubFiles:
     @property
     def origin(self) -> Mapping[str, Any]:
         """Model, revision and commit."""
-        origin = {"id": self.name, "revision": self._reference.revision, "commit": self._commit}
+        origin = {"id": self.name, "revision": self._revision, "commit": self._commit}
         return origin | self._reference.place
 
     def identity(self) -> Mapping[str, Any]:
@@ -96,7 +126,11 @@ class HubFiles:
             return self._listed(self._commit)
 
     def _listed(self, revision: str | None) -> list[str]:
-        paths = HfApi(token=self._reference.token).list_repo_files(self.name, revision=revision)
+        api = HfApi(token=self._reference.token)
+        ask = functools.partial(
+            api.model_info, self.name, revision=revision or "main", timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
+        paths = [file.rfilename for file in self._patiently(ask).siblings or ()]
         prefix = _path(self._reference, "")
         names = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
         return [name for name in names if "/" not in name and "\\" not in name and name not in ("", ".", "..")]
@@ -107,7 +141,8 @@ class HubFiles:
             return None
         try:
             with progress_bars(False):
-                return self._download(name, self._commit).read_bytes()
+                self._download(name, self._commit)
+            return self._local.find(name)
         except hub_errors.EntryNotFoundError as error:
             unknown = isinstance(error, hub_errors.LocalEntryNotFoundError) and not self._offline
             # Out of reach, but a checkpoint of one file that has been downloaded needs no index.
@@ -167,9 +202,12 @@ class HubFiles:
             file.seek(0)
             is_sound = expected is None or hashlib.file_digest(file, "sha256").hexdigest() == expected
         if not is_planned or not is_sound:
+            # Else the next call would take it for the file that it is not.
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise CorruptSourceError(
-                f"{self.name}: what was downloaded as {name} is not the file that the hub speaks of; remove "
-                f"{path.resolve()} and call again"
+                f"{self.name}: what was downloaded as {name} is not the file that the hub speaks of, and has been "
+                "removed again; call again, and see what is between here and the hub"
             )
 
     def close(self) -> None:
@@ -181,32 +219,52 @@ class HubFiles:
 
     def _download(self, name: str, revision: str | None) -> Path:
         path, token = _path(self._reference, name), self._reference.token
-        for wait in (*_WAITS, None):
-            try:
-                return Path(
-                    hf_hub_download(self.name, path, revision=revision, token=token, local_files_only=self._offline)
-                )
-            except _HUB_ERRORS as error:
-                response = _response(error) if _response(error) is not None else _response(error.__cause__)
-                if wait is None or response is None or response.status_code not in _BUSY:
-                    raise
-                self._wait(wait, response.headers)
-        raise AssertionError
 
-    def _wait(self, seconds: float, headers: Mapping[str, str]) -> None:
-        """Waits before a request is repeated, as long as the server asks for.
+        def download(local_files_only: bool) -> Path:
+            return Path(
+                hf_hub_download(self.name, path, revision=revision, token=token, local_files_only=local_files_only)
+            )
+
+        try:
+            most = MOST_JSON_BYTES if name.endswith(".json") else math.inf
+            return self._patiently(lambda: download(self._offline), most)
+        except ImpatientError as error:
+            # As `huggingface_hub` does where it is out of reach.
+            with suppress(hub_errors.LocalEntryNotFoundError):
+                return download(local_files_only=True)
+            raise self._impatient(error) from None
+
+    def _patiently(self, request: Callable[[], Answered], most: float = math.inf) -> Answered:
+        """Makes a request, and makes it again where the hub is busy or the connection breaks; within bounds.
 
         Raises:
-            SourceNotFoundError: That is too long.
+            ImpatientError: The hub asks for more patience than it is given.
         """
-        asked = headers.get("Retry-After", "")
-        longer = float(asked) if re.fullmatch(r"\d+(\.\d+)?", asked) else 0.0
-        if longer > _LONGEST_WAIT:
-            raise SourceNotFoundError(
-                f"the hub ({_endpoint()}) asks to wait {longer:.0f} s before it is asked again for {self.name}; "
-                "call again then, or log in (`hf auth login`), which allows more requests"
-            )
-        time.sleep(max(seconds, longer))
+        began = time.monotonic()
+        for wait in (*_WAITS, None):
+            try:
+                with bounded(wait=_LONGEST_WAIT, seconds=_PATIENCE, nbytes=most):
+                    return request()
+            except _PassingError as error:
+                passing = error
+            except _HUB_ERRORS as error:
+                if not _may_pass(error):
+                    raise
+                response = _response(error)
+                passing = _PassingError(error, {} if response is None else response.headers)
+            asked = seconds_to_wait(passing.headers)
+            if asked > _LONGEST_WAIT:
+                raise ImpatientError(f"asks to wait {asked:.0f} s before it is asked again")
+            if wait is None or time.monotonic() - began > _PATIENCE:
+                break
+            time.sleep(max(wait, asked))
+        raise passing.error
+
+    def _impatient(self, error: ImpatientError) -> SourceNotFoundError:
+        return SourceNotFoundError(
+            f"the hub ({_endpoint()}) {error} for {self.name}; call again later, or log in (`hf auth login`), which "
+            "allows more requests"
+        )
 
     def _start(self, name: str) -> tuple[bytes, int]:
         """The first bytes of a file, and its size."""
@@ -226,26 +284,42 @@ class HubFiles:
             )
         url = hf_hub_url(self.name, _path(self._reference, name), revision=self._commit)
         headers = build_hf_headers(token=self._reference.token)
-        for wait in (*_WAITS, None):
-            with self._explained():
+
+        def ask() -> Answer:
+            try:
                 answer = get_range(url, headers, constants.HF_HUB_DOWNLOAD_TIMEOUT, start, stop)
-            if answer.status not in _BUSY or wait is None:
-                break
-            self._wait(wait, answer.headers)
-        told = {_PARTIAL: "Content-Range", _OK: "Content-Length"}.get(answer.status, "")
-        if total := re.fullmatch(r"(?:bytes .*/)?(\d+)", answer.headers.get(told, "")):
-            return answer.content, int(total[1])
+            except HTTP_ERRORS as error:
+                raise _PassingError(_explanation(error, self._reference, self._offline), {}) from None
+            told = SourceNotFoundError(f"{without_secrets(url)} answers with {answer.status}; try again later")
+            if answer.status in _BUSY:
+                raise _PassingError(told, answer.headers)
+            if answer.size is not None and len(answer.content) < min(stop, answer.size) - start:
+                raise _PassingError(CorruptSourceError(f"{without_secrets(url)} ends too early; try again later"), {})
+            return answer
+
+        with self._explained():
+            answer = self._patiently(ask)
+        if answer.size is not None:
+            return answer.content, answer.size
         if answer.status == 404:
             raise self._missing(name)
         if answer.status in (401, 403):
             raise _denied(self.name, answer.status)
-        raise SourceNotFoundError(f"{without_secrets(url)} answers with {answer.status}; try again later")
+        what = "with another range than was asked for" if answer.status in (200, 206) else f"with {answer.status}"
+        raise SourceNotFoundError(
+            f"{without_secrets(url)} answers {what}; try again later, and see what is between here and the hub"
+        )
 
     def _missing(self, name: str) -> MissingFileError:
         return MissingFileError(f"{self.name} has no file {name} at {self._commit[:8]}")
 
-    def _explained(self) -> AbstractContextManager[None]:
-        return _explained(self._reference, self._offline)
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        with _explained(self._reference, self._offline):
+            try:
+                yield
+            except ImpatientError as error:
+                raise self._impatient(error) from None
 
 
 def current_commit(reference: ModelReference) -> str:
@@ -267,9 +341,20 @@ def current_commit(reference: ModelReference) -> str:
     return commit
 
 
-def _response(error: BaseException | None) -> Any:
-    """The server's answer that an error is about."""
-    return getattr(error, "response", None)
+def _may_pass(error: Exception) -> bool:
+    """Whether an error of `huggingface_hub` may be over when the request is made again."""
+    response = _response(error)
+    if response is not None:
+        return response.status_code in _BUSY
+    is_final = isinstance(error, hub_errors.EntryNotFoundError | hub_errors.OfflineModeIsEnabled) or is_from_xet(error)
+    # What the disk refuses has a number.
+    return isinstance(error, HTTP_ERRORS) and not is_final and getattr(error, "errno", None) is None
+
+
+def _response(error: Exception) -> Any:
+    """The server's answer that an error is about, or the error that led to it."""
+    response = getattr(error, "response", None)
+    return response if response is not None else getattr(error.__cause__, "response", None)
 
 
 def _endpoint() -> str:
@@ -294,7 +379,15 @@ def _explained(reference: ModelReference, offline: bool) -> Iterator[None]:
 
 
 def _explanation(error: Exception, reference: ModelReference, offline: bool) -> LazyLoadError:
-    model, revision = reference.name, reference.revision
+    model, revision = reference.name, reference.revision or "main"
+    if isinstance(error, hub_errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        # Why the hub was not asked, or what it said.
+        error = error.__cause__
+    if is_from_xet(error):
+        return SourceNotFoundError(
+            f"{model} cannot be downloaded from where the hub stores it: {_first_line(error)}; try again later, or do "
+            "without Xet (HF_HUB_DISABLE_XET=1)"
+        )
     status = getattr(_response(error), "status_code", None)
     match error:
         case hub_errors.HFValidationError():
@@ -314,7 +407,8 @@ def _explanation(error: Exception, reference: ModelReference, offline: bool) -> 
         case hub_errors.LocalEntryNotFoundError() | hub_errors.OfflineModeIsEnabled():
             return _unreachable(error, reference, offline)
         case hub_errors.EntryNotFoundError():
-            return SourceNotFoundError(f"{model} has no {CONFIG} on the hub, which every model here needs")
+            url = without_secrets(str(getattr(_response(error), "url", model)))
+            return SourceNotFoundError(f"{model} lacks a file that was there before: {url}; call again")
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return CacheError(
                 f"{constants.HF_HUB_CACHE}: the disk is full; make space (`hf cache ls`) or move it with HF_HUB_CACHE"
@@ -331,8 +425,12 @@ def _unreachable(error: Exception, reference: ModelReference, offline: bool) -> 
     at = f" at {reference.revision}" if reference.revision else ""
     return SourceNotFoundError(
         f"{reference.name}{at} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub {why}: "
-        f"{without_secrets(str(error) or type(error).__name__).splitlines()[0][:200]}"
+        f"{_first_line(error)}"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return without_secrets(str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def _denied(model: str, status: int) -> AccessDeniedError:

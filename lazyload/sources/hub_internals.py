@@ -3,20 +3,33 @@
 * A downloaded file lies at `<cache>/models--<org>--<name>/snapshots/<commit>/<file>`.
 * `try_to_load_from_cache` answers with something that is neither text nor None where a commit is known not to have a
   file.
-* A downloaded file of weights is a link to one that is named by its SHA-256.
+* A downloaded file of weights is a link to one that is named by its SHA-256; from 2.4 on that may be a link, too, to
+  one that is named by its Xet hash.
 * `get_session` gives a session of requests, or a client of httpx or httpx2, whose streams differ.
 * What its HTTP library raises is an `OSError` (requests) or an `errors.HTTPError` (httpx and httpx2).
+* What hf_xet raises is a `RuntimeError`, or an `OSError` of its own.
+* From 1.0 on it repeats requests by itself, for minutes, and sleeps for as long as a server asks it to; its client
+  then has `event_hooks`, which see every request and every answer.
+* Its loggers `file_download` and `utils._http` warn of requests that fail, with their addresses.
 """
 
+import logging
+import math
+import os
 import re
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, get_session
+
+from lazyload.errors import CorruptSourceError
+from lazyload.sources.secrets import without_secrets
 
 HTTP_ERRORS: tuple[type[Exception], ...] = (OSError, HTTPError)
 """The bases of what the HTTP library raises."""
@@ -32,6 +45,95 @@ def is_known_missing(model: str, name: str, commit: str) -> bool:
     return not isinstance(try_to_load_from_cache(model, name, revision=commit), str | None)
 
 
+class ImpatientError(Exception):
+    """A server asks for more patience than it is given: a clause that goes on after its name."""
+
+
+class _Bounds(NamedTuple):
+    """What `huggingface_hub` may do by itself."""
+
+    wait: float
+    until: float
+    nbytes: float
+
+
+class _Local(threading.local):
+    """What holds for this thread."""
+
+    bounds: _Bounds | None = None
+
+
+_local = _Local()
+
+
+@contextmanager
+def bounded(*, wait: float, seconds: float, nbytes: float) -> Iterator[None]:
+    """Bounds what `huggingface_hub` does by itself, in this thread, while the body runs.
+
+    Args:
+        wait: Seconds that a server may ask to wait for.
+        seconds: How long a server is asked again about a file.
+        nbytes: The size that a file may have.
+
+    Raises:
+        ImpatientError: The server asks for a longer wait, or has not answered well in that time.
+        CorruptSourceError: A file is larger.
+    """
+    hooks = getattr(get_session(), "event_hooks", {})
+    for kind, look in (("request", _look_at_request), ("response", _look_at_answer)):
+        if look not in hooks.get(kind, [look]):
+            hooks[kind].append(look)
+    before, _local.bounds = _local.bounds, _Bounds(wait, time.monotonic() + seconds, nbytes)
+    try:
+        yield
+    finally:
+        _local.bounds = before
+
+
+def _look_at_request(request: Any) -> None:
+    if _local.bounds is None or request.method != "HEAD":
+        return
+    if time.monotonic() > _local.bounds.until:
+        raise ImpatientError("does not answer as it should when it is asked")
+    limits = request.extensions["timeout"]
+    limits.update({kind: min(limit or math.inf, constants.HF_HUB_ETAG_TIMEOUT) for kind, limit in limits.items()})
+
+
+def _look_at_answer(response: Any) -> None:
+    if _local.bounds is None:
+        return
+    if response.status_code >= 400:
+        asked = seconds_to_wait(response.headers)
+        if asked > _local.bounds.wait:
+            raise ImpatientError(f"asks to wait {asked:.0f} s before it is asked again")
+        return
+    told = [response.headers.get(name, "") for name in ("X-Linked-Size", "Content-Length")]
+    nbytes = max((int(number) for number in told if number.isdecimal()), default=0)
+    if nbytes > _local.bounds.nbytes:
+        where = without_secrets(str(response.request.url))
+        raise CorruptSourceError(f"{where} has {nbytes} bytes, more than the {_local.bounds.nbytes} that it can have")
+
+
+def seconds_to_wait(headers: Mapping[str, str]) -> float:
+    """How long a server asks to wait before it is asked again; 0 where it does not say, or names a date."""
+    asked = headers.get("Retry-After", "")
+    return float(asked) if re.fullmatch(r"\d+(\.\d+)?", asked) else 0.0
+
+
+def _conceal(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
+
+
+for _name in ("huggingface_hub.file_download", "huggingface_hub.utils._http"):
+    logging.getLogger(_name).addFilter(_conceal)
+
+
+def is_from_xet(error: Exception) -> bool:
+    """Whether it is hf_xet that raised it, which downloads most weights."""
+    return type(error) is RuntimeError or type(error).__module__ == "hf_xet"
+
+
 class Answer(NamedTuple):
     """What a server says to a request for a range.
 
@@ -39,11 +141,27 @@ class Answer(NamedTuple):
         status: The status.
         headers: The headers; names in any case.
         content: The bytes of the range, as far as there are any.
+        start: Where the range that was asked for begins.
     """
 
     status: int
     headers: Mapping[str, str]
     content: bytes
+    start: int
+
+    @property
+    def size(self) -> int | None:
+        """The size of the file; None where this is no answer to what was asked."""
+        if self.headers.get("Content-Encoding", "identity") != "identity":
+            return None
+        forms = {
+            200: ("Content-Length", r"(\d+)"),
+            206: ("Content-Range", rf"bytes {self.start}-\d+/(\d+)"),
+            416: ("Content-Range", r"bytes \*/(\d+)"),
+        }
+        name, form = forms.get(self.status, ("", "()no answer"))
+        told = re.fullmatch(form, self.headers.get(name, ""))
+        return int(told[1]) if told else None
 
 
 def get_range(url: str, headers: Mapping[str, str], timeout: float, start: int, stop: int) -> Answer:
@@ -57,7 +175,10 @@ def get_range(url: str, headers: Mapping[str, str], timeout: float, start: int, 
             skipped = max(0, skipped - len(piece))
             if len(content) >= stop - start:
                 break
-        return Answer(response.status_code, response.headers, bytes(content[: stop - start]))
+        is_content = response.status_code in (200, 206)
+        return Answer(
+            response.status_code, response.headers, bytes(content[: stop - start]) if is_content else b"", start
+        )
 
 
 @contextmanager
@@ -73,7 +194,7 @@ def _streamed(url: str, headers: Mapping[str, str], timeout: float) -> Iterator[
 
 def sha256_of_download(path: Path) -> str | None:
     """The SHA-256 that the hub named for a downloaded file; None where it named another kind of version."""
-    name = path.resolve().name
+    name = Path(os.readlink(path)).name if path.is_symlink() else ""
     return name if re.fullmatch("[0-9a-f]{64}", name) else None
 
 

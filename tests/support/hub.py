@@ -1,4 +1,8 @@
-"""A hub on loopback that serves folders as models, as far as `huggingface_hub` asks, and remembers what was asked."""
+"""A hub on loopback that serves folders as models, as far as `huggingface_hub` asks, and remembers what was asked.
+
+It can be as unwell as hubs are (`Hub.faults`), and weights can lie on another host, behind addresses that are signed
+(`Hub.elsewhere`).
+"""
 
 import contextlib
 import functools
@@ -7,18 +11,20 @@ import http.server
 import json
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 TOKEN = "hf_secret"
+SIGNATURE = "5ec2e7"
 
 
 class Hub(http.server.ThreadingHTTPServer):
     """Models by id: a folder, its branches, and who may read it."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.folders: dict[str, Path] = {}
         self.private: set[str] = set()
         self.gated: set[str] = set()
@@ -31,6 +37,20 @@ class Hub(http.server.ThreadingHTTPServer):
         self.spoilt: set[str] = set()
         """Files that arrive with another last byte than they have."""
 
+        self.faults: list[tuple[str, Callable[[Handler], bool]]] = []
+        """What is asked before an answer is sent to a request that matches; if it says yes, it has sent one."""
+
+        self.revisions: dict[tuple[str, str], Path] = {}
+        """Branches, tags and commits beside the newest one of `main`."""
+
+        self.renamed: dict[str, str] = {}
+        self.elsewhere = False
+        """Whether weights lie on another host."""
+
+        self.told: list[str] = []
+        """The tokens that came with requests, where one did: host and token."""
+
+        self.ended = threading.Event()
         self.sent = 0
 
     @property
@@ -42,21 +62,43 @@ class Hub(http.server.ThreadingHTTPServer):
         self.folders[model] = folder
         return self.commit(model)
 
-    def commit(self, model: str) -> str:
-        state = [
-            (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(self.folders[model].iterdir())
-        ]
+    def commit(self, model: str, revision: str = "main") -> str:
+        folder = self.folder(model, revision)
+        assert folder is not None
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        state = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         return hashlib.sha1(json.dumps([model, state]).encode()).hexdigest()
+
+    def folder(self, model: str, revision: str) -> Path | None:
+        """What a revision of a model is; None where there is no such revision."""
+        if (model, revision) in self.revisions:
+            return self.revisions[model, revision]
+        is_newest = revision == "main" or revision == self.commit(model)
+        return self.folders[model] if is_newest else None
 
     def asked(self, pattern: str) -> list[str]:
         return [request for request in self.requests if re.search(pattern, request)]
 
     def reset(self) -> None:
         """Forgets everything."""
-        for collection in (self.folders, self.private, self.gated, self.requests, self.busy, self.spoilt):
-            collection.clear()
+        self.folders.clear()
+        self.private.clear()
+        self.gated.clear()
+        self.requests.clear()
+        self.told.clear()
+        self.revisions.clear()
         self.sent = 0
-        self.ranges, self.down = True, False
+        self.recover()
+
+    def recover(self) -> None:
+        """Is well again."""
+        self.busy.clear()
+        self.spoilt.clear()
+        self.faults.clear()
+        self.renamed.clear()
+        self.ranges, self.down, self.elsewhere = True, False, False
+        self.ended.set()
+        self.ended = threading.Event()
 
 
 @functools.cache
@@ -67,7 +109,9 @@ def running() -> Hub:
     return hub
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers one request after another of a connection."""
+
     protocol_version = "HTTP/1.1"
     server: Hub
 
@@ -82,35 +126,68 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         hub, path = self.server, unquote(self.path.split("?")[0])
-        wanted = self.headers.get("Range", "")
-        hub.requests.append(f"{self.command} {path} {wanted}".strip())
+        self.range = self.headers.get("Range", "")
+        hub.requests.append(f"{self.command} {path} {self.range}".strip())
+        if token := self.headers.get("Authorization"):
+            hub.told.append(f"{self.headers['Host'].split(':')[0]} {token}")
         if hub.down:
-            self._send(503, b"down")
+            self.send(503, b"down")
             return
         for answer in hub.busy:
             if re.search(answer[0], hub.requests[-1]):
                 hub.busy.remove(answer)
-                self._send(answer[1], b"busy", answer[2])
+                self.send(answer[1], b"busy", answer[2])
                 return
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        request = hub.requests[-1]
+        if any(re.search(pattern, request) and fault(self) for pattern, fault in list(hub.faults)):
+            return
+        file = re.fullmatch(r"(?:/elsewhere)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(?:revision|tree)/([^/]+)", path)
         match = file or listing
         if match is None:
-            self._send(404, b"")
+            self.send(404, b"")
             return
         model, revision = match[1], match[2]
-        if problem := self._problem(model, revision):
+        if model in hub.renamed:
+            self.send(307, b"", {"Location": self.path.replace(model, hub.renamed[model])})
+        elif path.startswith("/elsewhere/"):
+            is_signed = self.path.endswith(f"?X-Amz-Signature={SIGNATURE}")
+            self.send_file(*self._found(match)) if is_signed else self.send(403, b"no signature")
+        elif problem := self._problem(model, revision):
             status, code = problem
-            self._send(status, code.encode(), {"X-Error-Code": code, "X-Error-Message": code})
+            self.send(status, code.encode(), {"X-Error-Code": code, "X-Error-Message": code})
         elif file:
-            self._send_file(hub.folders[model] / file[3], hub.commit(model), wanted)
+            found, commit = self._found(match)
+            if hub.elsewhere and found.suffix == ".safetensors" and found.is_file():
+                self._send_elsewhere(found, commit)
+            else:
+                self.send_file(found, commit)
         else:
-            names = sorted(found.name for found in hub.folders[model].iterdir())
-            tree = [{"type": "file", "path": name, "size": 1, "oid": name} for name in names]
-            info = {"id": model, "sha": hub.commit(model), "siblings": [{"rfilename": name} for name in names]}
-            self._send(
-                200, json.dumps(tree if "/tree/" in path else info).encode(), {"Content-Type": "application/json"}
-            )
+            self._send_listing(model, revision, as_tree="/tree/" in path)
+
+    def _found(self, match: re.Match[str]) -> tuple[Path, str]:
+        folder = self.server.folder(match[1], match[2])
+        assert folder is not None
+        return folder / match[3], self.server.commit(match[1], match[2])
+
+    def _send_listing(self, model: str, revision: str, *, as_tree: bool) -> None:
+        folder = self.server.folder(model, revision)
+        assert folder is not None
+        names = sorted(str(found.relative_to(folder)) for found in folder.rglob("*") if found.is_file())
+        tree = [{"type": "file", "path": name, "size": 1, "oid": name} for name in names]
+        siblings = [{"rfilename": name} for name in names]
+        info = {"id": model, "sha": self.server.commit(model, revision), "siblings": siblings}
+        self.send(200, json.dumps(tree if as_tree else info).encode(), {"Content-Type": "application/json"})
+
+    def _send_elsewhere(self, path: Path, commit: str) -> None:
+        headers = {
+            "Location": f"http://localhost:{self.server.server_address[1]}/elsewhere{self.path}"
+            f"?X-Amz-Signature={SIGNATURE}",
+            "X-Linked-ETag": f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"',
+            "X-Linked-Size": str(path.stat().st_size),
+            "X-Repo-Commit": commit,
+        }
+        self.send(302, b"", headers)
 
     def _problem(self, model: str, revision: str) -> tuple[int, str] | None:
         hub = self.server
@@ -119,34 +196,42 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return 401, "RepoNotFound"
         if model in hub.gated and not is_in:
             return 403, "GatedRepo"
-        if revision not in ("main", hub.commit(model)):
+        if hub.folder(model, revision) is None:
             return 404, "RevisionNotFound"
         return None
 
-    def _send_file(self, path: Path, commit: str, wanted: str) -> None:
+    def send_file(
+        self, path: Path, commit: str, content: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        """Sends a file, or the part of it that is asked for; `content` is other content than it has."""
         if not path.is_file():
-            self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             return
-        content = path.read_bytes()
-        headers = {
-            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+        about = {
+            "ETag": f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"',
             "X-Repo-Commit": commit,
             "Accept-Ranges": "bytes",
         }
-        if path.name in self.server.spoilt and not wanted:
+        content = path.read_bytes() if content is None else content
+        if path.name in self.server.spoilt and not self.range:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        limits = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
+        limits = re.fullmatch(r"bytes=(\d+)-(\d*)", self.range)
         if limits and self.server.ranges:
             start, stop = int(limits[1]), min(int(limits[2] or len(content)) + 1, len(content))
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-            self._send(206, content[start:stop], headers)
+            if start >= len(content):
+                self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+                return
+            about["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+            self.send(206, content[start:stop], about | (headers or {}))
         else:
-            self._send(200, content, headers)
+            self.send(200, content, about | (headers or {}))
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+    def send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        """Sends an answer; a header that is empty is left out."""
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
-            self.send_header(name, value)
+            if value:
+                self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
