@@ -81,17 +81,21 @@ def remove(data: Path, manifest: Path | None = None, *, force: bool = False) -> 
         _restore(hidden)
         return user
     tombstone = data.with_name(f"{TOMBSTONE}{uuid.uuid4().hex}")
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            os.rename(data, tombstone)
-        except BaseException:
-            _restore(hidden)
-            raise
+    try:
+        os.rename(data, tombstone)
+    except FileNotFoundError:
+        # Somebody without a lock that works has removed it.
+        pass
+    except BaseException:
+        _restore(hidden)
+        raise
+    else:
         if not force and (user := _user_of_moved(data, tombstone)):
             os.rename(tombstone, data)
             _restore(hidden)
             return user
-        bury(tombstone)
+        with contextlib.suppress(FileNotFoundError):
+            bury(tombstone)
     if hidden:
         hidden.unlink(missing_ok=True)
     for mark in marks_of(data):

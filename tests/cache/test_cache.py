@@ -436,6 +436,14 @@ def test_replaced_data_stays_for_a_while(tmp_path: Path) -> None:
     assert new.exists()
 
 
+def test_what_is_published_stays_however_old_it_is(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = publish(cache)
+    os.utime(entry.data, (0, 0))
+    assert cache.prune() == []
+    assert cache.find(KEY) == entry
+
+
 def test_pruning_by_age_and_size_takes_what_was_used_longest_ago(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     entries = [publish(cache, Key({"n": n}), f"org/m{n}", b"x" * 10_000) for n in range(3)]
