@@ -138,8 +138,10 @@ def new_staging(folder: Path, key: Key, model: str) -> Iterator[Staging]:
 
 
 def _discard(path: Path) -> None:
-    """Deletes what will not be published; once more where the disk refused."""
-    for _ in range(2):
+    """Deletes what will not be published; once more where the disk refused, or a signal came in between."""
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -79,6 +79,29 @@ def test_what_is_not_published_is_gone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, None])
+def test_what_is_not_published_is_gone_though_its_removal_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException] | None
+) -> None:
+    rmtree, calls = shutil.rmtree, []
+
+    def interrupted(path: Path, **options: bool) -> None:
+        calls.append(path)
+        if len(calls) > 1:
+            rmtree(path, **options)
+        elif interruption:
+            raise interruption
+
+    def convert() -> None:
+        with Cache(tmp_path).staging(KEY, "org/model", 10) as staging:
+            (staging.path / "array").write_bytes(b"half" * (1 // 0))
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(interruption or ZeroDivisionError):
+        convert()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_writers_leave_one_complete_entry(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     with cache.staging(KEY, "org/model", 10) as mine:
