@@ -24,7 +24,6 @@ from lazyload.errors import CacheError, EntryRemovedError, LockTimeoutError
 
 HOLD = """
 import sys
-from lazyload.cache import conversions
 from lazyload.cache.cache import Cache
 with Cache(sys.argv[1])._lock(sys.argv[2], None):
     print("held", flush=True)
