@@ -13,6 +13,7 @@ from lazyload.architecture.gated_delta_net import GatedDeltaNet
 from lazyload.architecture.latent_attention import LatentAttention
 from lazyload.architecture.mlp import MLP, Activation
 from lazyload.architecture.norm import Norm
+from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
 from lazyload.architecture.rope import Rope
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "LatentAttention",
     "Layer",
     "Norm",
+    "PerLayerEmbedding",
+    "PerLayerInput",
     "Rope",
     "Temperature",
 ]

@@ -50,6 +50,9 @@ class Attention:
         o_bias: Whether the output projection has a bias.
         sinks: Whether each head has a learned logit that takes attention away from the tokens (gpt-oss).
         gated: Whether the query projection also makes a gate for each head's output (Qwen 3 Next).
+        v_norm: Whether values have a norm over each head, one without a scale (Gemma 4).
+        v_from_k: Whether values are what the key projection puts out, before the keys' norm and rotation (Gemma 4).
+        kv_layer: The earlier layer whose keys and values these heads attend to; None for the layer's own (Gemma 4).
     """
 
     name: ClassVar[str] = "attn"
@@ -68,6 +71,9 @@ class Attention:
     o_bias: bool = False
     sinks: bool = False
     gated: bool = False
+    v_norm: bool = False
+    v_from_k: bool = False
+    kv_layer: int | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "num_kv_heads", "head_dim")
@@ -125,11 +131,14 @@ class Attention:
             table |= {"q_norm.scale": "attn.q_norm : head head_dim", "k_norm.scale": "attn.k_norm : kv_head head_dim"}
         if self.sinks:
             table["sinks"] = "attn.sinks : head"
-        return table
+        elsewhere = ("k_proj", "v_proj", "k_norm") if self.kv_layer is not None else ("v_proj",) * self.v_from_k
+        return {path: entry for path, entry in table.items() if path.partition(".")[0] not in elsewhere}
 
     @property
     def cache(self) -> Mapping[str, CacheArray]:
-        """Keys and values."""
+        """Keys and values, unless they are another layer's."""
+        if self.kv_layer is not None:
+            return {}
         return {
             "k": CacheArray(("slot", "kv_head", "head_dim")),
             "v": CacheArray(("slot", "kv_head", "head_dim")),

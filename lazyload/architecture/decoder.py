@@ -5,9 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from lazyload.architecture.attention import Attention
 from lazyload.architecture.block import Block, Mixer
 from lazyload.architecture.checks import require, require_positive
+from lazyload.architecture.experts import Experts
 from lazyload.architecture.norm import Norm
+from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
 from lazyload.layouts.axes import Group
 from lazyload.layouts.notation import parse_line
 
@@ -27,7 +30,11 @@ class Layer:
         norm: The norms around the blocks.
         pre_norms: Whether both blocks have a norm before them (OLMo 2: not).
         post_norms: Whether both blocks have a norm after them (Gemma 2 and 3, OLMo 2 and 3, GLM 4).
+        experts: Experts beside the feed-forward, on the same residual stream: both have a norm of their own after
+            them, and the experts one before them, too (Gemma 4). None for none.
+        per_layer_input: What is made of the input that the layer has of its own; None for none (Gemma 4).
         residual_scale: What a block's output is multiplied with before it is added.
+        scalar: Whether all that leaves the layer is multiplied with a learned number (Gemma 4).
     """
 
     mixer: Mixer
@@ -35,24 +42,38 @@ class Layer:
     norm: Norm
     pre_norms: bool = True
     post_norms: bool = False
+    experts: Experts | None = None
+    per_layer_input: PerLayerInput | None = None
     residual_scale: float = 1.0
+    scalar: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            self.experts is None or self.feed_forward.name != self.experts.name,
+            self,
+            "there are experts beside experts; the feed-forward must be another block",
+        )
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """The mixer, then the feed-forward."""
-        return (self.mixer, self.feed_forward)
+        """The mixer, then the feed-forward, then what there is beside and after it."""
+        further = (self.experts, self.per_layer_input)
+        return (self.mixer, self.feed_forward, *(block for block in further if block is not None))
 
     @property
-    def norms(self) -> Mapping[str, str]:
-        """The table of the norms around the blocks."""
+    def around(self) -> Mapping[str, str]:
+        """The table of what stands around the blocks: norms, and the scalar."""
         names = ("attn_norm", "mlp_norm") * self.pre_norms + ("post_attn_norm", "post_mlp_norm") * self.post_norms
-        return {f"{name}.scale": f"{name} : embed" for name in names}
+        if self.experts is not None:
+            names += ("post_dense_norm", "moe_norm", "post_moe_norm")
+        table = {f"{name}.scale": f"{name} : embed" for name in names}
+        return table | {"layer_scalar": "layer_scalar : 1"} if self.scalar else table
 
     @functools.cached_property
     def parameters(self) -> Mapping[str, str]:
         """The table of all parameters: from the path below the layer to role and axes."""
         rows = {f"{block.name}.{path}": entry for block in self.blocks for path, entry in block.parameters.items()}
-        return {**self.norms, **rows}
+        return {**self.around, **rows}
 
     @functools.cached_property
     def axes(self) -> Mapping[str, int]:
@@ -73,6 +94,7 @@ class DecoderConfig:
         embed_scale: What embeddings are multiplied with, rounded to the activations' dtype first.
         logits_scale: What the output logits are multiplied with.
         final_softcap: Soft cap of the output logits.
+        per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 4).
     """
 
     vocab_size: int
@@ -83,12 +105,27 @@ class DecoderConfig:
     embed_scale: float = 1.0
     logits_scale: float = 1.0
     final_softcap: float | None = None
+    per_layer_embedding: PerLayerEmbedding | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab_size", "embed_dim")
         require(len(self.layers) > 0, self, "there are no layers")
         if self.final_softcap is not None:
             require(self.final_softcap > 0, self, f"final_softcap = {self.final_softcap!r} must be positive, or None")
+        self._require_per_layer_inputs()
+        for number in range(self.num_layers):
+            self._require_keys_and_values(number)
+
+    def kv_layer(self, number: int) -> int:
+        """The layer whose keys and values, or states, a layer attends to: its own, if it does not share another's."""
+        mixer = self.layers[number].mixer
+        shared = mixer.kv_layer if isinstance(mixer, Attention) else None
+        return number if shared is None else shared
+
+    @functools.cached_property
+    def shared_kv_layers(self) -> frozenset[int]:
+        """The layers whose keys and values others attend to, too."""
+        return frozenset(source for number in range(self.num_layers) if (source := self.kv_layer(number)) != number)
 
     @property
     def num_layers(self) -> int:
@@ -127,12 +164,17 @@ class DecoderConfig:
     def parameters(self) -> Mapping[str, str]:
         """The table of the parameters that belong to no layer."""
         table = {"embed.embedding": "embed : vocab embed", "final_norm.scale": "final_norm : embed"}
-        return table if self.tied else table | {"lm_head.kernel": "lm_head : embed vocab"}
+        if not self.tied:
+            table["lm_head.kernel"] = "lm_head : embed vocab"
+        if (inputs := self.per_layer_embedding) is not None:
+            table |= {f"{inputs.name}.{path}": entry for path, entry in inputs.parameters.items()}
+        return table
 
     @property
     def axes(self) -> Mapping[str, int]:
         """The sizes of the axes that belong to no block."""
-        return {"vocab": self.vocab_size, "embed": self.embed_dim, "layer": self.num_layers}
+        axes = {"vocab": self.vocab_size, "embed": self.embed_dim, "layer": self.num_layers}
+        return axes if self.per_layer_embedding is None else axes | dict(self.per_layer_embedding.axes)
 
     @property
     def splits(self) -> Mapping[str, tuple[str, ...]]:
@@ -160,6 +202,33 @@ class DecoderConfig:
         own = {role for row in self.parameters.items() for role in parse_line(*row).roles}
         return groups | {role: (Group((), self.axes),) for role in own}
 
+    def _require_per_layer_inputs(self) -> None:
+        """Makes sure that the inputs of all layers are those that the layers expect."""
+        inputs = self.per_layer_embedding
+        expected = {None if layer.per_layer_input is None else layer.per_layer_input.dim for layer in self.layers}
+        made = None if inputs is None else inputs.dim
+        require(
+            expected == {made} and (inputs is None or inputs.num_layers == self.num_layers),
+            self,
+            f"per_layer_embedding = {inputs!r} does not fit what {self.num_layers} layers expect, inputs of width "
+            f"{', '.join(map(str, expected))}",
+        )
+
+    def _require_keys_and_values(self, number: int) -> None:
+        """Makes sure that a layer whose keys and values are another's can attend to them."""
+        mixer = self.layers[number].mixer
+        if not isinstance(mixer, Attention) or mixer.kv_layer is None:
+            return
+        other = self.layers[mixer.kv_layer].mixer if 0 <= mixer.kv_layer < number else None
+        require(
+            isinstance(other, Attention)
+            and other.kv_layer is None
+            and (other.num_kv_heads, other.head_dim) == (mixer.num_kv_heads, mixer.head_dim),
+            self,
+            f"layer {number} attends to the keys and values of layer {mixer.kv_layer}, which must be an earlier one "
+            f"with {mixer.num_kv_heads} heads of its own of width {mixer.head_dim}",
+        )
+
     def _first_attention(self, attribute: str) -> int:
         mixers = (layer.mixer for layer in self.layers)
         return next((getattr(mixer, attribute) for mixer in mixers if hasattr(mixer, attribute)), 0)
@@ -167,7 +236,7 @@ class DecoderConfig:
 
 def _roles(layer: Layer) -> Iterator[tuple[str, Sizes, Mapping[str, int]]]:
     """Every role of a layer, with the sizes of its own axes, and of all axes of the block that has it."""
-    tables: list[tuple[Mapping[str, str], Mapping[str, int]]] = [(layer.norms, {})]
+    tables: list[tuple[Mapping[str, str], Mapping[str, int]]] = [(layer.around, {})]
     tables += [(block.parameters, block.axes) for block in layer.blocks]
     for table, axes in tables:
         for line in (parse_line(*row) for row in table.items()):

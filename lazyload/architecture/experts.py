@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from lazyload.architecture.checks import require, require_one_of, require_positive
 from lazyload.architecture.mlp import ACTIVATIONS, MLP, Activation
+from lazyload.architecture.norm import Norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Experts:
         group_score: A group's score is its best expert's ("max") or the sum of its two best ("top2").
         selection_bias: Whether a correction bias is added to the scores for the selection only.
         router_bias: Whether the router has a bias.
+        router_norm: The router's own norm, whose result is divided by `sqrt(embed)`; None for none (Gemma 4).
+        expert_scale: Whether each expert has a learned factor of its weights (Gemma 4).
         bias: Whether the experts have biases.
         clamped_swiglu: gpt-oss: `(alpha, limit)` of its clamped gate; None for the activation.
     """
@@ -49,6 +52,8 @@ class Experts:
     group_score: Literal["max", "top2"] = "max"
     selection_bias: bool = False
     router_bias: bool = False
+    router_norm: Norm | None = None
+    expert_scale: bool = False
     bias: bool = False
     clamped_swiglu: tuple[float, float] | None = None
 
@@ -97,6 +102,10 @@ class Experts:
         }
         if self.router_bias:
             table["router.bias"] = "router.bias : expert"
+        if self.router_norm is not None:
+            table["router_norm.scale"] = "router.norm : embed"
+        if self.expert_scale:
+            table["expert_scale"] = "router.expert_scale : expert"
         if self.selection_bias:
             table["selection_bias"] = "router.selection_bias : expert ; as float32"
         if self.bias:

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from lazyload.architecture.checks import require, require_one_of, require_positive
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
 _EXTENDED = ("dynamic", "llama3", "yarn", "longrope")
 
 
@@ -19,7 +19,7 @@ class Rope:
         theta: The base.
         dim: How many of a head's dimensions are rotated, from its start; even.
         kind: The scaling.
-        factor: linear, dynamic, llama3, yarn: the context's extension.
+        factor: linear, dynamic, llama3, yarn, proportional: the context's extension.
         original_max_position: dynamic, llama3, yarn, longrope: the context length before extension.
         low_freq_factor: llama3.
         high_freq_factor: llama3.
@@ -29,6 +29,7 @@ class Rope:
         attention_factor: yarn, longrope: what cosines and sines are multiplied with; resolved by the family.
         short_factor: longrope: `dim / 2` divisors of the frequencies up to the original context length.
         long_factor: longrope: the same beyond it.
+        turning_pairs: proportional: how many pairs turn; the others stay as they are, though `dim` counts them.
         interleaved: Whether a rotated pair is two neighbours (DeepSeek) instead of the two halves.
     """
 
@@ -45,6 +46,7 @@ class Rope:
     attention_factor: float = 1.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    turning_pairs: int = 0
     interleaved: bool = False
 
     def __post_init__(self) -> None:
@@ -53,6 +55,11 @@ class Rope:
         require(self.dim % 2 == 0, self, f"dim = {self.dim} must be even: dimensions are rotated in pairs")
         for name in ("theta", "factor"):
             require(getattr(self, name) > 0, self, f"{name} = {getattr(self, name)!r} must be positive")
+        require(
+            0 <= self.turning_pairs <= self.dim // 2,
+            self,
+            f"turning_pairs = {self.turning_pairs} of {self.dim // 2} pairs",
+        )
         if self.kind in _EXTENDED:
             require(self.original_max_position is not None, self, f"kind {self.kind!r} needs original_max_position")
             require_positive(self, "original_max_position")

@@ -7,10 +7,10 @@ from flax import nnx
 from lazyload import architecture
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache, append
-from lazyload.models.norm import RMSNorm
+from lazyload.models.norm import RMSNorm, normalized
 from lazyload.models.parameters import Parameters
 from lazyload.models.projection import Projection
-from lazyload.models.rope import rotate
+from lazyload.models.rope import Rotation, rotate
 
 
 def attend(
@@ -53,17 +53,19 @@ def attend(
 
 
 class Attention(nnx.Module):
-    """Attention with grouped query heads, and optional q/k norms, biases, soft cap, sinks and output gate."""
+    """Attention with grouped query heads, and optional norms, biases, soft cap, sinks and output gate.
+
+    A block whose keys and values are another layer's has no projections for them.
+    """
 
     def __init__(self, block: architecture.Attention, parameters: Parameters):
         self.block = block
         self.q_proj = Projection(parameters["q_proj"])
-        self.k_proj = Projection(parameters["k_proj"])
-        self.v_proj = Projection(parameters["v_proj"])
+        self.k_proj = Projection(parameters["k_proj"]) if "k_proj" in parameters else None
+        self.v_proj = Projection(parameters["v_proj"]) if "v_proj" in parameters else None
         self.o_proj = Projection(parameters["o_proj"], inputs=2)
-        if block.qk_norm:
-            self.q_norm = RMSNorm(parameters["q_norm"], block.norm)
-            self.k_norm = RMSNorm(parameters["k_norm"], block.norm)
+        self.q_norm = RMSNorm(parameters["q_norm"], block.norm) if "q_norm" in parameters else None
+        self.k_norm = RMSNorm(parameters["k_norm"], block.norm) if "k_norm" in parameters else None
         if block.sinks:
             self.sinks = parameters.declare("sinks", nnx.initializers.zeros_init())
 
@@ -73,25 +75,23 @@ class Attention(nnx.Module):
         Args:
             x: The tokens' vectors.
             context: What the mixers of the call share.
-            cache: The layer's cache, or None.
+            cache: The layer's cache, or None. Where keys and values are another layer's, what that one returned.
 
         Returns:
-            `[batch, length, embed]`, and the cache with these tokens.
+            `[batch, length, embed]`, and what was attended to: the cache with these tokens, or their keys and values.
         """
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        gate = None
+        rotation = context.rotation(self.block.rope)
+        query, gate = self.q_proj(x), None
         if self.block.gated:
             query, gate = query[..., 0, :], query[..., 1, :]
-        if self.block.qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
-        rotation = context.rotation(self.block.rope)
+        if self.q_norm is not None:
+            query = self.q_norm(query)
         if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
+            query = rotate(query, rotation)
         if self.block.temperature is not None:
             query = query * _growth(self.block.temperature, context.positions).astype(query.dtype)
-        if cache is not None:
-            cache = append(cache, key, value)
-            key, value = cache["k"].astype(query.dtype), cache["v"].astype(query.dtype)
+        kept = self._kept(x, rotation, cache)
+        key, value = kept["k"].astype(query.dtype), kept["v"].astype(query.dtype)
         mixed = attend(
             query,
             key,
@@ -103,7 +103,22 @@ class Attention(nnx.Module):
         )
         if gate is not None:
             mixed = mixed * jax.nn.sigmoid(gate)
-        return self.o_proj(mixed), cache
+        return self.o_proj(mixed), kept
+
+    def _kept(self, x: jax.Array, rotation: Rotation | None, cache: LayerCache | None) -> LayerCache:
+        """The keys and values to attend to."""
+        if self.k_proj is None:
+            assert cache is not None  # the decoder passes what the other layer returned
+            return cache
+        key = self.k_proj(x)
+        value = key if self.v_proj is None else self.v_proj(x)
+        if self.k_norm is not None:
+            key = self.k_norm(key)
+        if self.block.v_norm:
+            value = normalized(value, self.block.norm.eps).astype(value.dtype)
+        if rotation is not None:
+            key = rotate(key, rotation)
+        return {"k": key, "v": value} if cache is None else append(cache, key, value)
 
 
 def _growth(temperature: architecture.Temperature, positions: jax.Array) -> jax.Array:

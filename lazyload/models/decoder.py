@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
-from lazyload.models import attention, gated_delta_net, kv_cache, latent_attention, moe
+from lazyload.models import attention, gated_delta_net, kv_cache, latent_attention, moe, per_layer_input
 from lazyload.models.context import Context, checked_mask
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
@@ -26,6 +26,8 @@ BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.GatedDeltaNet: gated_delta_net.GatedDeltaNet,
     architecture.MLP: MLP,
     architecture.Experts: moe.MixtureOfExperts,
+    architecture.PerLayerInput: per_layer_input.PerLayerInput,
+    architecture.PerLayerEmbedding: per_layer_input.PerLayerEmbedding,
 }
 """The module of every block; it is made from the block and its `Parameters`."""
 
@@ -33,11 +35,14 @@ BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
 class DecoderLayer(nnx.Module):
     """A mixer, then a feed-forward, each added to the residual stream.
 
-    They are attributes by the names that their blocks have: `attn` and `mlp`, or `moe`.
+    They are attributes by the names that their blocks have: `attn` and `mlp`, or `moe`. There may be experts beside the
+    feed-forward, and a further branch for the layer's own input.
     """
 
     def __init__(self, layer: Layer, parameters: Parameters):
         self.mixer, self.feed_forward = layer.mixer.name, layer.feed_forward.name
+        self.experts = None if layer.experts is None else layer.experts.name
+        self.per_layer = None if layer.per_layer_input is None else layer.per_layer_input.name
         self.residual_scale = layer.residual_scale
 
         def norm(name: str) -> RMSNorm | None:
@@ -45,21 +50,34 @@ class DecoderLayer(nnx.Module):
 
         self.attn_norm, self.post_attn_norm = norm("attn_norm"), norm("post_attn_norm")
         self.mlp_norm, self.post_mlp_norm = norm("mlp_norm"), norm("post_mlp_norm")
+        self.moe_norm, self.post_moe_norm = norm("moe_norm"), norm("post_moe_norm")
+        self.post_dense_norm = norm("post_dense_norm")
+        ones = nnx.initializers.ones_init()
+        self.layer_scalar = parameters.declare("layer_scalar", ones) if layer.scalar else None
         for block in layer.blocks:
             setattr(self, block.name, BLOCKS[type(block)](block, parameters[block.name]))
 
-    def __call__(self, x: jax.Array, context: Context, cache: LayerCache | None) -> tuple[jax.Array, LayerCache | None]:
-        """The residual stream after the layer, and the layer's cache with these tokens.
+    def __call__(
+        self, x: jax.Array, context: Context, cache: LayerCache | None, own_input: jax.Array | None = None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """The residual stream after the layer, and what its mixer returns of the tokens seen so far.
 
         Args:
             x: `[batch, length, embed]`.
             context: What the mixers of the call share.
-            cache: The layer's cache, or None.
+            cache: The cache that the mixer reads, or None.
+            own_input: The input that the layer has of its own, `[batch, length, dim]`, or None.
         """
-        branch, cache = getattr(self, self.mixer)(_normed(self.attn_norm, x), context, cache)
+        branch, kept = getattr(self, self.mixer)(_normed(self.attn_norm, x), context, cache)
         x = x + _normed(self.post_attn_norm, branch) * self.residual_scale
         branch = getattr(self, self.feed_forward)(_normed(self.mlp_norm, x))
-        return x + _normed(self.post_mlp_norm, branch) * self.residual_scale, cache
+        if self.experts is not None:
+            experts = getattr(self, self.experts)(_normed(self.moe_norm, x), routed_by=x)
+            branch = _normed(self.post_dense_norm, branch) + _normed(self.post_moe_norm, experts)
+        x = x + _normed(self.post_mlp_norm, branch) * self.residual_scale
+        if self.per_layer is not None:
+            x = x + getattr(self, self.per_layer)(x, own_input)
+        return x if self.layer_scalar is None else x * self.layer_scalar[...], kept
 
 
 class Decoder(nnx.Module):
@@ -73,6 +91,7 @@ class Decoder(nnx.Module):
         config: What it is.
         embed: The embedding.
         layers: The layers.
+        per_layer_embedding: What makes the layers' own inputs; absent where they have none.
         final_norm: The norm before the output projection.
         lm_head: The output projection; absent where the embedding is used for it, too.
     """
@@ -85,6 +104,8 @@ class Decoder(nnx.Module):
 
         parameters = declared(config)
         self.embed = Embedding(parameters["embed"])
+        if (inputs := config.per_layer_embedding) is not None:
+            self.per_layer_embedding = BLOCKS[type(inputs)](inputs, parameters[inputs.name])
         self.layers = nnx.List([DecoderLayer(layer, declared(layer)) for layer in config.layers])
         self.final_norm = RMSNorm(parameters["final_norm"], config.norm)
         if not config.tied:
@@ -158,19 +179,21 @@ class Decoder(nnx.Module):
         context = Context(positions, start, attention_mask)
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
-        filled: KVCache = {}
+        inputs = None if self.config.per_layer_embedding is None else self.per_layer_embedding(tokens, x)
+        kept: KVCache = {} if cache is None else dict(cache)
         for number, layer in enumerate(self.layers):
-            name = f"layer_{number}"
-            x, layer_cache = layer(x, context, None if cache is None else cache[name])
-            if layer_cache is not None:
-                filled[name] = layer_cache
+            source = f"layer_{self.config.kv_layer(number)}"
+            own_input = None if inputs is None else inputs[:, :, number]
+            x, seen = layer(x, context, kept.get(source), own_input)
+            if seen is not None and (cache is not None or number in self.config.shared_kv_layers):
+                kept[source] = seen
         logits = self._logits(self.final_norm(x))
         if cache is None:
             return logits, None
         size = kv_cache.slots(self.config, cache)
         if size is not None:
             logits = jnp.where(start + tokens.shape[1] > size, jnp.nan, logits)
-        return logits, filled
+        return logits, kept
 
     def _logits(self, x: jax.Array) -> jax.Array:
         logits = self.embed.attend(x) if self.config.tied else self.lm_head(x)

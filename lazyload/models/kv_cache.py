@@ -2,7 +2,8 @@
 
 A cache is a plain pytree, `{"layer_0": {"k", "v", "end_index"}, ...}`, the structure that Tunix's sampler carries. A
 layer has the arrays that its mixer says it keeps, `[batch, ...]`, and `end_index`, int32 `[batch]`, the number of
-tokens seen. All rows of a batch are filled alike: shorter prompts are padded, and the attention mask hides the padding.
+tokens seen; one whose keys and values are another layer's has no entry. All rows of a batch are filled alike: shorter
+prompts are padded, and the attention mask hides the padding.
 """
 
 import jax
@@ -20,6 +21,8 @@ def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: D
     """An empty cache for sequences of up to `cache_size` tokens."""
     cache = {}
     for number, layer in enumerate(config.layers):
+        if config.kv_layer(number) != number:
+            continue
         sizes = {**layer.axes, "slot": cache_size, "1": 1}
         arrays = {
             name: jnp.zeros((batch_size, *(sizes[axis] for axis in array.axes)), array.dtype or dtype)

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from lazyload.architecture import Experts
 from lazyload.models.mlp import ACTIVATIONS, MLP
+from lazyload.models.norm import RMSNorm
 from lazyload.models.parameters import Parameters, partition
 from lazyload.models.projection import Projection
 from lazyload.models.routing import route
@@ -46,6 +47,10 @@ class MixtureOfExperts(nnx.Module):
     def __init__(self, block: Experts, parameters: Parameters):
         self.block = block
         self.router = Projection(parameters["router"])
+        if block.router_norm is not None:
+            self.router_norm = RMSNorm(parameters["router_norm"], block.router_norm)
+        if block.expert_scale:
+            self.expert_scale = parameters.declare("expert_scale", nnx.initializers.ones_init())
         if block.selection_bias:
             self.selection_bias = parameters.declare("selection_bias", nnx.initializers.zeros_init())
         self.gate_proj = ExpertProjection(parameters["gate_proj"])
@@ -56,9 +61,14 @@ class MixtureOfExperts(nnx.Module):
         if block.shared_gate:
             self.shared_gate = Projection(parameters["shared_gate"])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, length, embed]` to the same. Routing, and the sum over a token's experts, are in float32."""
-        weights, chosen = self._route(x)
+    def __call__(self, x: jax.Array, routed_by: jax.Array | None = None) -> jax.Array:
+        """`[batch, length, embed]` to the same. Routing, and the sum over a token's experts, are in float32.
+
+        Args:
+            x: The tokens' vectors.
+            routed_by: What the router decides by, of the same shape; None for `x`.
+        """
+        weights, chosen = self._route(x if routed_by is None else routed_by)
         y = self._run_experts(x, weights, chosen).astype(x.dtype)
         if self.block.shared is None:
             return y
@@ -70,11 +80,15 @@ class MixtureOfExperts(nnx.Module):
     def _route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         batch, length, embed = x.shape
         flat = x.reshape(batch * length, embed).astype(jnp.float32)
+        if self.block.router_norm is not None:
+            flat = self.router_norm(flat) * embed**-0.5
         logits = flat @ self.router.kernel[...].astype(jnp.float32)
         if self.router.bias is not None:
             logits = logits + self.router.bias[...].astype(jnp.float32)
         selection_bias = self.selection_bias[...].astype(jnp.float32) if self.block.selection_bias else None
         weights, chosen = route(logits, self.block, selection_bias)
+        if self.block.expert_scale:
+            weights = weights * self.expert_scale[...].astype(jnp.float32)[chosen]
         return weights.reshape(batch, length, -1), chosen.reshape(batch, length, -1)
 
     def _run_experts(self, x: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:

@@ -23,6 +23,11 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the trailing dimensions; shape and dtype are those of `x`, the arithmetic is in float32."""
         scale = self.scale[...].astype(jnp.float32) + self.offset
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), axis=tuple(range(-scale.ndim, 0)), keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
+        return (normalized(x, self.eps, scale.ndim) * scale).astype(x.dtype)
+
+
+def normalized(x: jax.Array, eps: float, trailing: int = 1) -> jax.Array:
+    """`x` by its root mean square over so many trailing dimensions; in float32."""
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(wide), axis=tuple(range(-trailing, 0)), keepdims=True)
+    return wide * jax.lax.rsqrt(mean_square + eps)

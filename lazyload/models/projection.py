@@ -36,7 +36,7 @@ class Projection(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """The table of token vectors, `[vocab, embed]`, used forwards and, where tied, backwards."""
+    """A table of token vectors, `[vocab, embed]`, used forwards and, where tied, backwards."""
 
     def __init__(self, parameters: Parameters):
         self.embedding = parameters.declare("embedding", nnx.initializers.normal(0.02))

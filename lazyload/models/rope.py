@@ -69,6 +69,8 @@ def frequencies(rope: Rope, length: jax.Array | int) -> jax.Array:
             scaled = _yarn(rope, plain)
         case "dynamic":
             return _dynamic(rope, length)
+        case "proportional":
+            scaled = np.where(np.arange(rope.dim // 2) < rope.turning_pairs, plain / rope.factor, 0.0)
         case "longrope":
             short, long = (np.float32(plain / np.array(f)) for f in (rope.short_factor, rope.long_factor))
             return jnp.where(length > _original(rope), long, short)

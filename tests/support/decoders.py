@@ -17,6 +17,8 @@ from lazyload.architecture import (
     LatentAttention,
     Layer,
     Norm,
+    PerLayerEmbedding,
+    PerLayerInput,
     Rope,
     Temperature,
 )
@@ -79,9 +81,25 @@ def _deepseek() -> DecoderConfig:
     return config(layer(mixer), layer(mixer, experts))
 
 
+def _gemma4() -> DecoderConfig:
+    local = replace(ATTENTION, query_scale=0.25, qk_norm="head", v_norm=True, window=4)
+    rotary = Rope(theta=1e4, dim=12, kind="proportional", turning_pairs=2)
+    full = replace(local, num_kv_heads=1, head_dim=12, v_from_k=True, window=None, rope=rotary)
+    experts = replace(EXPERTS, router_norm=Norm(), expert_scale=True)
+    rest = {"post_norms": True, "scalar": True, "per_layer_input": PerLayerInput(dim=6)}
+    layers = [
+        layer(local, experts=experts, **rest),
+        layer(full, **rest),
+        layer(replace(local, kv_layer=0), MLP(mlp_dim=96), **rest),
+        layer(replace(full, kv_layer=1), **rest),
+    ]
+    return config(*layers, tied=True, per_layer_embedding=PerLayerEmbedding(vocab_size=61, num_layers=4, dim=6))
+
+
 CONFIGS = {
     "plain": config(),
     "gemma2": _gemma2(),
+    "gemma4": _gemma4(),
     "olmo": config(*[layer(replace(ATTENTION, qk_norm="full"), pre_norms=False, post_norms=True)] * 2),
     "gpt_oss": _gpt_oss(),
     "deepseek": _deepseek(),
@@ -108,8 +126,12 @@ FULL_BLOCKS = (
         shared_gate=True,
         selection_bias=True,
         router_bias=True,
+        router_norm=Norm(),
+        expert_scale=True,
         bias=True,
     ),
+    PerLayerInput(dim=6),
+    PerLayerEmbedding(vocab_size=61, num_layers=4, dim=6),
 )
 """Every block with everything that it can have."""
 
