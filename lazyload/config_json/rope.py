@@ -81,6 +81,24 @@ def read_by_layer_type(fields: Fields, dim: int, *, theta: float, local_theta: f
     }
 
 
+def read_nested(fields: Fields, parameters: Mapping[str, Any], dims: Mapping[str, int]) -> dict[str, Rope]:
+    """The rotary embedding of each kind of layer that there is, each described in full.
+
+    Args:
+        fields: The model's `config.json`.
+        parameters: The descriptions by kind of layer; see `parameters_of`.
+        dims: For each kind of layer, how many dimensions of a head it rotates.
+
+    Raises:
+        ConfigError: A kind is not described, or as for `read`.
+    """
+    nested = Fields(parameters, where=f"{fields.where}: rope_parameters")
+    nested.ignore(*_LAYER_TYPES)
+    described = {kind: nested.need(kind, dict) for kind in dims}
+    nested.finish()
+    return {kind: _rope(fields, described[kind], dim, None) for kind, dim in dims.items()}
+
+
 def parameters_of(fields: Fields) -> Mapping[str, Any]:
     """The object that describes the embedding, whatever it is called; empty where there is none."""
     new = fields.optional("rope_parameters", dict)
@@ -96,7 +114,7 @@ def _rope(
     fields: Fields,
     values: Mapping[str, Any],
     dim: int,
-    theta: float,
+    theta: float | None,
     *,
     partial: bool = False,
     names: Mapping[str, str] = MappingProxyType({}),
@@ -105,20 +123,21 @@ def _rope(
     parameters = Fields(values, where=f"{fields.where}: {name}")
     legacy = parameters.get("type", "default")
     kind = parameters.get("rope_type", legacy)
+    if kind == "proportional":
+        return _proportional(fields, parameters, dim, theta)
     share = parameters.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
     if share != 1.0 and not partial:
         raise ConfigError(
             f"{fields.where}: partial_rotary_factor = {share!r} is not implemented for this kind of model"
         )
-    if theta <= 0:
-        raise ConfigError(f"{fields.where}: rope_theta = {theta!r} must be positive")
+    base = _base(fields, parameters, theta)
     rotated = int(dim * share)
     if share != 1.0 and (rotated % 2 or not 0 < rotated <= dim):
         raise ConfigError(
             f"{fields.where}: partial_rotary_factor = {share!r} makes {rotated} of {dim} dimensions rotate, "
             "which must be an even number of them"
         )
-    rope = Rope(theta=parameters.positive("rope_theta", theta), dim=rotated)
+    rope = Rope(theta=base, dim=rotated)
     factor: Any = values.get("factor")
     if is_number(factor) and not factor > 0:
         raise ConfigError(f"{parameters.where}: factor = {factor!r} must be positive")
@@ -152,8 +171,34 @@ def _rope(
         case _:
             raise ConfigError(
                 f"{parameters.where}: the rotary embedding {kind!r} is not implemented; "
-                "there are default, linear, dynamic, llama3, yarn and longrope"
+                "there are default, linear, dynamic, llama3, yarn, longrope and proportional"
             )
+    parameters.finish()
+    return rope
+
+
+def _base(fields: Fields, parameters: Fields, default: float | None) -> float:
+    """The base; without a default, the description must have it."""
+    if default is None:
+        default = parameters.need("rope_theta", float)
+    if default <= 0:
+        raise ConfigError(f"{fields.where}: rope_theta = {default!r} must be positive")
+    return parameters.positive("rope_theta", default)
+
+
+def _proportional(fields: Fields, parameters: Fields, dim: int, theta: float | None) -> Rope:
+    """All dimensions count for the frequencies, and only the first pairs turn."""
+    share = parameters.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{fields.where}: partial_rotary_factor = {share!r} must lie between 0 and 1")
+    parameters.ignore("type")
+    rope = Rope(
+        theta=_base(fields, parameters, theta),
+        dim=dim,
+        kind="proportional",
+        factor=parameters.positive("factor", 1.0),
+        turning_pairs=int(share * dim // 2),
+    )
     parameters.finish()
     return rope
 

@@ -84,7 +84,7 @@ def decoder(fields: Fields, layers: Sequence[Layer], *, tied: bool = False, **op
     Raises:
         ConfigError: A field is missing, or there are fields that are not known.
     """
-    experts = sum(getattr(layer.feed_forward, "num_experts", 0) for layer in layers)
+    experts = sum(getattr(block, "num_experts", 0) for layer in layers for block in layer.blocks)
     if experts > _MOST_EXPERTS:
         raise ConfigError(f"{fields.where}: {experts} experts in all layers are more than {_MOST_EXPERTS}")
     config = DecoderConfig(
@@ -99,17 +99,23 @@ def decoder(fields: Fields, layers: Sequence[Layer], *, tied: bool = False, **op
     return config
 
 
-def num_experts(fields: Fields, name: str, *aliases: str) -> int:
+def num_experts(fields: Fields, name: str, *aliases: str, selected: str = "num_experts_per_tok") -> int:
     """The number of experts; which of its names transformers writes depends on the release, and it reads them all.
+
+    Args:
+        fields: The model's `config.json`.
+        name: The field's own name.
+        aliases: Its other names.
+        selected: The field that says how many experts a token is sent to.
 
     Raises:
         ConfigError: It is missing, not positive, or less than a token is sent to.
     """
     fields.ignore(name, *aliases)
     used = next((given for given in (name, *aliases) if given in fields), name)
-    count, chosen = fields.size(used), fields.size("num_experts_per_tok")
+    count, chosen = fields.size(used), fields.size(selected)
     if chosen > count:
-        raise ConfigError(f"{fields.where}: num_experts_per_tok = {chosen}, but {used} = {count}")
+        raise ConfigError(f"{fields.where}: {selected} = {chosen}, but {used} = {count}")
     return count
 
 

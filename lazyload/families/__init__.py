@@ -10,6 +10,7 @@ from lazyload.errors import ArgumentError, ConfigError, UnknownArchitectureError
 from lazyload.families import (
     deepseek,
     gemma,
+    gemma4,
     glm,
     gpt_oss,
     granite,
@@ -85,6 +86,7 @@ for _family in (
     gemma.GEMMA,
     gemma.GEMMA2,
     gemma.GEMMA3,
+    gemma4.GEMMA4,
     phi.PHI3,
     olmo.OLMO2,
     olmo.OLMO3,

@@ -6,6 +6,7 @@ all models of a form.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from lazyload.architecture import DecoderConfig
 from lazyload.layouts.layout import Layout, Table
@@ -107,6 +108,7 @@ def decoder(
     config: DecoderConfig,
     layer: Rows = LAYER,
     *,
+    further: Rows = MappingProxyType({}),
     skipped: Sequence[str] = (),
     aliases: Sequence[tuple[str, str]] = (),
     alternatives: Sequence[Rows] = (),
@@ -116,6 +118,7 @@ def decoder(
     Args:
         config: The model.
         layer: The tensors of one layer, below `model.layers.N.`.
+        further: Tensors that belong to no layer, beside embedding, last norm and output projection; whole paths.
         skipped: Patterns of further tensors that are knowingly not used.
         aliases: Other prefixes, see `Layout`.
         alternatives: Other forms of some of a layer's tensors, see `Layout`.
@@ -123,6 +126,7 @@ def decoder(
     rows = {
         "model.embed_tokens.weight": "embed : vocab embed",
         "model.norm.weight": "final_norm : embed",
+        **further,
         **_in_layers(layer),
         "lm_head.weight": "lm_head : vocab embed",
     }
