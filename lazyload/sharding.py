@@ -29,8 +29,11 @@ where there is none for that."""
 _DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {"embed": _FULLY_SHARDED, "vocab": _TENSOR, "expert": _EXPERT}
 """For logical axes the mesh axes that they are sharded over; those that a mesh has are used."""
 
-_SPLIT_BY_TENSOR = ("head", "mlp")
-"""What the names of logical axes end in that tensor parallelism splits: `kv_head`, `expert_mlp`, ..."""
+_SPLIT_BY_TENSOR = ("head", "mlp", "vocab")
+"""What the names of logical axes end in that tensor parallelism splits: `kv_head`, `expert_mlp`, `ple_vocab`, ..."""
+
+_SPREAD = "embed"
+"""What the names of logical axes end in that are sharded beside the data: `ple_embed`, ..."""
 
 
 def mesh_or_default(mesh: Mesh | None) -> Mesh:
@@ -96,17 +99,19 @@ def shardings(
 
 def _defaults(mesh: Mesh, arrays: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]) -> dict[str, tuple[str, ...]]:
     """For each logical axis, those of its usual mesh axes that the mesh has."""
-    split = {axis: _TENSOR for _, axes in arrays.values() for axis in axes if axis.endswith(_SPLIT_BY_TENSOR)}
-    rules = {**split, **_DEFAULT_RULES}
+    named = [axis for _, axes in arrays.values() for axis in axes]
+    split = {axis: _TENSOR for axis in named if axis.endswith(_SPLIT_BY_TENSOR)}
+    spread = {axis: _FULLY_SHARDED for axis in named if axis.endswith(_SPREAD)}
+    rules = {**split, **spread, **_DEFAULT_RULES}
     if not set(_FULLY_SHARDED) & set(mesh.axis_names):
-        rules["embed"] = _DATA
+        rules |= dict.fromkeys((_SPREAD, *spread), _DATA)
     return {axis: tuple(name for name in names if name in mesh.axis_names) for axis, names in rules.items()}
 
 
 def _tell_replicated(mesh: Mesh, defaults: Mapping[str, tuple[str, ...]]) -> None:
     """Warns that nothing is sharded, with rules that would shard."""
     first, *others = sorted(mesh.axis_names, key=lambda name: -mesh.shape[name])
-    by_tensor = {axis: others[0] for axis in defaults if axis != "embed" and others}
+    by_tensor = {axis: others[0] for axis in defaults if not axis.endswith(_SPREAD) and others}
     logger.warning(
         "the mesh %s has no axis that shards: every device gets a copy of all parameters; "
         "rules={} says that this is meant, rules=%r would shard them",

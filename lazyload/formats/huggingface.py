@@ -81,6 +81,19 @@ SANDWICH_NORMS = {
 }
 """With norms after the blocks, the name of the one before the MLP changes its meaning."""
 
+PER_LAYER_INPUT = {
+    "per_layer_input_gate.weight": "ple.gate : ple_dim embed",
+    "per_layer_projection.weight": "ple.out : embed ple_dim",
+    "post_per_layer_input_norm.weight": "ple.norm : embed",
+}
+
+PER_LAYER_EMBEDDING = {
+    "model.embed_tokens_per_layer.weight": "ple.embed : ple_vocab ple_embed",
+    "model.per_layer_model_projection.weight": "ple.proj : ple_embed embed",
+    "model.per_layer_projection_norm.weight": "ple.proj_norm : ple_dim",
+}
+"""What makes the inputs that layers have of their own, as whole paths."""
+
 TEXT_MODEL = (
     ("model.", "language_model.model."),
     ("model.", "model.language_model."),

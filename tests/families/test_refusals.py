@@ -28,6 +28,9 @@ KINDS = (
     "gemma2",
     "gemma3_text",
     "gemma3",
+    "gemma4_text_31b",
+    "gemma4_e2b",
+    "gemma4_unified",
     "phi3",
     "olmo2",
     "olmo3",
@@ -44,6 +47,7 @@ LEFT_OUT = {"gemma3": SIZES, "gemma3_text": ("vocab_size", "num_attention_heads"
 EXPERTS = {
     "qwen3_moe": ("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
     "mixtral": ("num_local_experts", "num_experts_per_tok"),
+    "gemma4_a4b": ("num_experts", "top_k_experts", "moe_intermediate_size"),
     "gpt_oss": ("num_local_experts", "num_experts_per_tok"),
     "deepseek_v2": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
     "deepseek_v3": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
@@ -81,9 +85,11 @@ def test_an_unknown_field_that_is_switched_off_does_not_matter(kind: str, off: A
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) -> None:
-    scaling = {"rope_type": "spiral", "factor": 2.0}
+    scaling: Values = {"rope_type": "spiral", "factor": 2.0}
+    if kind.startswith("gemma4"):
+        scaling = {kind: {"rope_theta": 1e4, **scaling} for kind in ("full_attention", "sliding_attention")}
     refuse(values_of(kind, rope_parameters=None, rope_scaling=scaling), "'spiral' is not implemented")
-    name = "hidden_activation" if kind in ("gemma2", "gemma3", "gemma3_text") else "hidden_act"
+    name = "hidden_activation" if kind.startswith(("gemma2", "gemma3", "gemma4")) else "hidden_act"
     refuse(values_of(kind, **{name: "swish_of_the_future"}), f"{name} = 'swish_of_the_future' is not implemented")
 
 
@@ -108,6 +114,27 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("gemma2", "layer_types", ["chunked_attention"] * 4),
         ("gemma3", "use_bidirectional_attention", True),
         ("gemma3_text", "use_bidirectional_attention", True),
+        ("gemma4_e2b", "use_bidirectional_attention", "all"),
+        ("gemma4_text_31b", "use_bidirectional_attention", True),
+        ("gemma4_text_31b", "layer_types", ["full_attention"] * 7),
+        ("gemma4_text_31b", "layer_types", ["linear_attention"] * 6),
+        ("gemma4_text_31b", "partial_rotary_factor", 0.5),
+        ("gemma4_text_31b", "rope_theta", 1e6),
+        ("gemma4_text_31b", "query_pre_attn_scalar", 256),
+        ("gemma4_e2b", "num_kv_shared_layers", 8),
+        ("gemma4_e2b", "num_kv_shared_layers", 10),
+        ("gemma4_e2b", "num_kv_shared_layers", -1),
+        ("gemma4_e2b", "hidden_size_per_layer_input", -8),
+        ("gemma4_e2b", "vocab_size_per_layer_input", 0),
+        ("gemma4_e2b", "per_layer_config", {"0": {"intermediate_size": 8}}),
+        ("gemma4_e2b", "per_layer_config", {"1": {"head_dim": 8}}),
+        ("gemma4_e2b", "per_layer_config", {"3": {"head_dim": 32, "skip": ["mlp"]}}),
+        ("gemma4_e2b", "per_layer_config", {"10": {"head_dim": 32}}),
+        ("gemma4_e2b", "per_layer_config", {"last": {"head_dim": 32}}),
+        ("gemma4_e2b", "per_layer_config", {"3": 32}),
+        ("gemma4_a4b", "top_k_experts", 9),
+        ("gemma4_unified", "enable_moe_block", True),
+        ("gemma4_unified", "hidden_size_per_layer_input", 8),
         ("phi3", "attention_bias", True),
         ("phi3", "mlp_bias", True),
         ("phi3", "lm_head_bias", True),
@@ -170,7 +197,7 @@ def test_a_size_of_the_experts_that_is_missing_is_named(kind: str, field: str) -
         ("rms_norm_eps", float("nan")),
         ("tie_word_embeddings", "no"),
         ("attention_bias", 1.5),
-        ("rope_theta", {}),
+        ("rope_theta", [8]),
         ("rope_scaling", [8]),
     ],
 )
@@ -184,7 +211,7 @@ def test_a_value_of_the_wrong_type_is_named(kind: str, field: str, value: Any) -
         refuse(values, field)
 
 
-@pytest.mark.parametrize("kind", ["gemma3_text", "olmo3"])
+@pytest.mark.parametrize("kind", ["gemma3_text", "olmo3", "gemma4_text_31b", "gemma4_e2b"])
 @pytest.mark.parametrize("value", [{"full_attention": 8}, {"rope_type": "default"}, {"full_attention": {"x": 1}}])
 def test_malformed_rotary_embeddings_of_layer_types(kind: str, value: Any) -> None:
     refuse(values_of(kind, rope_parameters=value), "rope_parameters")
@@ -210,6 +237,23 @@ def test_malformed_rotary_embeddings_of_layer_types(kind: str, value: Any) -> No
 )
 def test_what_a_rotary_embedding_lacks_or_has_too_much(kind: str, scaling: Values, message: str) -> None:
     refuse(values_of(kind, rope_parameters=None, rope_scaling=scaling), message)
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ({"rope_type": "default"}, "lacks the field 'rope_theta'"),
+        ({"rope_type": "proportional"}, "lacks the field 'rope_theta'"),
+        ({"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 1.5}, "partial_rotary_factor = 1.5"),
+        ({"rope_type": "proportional", "rope_theta": 1e6, "factor": 0}, "factor = 0.0 must be positive"),
+        ({"rope_type": "proportional", "rope_theta": 1e6, "beta_fast": 32}, "beta_fast = 32"),
+        ({"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25"),
+    ],
+)
+def test_what_the_rotary_embedding_of_a_kind_of_layer_lacks_or_has_too_much(described: Values, message: str) -> None:
+    local = {"rope_type": "default", "rope_theta": 1e4}
+    parameters = {"full_attention": described, "sliding_attention": local}
+    refuse(values_of("gemma4_text_31b", rope_parameters=parameters), message)
 
 
 def test_one_rotated_pair_cannot_grow_with_the_length() -> None:

@@ -72,6 +72,25 @@ KIMI_VISION = {
     "pos_emb_time": 2,
 }
 
+GEMMA4_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "patch_size": 4,
+    "pooling_kernel_size": 2,
+    "position_embedding_size": 16,
+}
+GEMMA4_UNIFIED_VISION = {
+    "mm_embed_dim": 16,
+    "mm_posemb_size": 16,
+    "output_proj_dims": 16,
+    "patch_size": 4,
+    "pooling_kernel_size": 2,
+}
+
 
 def maybe(draw: Draw, **fields: st.SearchStrategy[Any]) -> Values:
     """Some of the fields; what is left out has the default of transformers' class."""
@@ -414,6 +433,68 @@ def gemma3(draw: Draw) -> Values:
     return {"text_config": text, "vision_config": VISION, "mm_tokens_per_image": 4, **tied}
 
 
+def gemma4_unified_text(draw: Draw) -> Values:
+    values = sizes(draw)
+    count, heads = draw(st.integers(1, 8)), values["num_attention_heads"]
+    # Never left out: with weights like ours, heads of 512 make logits that rounding moves by more than the tolerance.
+    values |= {"num_hidden_layers": count, "global_head_dim": draw(st.sampled_from([4, 8, 12]))}
+    values |= maybe(draw, layer_types=kinds_of_layers(values))
+    kinds = values.get("layer_types") or [
+        "sliding_attention" if (n + 1) % 6 else "full_attention" for n in range(count)
+    ]
+    kinds = [*kinds[:-1], "full_attention"]
+    # The others must have layers of every kind.
+    shared = [n for n in range(count) if set(kinds[: count - n]) == set(kinds)]
+    dims = {"full_attention": values["global_head_dim"], "sliding_attention": values["head_dim"]}
+    values |= {"sliding_window": draw(st.sampled_from([2, 5, 4096])), "max_position_embeddings": draw(LENGTHS)}
+    if draw(BOTH):
+        values["rope_parameters"] = {
+            kind: gemma4_rope(draw, dims[kind]) for kind in dims if kind in kinds or draw(BOTH)
+        }
+    return values | maybe(
+        draw,
+        attention_bias=BOTH,
+        attention_k_eq_v=BOTH,
+        num_global_key_value_heads=st.sampled_from([None, *(n for n in (1, 2, 3) if heads % n == 0)]),
+        num_kv_shared_layers=st.sampled_from(shared),
+        use_double_wide_mlp=BOTH,
+        hidden_activation=ACTIVATIONS,
+        final_logit_softcapping=st.sampled_from([None, 2.0, 30.0]),
+        use_bidirectional_attention=st.sampled_from([None, "vision"]),
+    )
+
+
+def gemma4_rope(draw: Draw, dim: int) -> Values:
+    described = {"rope_theta": draw(THETAS)}
+    if draw(BOTH):
+        share = {"partial_rotary_factor": st.sampled_from([0.0, 0.25, 0.4, 0.5, 1.0])}
+        return described | {"rope_type": "proportional"} | maybe(draw, **share, factor=st.sampled_from([1.0, 4.5]))
+    described |= scaling(draw, dim, "default linear dynamic llama3 yarn longrope")
+    # transformers looks for it beside the parameters of the layer types, where it cannot be.
+    described.pop("truncate", None)
+    return described
+
+
+def gemma4_text(draw: Draw) -> Values:
+    values = gemma4_unified_text(draw)
+    experts = draw(st.integers(1, 5))
+    # By default the tables are too large to draw.
+    values |= {"hidden_size_per_layer_input": draw(st.sampled_from([0, 6, 10])), "vocab_size_per_layer_input": 100}
+    if not values["hidden_size_per_layer_input"]:
+        # transformers slices inputs of layers that share keys and values, be there any or not.
+        values.pop("num_kv_shared_layers", None)
+    chosen = {"num_experts": experts, "top_k_experts": draw(st.integers(1, experts)), "moe_intermediate_size": 12}
+    return values | draw(st.sampled_from([{}, chosen, {"enable_moe_block": True, **chosen}]))
+
+
+def gemma4(draw: Draw) -> Values:
+    return multimodal(draw, "gemma4_text", gemma4_text(draw), GEMMA4_VISION)
+
+
+def gemma4_unified(draw: Draw) -> Values:
+    return multimodal(draw, "gemma4_unified_text", gemma4_unified_text(draw), GEMMA4_UNIFIED_VISION)
+
+
 def phi3(draw: Draw) -> Values:
     values = sizes(draw, head_dim=False)
     # Half of an even number of pairs, or all.
@@ -581,6 +662,10 @@ KINDS = (
     gemma2,
     gemma3_text,
     gemma3,
+    gemma4_text,
+    gemma4_unified_text,
+    gemma4,
+    gemma4_unified,
     phi3,
     olmo2,
     olmo3,
@@ -619,6 +704,8 @@ def build(kind: str, values: Values) -> Any:
                 tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.5 - 0.25)
             elif name.endswith(("bias", "sinks")):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+            elif name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             elif name.endswith(("weight", "_proj")):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 1.3 / tensor.shape[-1] ** 0.5)
     return model
@@ -746,7 +833,7 @@ NEEDED = {
 
 
 def config_of(kind: str) -> Values:
-    if kind == "qwen3_5_moe_text":
-        return config_of("qwen3_5_moe")["text_config"]
-    name = "llama3" if kind == "llama" else kind
+    if kind in ("qwen3_5_moe_text", "gemma4_unified_text"):
+        return config_of(kind.removesuffix("_text"))["text_config"]
+    name = {"llama": "llama3", "gemma4": "gemma4_e2b", "gemma4_text": "gemma4_text_e2b"}.get(kind, kind)
     return json.loads((checkpoints.GOLDEN / "specs" / f"{name}.json").read_text())["config"]
