@@ -46,6 +46,12 @@ def test_over_data_where_nothing_else_shards(data: str) -> None:
     assert specs(mesh(**{data: 4}, fsdp=2))["up"] == P("fsdp")
 
 
+def test_axes_are_known_by_what_their_names_end_in() -> None:
+    table = {"table": ((512, 48), ("ple_vocab", "ple_embed"))}
+    assert shardings(mesh(fsdp=4, tp=2), None, table)["table"].spec == P("tp", "fsdp")
+    assert shardings(mesh(data=8), None, table)["table"].spec == P(None, "data")
+
+
 @pytest.mark.parametrize("expert", ["ep", "expert", "experts"])
 def test_experts_have_an_axis_of_their_own(expert: str) -> None:
     assert specs(mesh(fsdp=2, **{expert: 2}, tp=2))["experts"] == P(expert, "fsdp", "tp")

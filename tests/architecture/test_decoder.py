@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 from support.decoders import ATTENTION, CONFIGS, DENSE, EXPERTS, ROPE, config, layer
 
-from lazyload.architecture import Attention, DecoderConfig, Experts, GatedDeltaNet, LatentAttention, Norm, Rope
+from lazyload.architecture import (
+    MLP,
+    Attention,
+    DecoderConfig,
+    Experts,
+    GatedDeltaNet,
+    LatentAttention,
+    Norm,
+    PerLayerEmbedding,
+    PerLayerInput,
+    Rope,
+)
 from lazyload.errors import ConfigError, LayoutError
 from lazyload.formats.nnx import layout
 from lazyload.layouts.conversion import target_axes
@@ -36,6 +47,23 @@ def test_arrays_have_the_sizes_of_their_layers() -> None:
         target_axes(stacked, mixed)
 
 
+def test_a_layer_that_shares_keys_and_values_has_no_roles_and_no_cache_for_them() -> None:
+    gemma4 = CONFIGS["gemma4"]
+    assert [group.layers for group in gemma4.groups("attn.k")] == [(0,), (1,)]
+    assert [group.layers for group in gemma4.groups("attn.v")] == [(0,)]
+    assert [group.layers for group in gemma4.groups("attn.q")] == [(0, 2), (1, 3)]
+    assert [bool(layer.mixer.cache) for layer in gemma4.layers] == [True, True, False, False]
+    assert [gemma4.kv_layer(number) for number in range(4)] == [0, 1, 0, 1]
+    assert gemma4.shared_kv_layers == {0, 1}
+
+
+def test_experts_may_stand_beside_an_mlp() -> None:
+    gemma4 = CONFIGS["gemma4"]
+    assert (gemma4.layers_with(MLP), gemma4.layers_with(Experts)) == ((0, 1, 2, 3), (0,))
+    assert [group.layers for group in gemma4.groups("post_dense_norm")] == [(0,)]
+    assert [group.sizes["mlp"] for group in gemma4.groups("mlp.in")] == [48, 96]
+
+
 def test_blocks_are_found_by_their_class() -> None:
     gpt_oss = CONFIGS["gpt_oss"]
     assert gpt_oss.layers_with(Experts) == (1,)
@@ -46,6 +74,7 @@ def test_blocks_are_found_by_their_class() -> None:
 
 LATENT: dict[str, Any] = {"num_heads": 2, "q_rank": 4, "kv_rank": 4, "nope_dim": 4, "rope_dim": 2, "v_dim": 4}
 DELTA: dict[str, Any] = {"num_key_heads": 2, "num_value_heads": 4, "key_dim": 8, "value_dim": 6, "conv_width": 4}
+SHARING = layer(replace(ATTENTION, kv_layer=0))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +110,24 @@ DELTA: dict[str, Any] = {"num_key_heads": 2, "num_value_heads": 4, "key_dim": 8,
             {"long_factor": (1,)},
             "Rope: long_factor has 1 values for 2 rotated pairs",
         ),
+        (ROPE, {"kind": "proportional", "turning_pairs": 5}, "Rope: turning_pairs = 5 of 4 pairs"),
         (Norm(), {"eps": 0.0}, "Norm: eps = 0.0 must be positive"),
+        (PerLayerInput(dim=6), {"dim": 0}, "PerLayerInput: dim = 0"),
+        (layer(feed_forward=EXPERTS), {"experts": EXPERTS}, "Layer: there are experts beside experts"),
+        (CONFIGS["plain"], {"layers": (SHARING,)}, "DecoderConfig: layer 0 attends to the keys and values of layer 0"),
+        (
+            CONFIGS["plain"],
+            {"layers": (layer(), SHARING, layer(replace(ATTENTION, kv_layer=1)))},
+            "DecoderConfig: layer 2",
+        ),
+        (CONFIGS["plain"], {"layers": (layer(replace(ATTENTION, num_kv_heads=4)), SHARING)}, "DecoderConfig: layer 1"),
+        (CONFIGS["plain"], {"layers": (layer(GatedDeltaNet(**DELTA)), SHARING)}, "DecoderConfig: layer 1"),
+        (CONFIGS["plain"], {"layers": (layer(per_layer_input=PerLayerInput(dim=6)),)}, "DecoderConfig: per_layer_emb"),
+        (
+            CONFIGS["gemma4"],
+            {"per_layer_embedding": PerLayerEmbedding(vocab_size=62, num_layers=3, dim=6)},
+            "DecoderConfig: per_layer_embedding = ",
+        ),
         (CONFIGS["plain"], {"vocab_size": 0}, "DecoderConfig: vocab_size = 0"),
         (CONFIGS["plain"], {"layers": ()}, "DecoderConfig: there are no layers"),
         (CONFIGS["plain"], {"final_softcap": 0.0}, "DecoderConfig: final_softcap = 0.0 must be positive"),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from support.decoders import ATTENTION, CONFIGS, TOKENS, build, config, decode, layer, run, weights
 
 from lazyload.errors import InputError
@@ -32,6 +33,23 @@ def test_a_prefill_then_steps_equal_the_whole_sequence():
     np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=2e-5)
     assert set(cache) == {"layer_0", "layer_1"}
     np.testing.assert_array_equal(cache["layer_0"]["end_index"], [12] * 4)
+
+
+def test_layers_that_share_keys_and_values_keep_none():
+    model = decoder(CONFIGS["gemma4"])
+    cache = model.init_cache(4, 12, jnp.float32)
+    assert {name: arrays["k"].shape for name, arrays in cache.items()} == {
+        "layer_0": (4, 12, 2, 8),
+        "layer_1": (4, 12, 1, 12),
+    }
+    _, cache = run(model, TOKENS, cache=cache)
+    assert set(cache) == {"layer_0", "layer_1"}
+
+
+def test_every_parameter_of_layers_with_branches_beside_their_blocks_counts():
+    graphdef, state = nnx.split(decoder(CONFIGS["gemma4"]))
+    gradient = jax.jit(jax.grad(lambda state: jnp.mean(nnx.merge(graphdef, state)(TOKENS)[0] ** 2)))(state)
+    assert [".".join(map(str, path)) for path, array in nnx.to_flat_state(gradient) if not np.any(array[...])] == []
 
 
 def test_no_token_sees_a_later_one():

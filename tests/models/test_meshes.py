@@ -9,7 +9,16 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.decoders import CONFIGS, TOKENS, abstract, build, decode, run, weights
 
-RULES = {"embed": "fsdp", "mlp": "tp", "expert_mlp": "tp", "head": "tp", "vocab": "tp", "expert": "expert"}
+RULES = {
+    "embed": "fsdp",
+    "mlp": "tp",
+    "expert_mlp": "tp",
+    "head": "tp",
+    "vocab": "tp",
+    "expert": "expert",
+    "ple_vocab": "tp",
+    "ple_embed": "fsdp",
+}
 MESHES = {"fsdp=4,tp=2": ((4, 2), ("fsdp", "tp")), "fsdp=2,expert=2,tp=2": ((2, 2, 2), ("fsdp", "expert", "tp"))}
 
 
@@ -23,6 +32,7 @@ def on_mesh(config, mesh):
     params = {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(abstract(config)))}
     for path, array in weights(config).items():
         axes = [RULES.get(axis) if RULES.get(axis) in mesh.shape else None for axis in params[path].logical_axes]
+        axes = [axis if axis not in axes[:number] else None for number, axis in enumerate(axes)]
         arrays[path] = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
     return build(config, jnp.float32, arrays)
 
@@ -42,6 +52,7 @@ def squares(graphdef):
         ("gpt_oss", "fsdp=2,expert=2,tp=2", True),
         ("gpt_oss", "fsdp=4,tp=2", False),
         ("deepseek", "fsdp=4,tp=2", True),
+        ("gemma4", "fsdp=4,tp=2", False),
     ],
 )
 def test_a_mesh_changes_nothing(name, mesh_name, axis_type, mesh_is_set):

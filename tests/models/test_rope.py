@@ -10,7 +10,9 @@ from lazyload.models.rope import frequencies, rotate, rotation
 DIM = 16
 
 
-@given(kind=st.sampled_from(["default", "linear", "llama3", "yarn", "dynamic", "longrope"]), data=st.data())
+@given(
+    kind=st.sampled_from(["default", "linear", "llama3", "yarn", "dynamic", "longrope", "proportional"]), data=st.data()
+)
 @settings(deadline=None, max_examples=60)
 def test_frequencies_are_those_of_transformers(kind, data):
     pytest.importorskip("torch")
@@ -22,6 +24,7 @@ def test_frequencies_are_those_of_transformers(kind, data):
     original = data.draw(st.sampled_from([64, 4096, 8192]))
     truncate = data.draw(st.booleans())
     length = data.draw(st.integers(1, 20000))
+    share = data.draw(st.sampled_from([0.0, 0.25, 0.4, 1.0]))
     short, long = ([1 + 0.1 * n * k for n in range(DIM // 2)] for k in (1, 3))
     parameters = {
         "default": {},
@@ -29,6 +32,7 @@ def test_frequencies_are_those_of_transformers(kind, data):
         "llama3": {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
         "yarn": {"factor": factor, "truncate": truncate},
         "dynamic": {"factor": factor},
+        "proportional": {"factor": factor, "partial_rotary_factor": share},
         "longrope": {"short_factor": short, "long_factor": long, "factor": factor},
     }[kind]
     reach = original if kind == "dynamic" else 4 * original
@@ -53,6 +57,7 @@ def test_frequencies_are_those_of_transformers(kind, data):
         truncate=truncate,
         short_factor=tuple(short),
         long_factor=tuple(long),
+        turning_pairs=int(share * DIM // 2) if kind == "proportional" else 0,
     )
     if kind == "default":
         expected = theta ** -(np.arange(0, DIM, 2) / DIM)

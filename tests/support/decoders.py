@@ -93,7 +93,7 @@ def _gemma4() -> DecoderConfig:
         layer(replace(local, kv_layer=0), MLP(mlp_dim=96), **rest),
         layer(replace(full, kv_layer=1), **rest),
     ]
-    return config(*layers, tied=True, per_layer_embedding=PerLayerEmbedding(vocab_size=61, num_layers=4, dim=6))
+    return config(*layers, tied=True, per_layer_embedding=PerLayerEmbedding(vocab_size=62, num_layers=4, dim=6))
 
 
 CONFIGS = {
@@ -131,7 +131,7 @@ FULL_BLOCKS = (
         bias=True,
     ),
     PerLayerInput(dim=6),
-    PerLayerEmbedding(vocab_size=61, num_layers=4, dim=6),
+    PerLayerEmbedding(vocab_size=62, num_layers=4, dim=6),
 )
 """Every block with everything that it can have."""
 
@@ -152,9 +152,14 @@ def weights(config: DecoderConfig) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     shapes = parameter_shapes(abstract(config))
     return {
-        path: (random.normal(size=shape) * 0.2 + ("norm" in path and not config.norm.offset)).astype(np.float32)
+        path: (random.normal(size=shape) * 0.2 + _around_one(path, config)).astype(np.float32)
         for path, shape in shapes.items()
     }
+
+
+def _around_one(path: str, config: DecoderConfig) -> bool:
+    """Whether a parameter is a factor."""
+    return ("norm" in path and not config.norm.offset) or path.endswith(("layer_scalar", "expert_scale"))
 
 
 def run(model: Decoder, *args: Any, **kwargs: Any) -> Any:
