@@ -1,9 +1,10 @@
 """What a decoder is, as frozen values without JAX.
 
 A layer has two blocks: a *mixer*, through which tokens see each other (`Attention`, `LatentAttention`, ...), and a
-*feed-forward* (`MLP`, `Experts`). A block is one value in one file: its sizes, the axes that they give, and the table
-of its parameters, from which follow the Flax module that has them, the layout `"nnx"` and the roles that every other
-format speaks of. A wrong value is refused where it is written, with a `ConfigError`.
+*feed-forward* (`MLP`, `Experts`); some layers have experts beside their MLP, too, and an input of their own. A block is
+one value in one file: its sizes, the axes that they give, and the table of its parameters, from which follow the Flax
+module that has them, the layout `"nnx"` and the roles that every other format speaks of. A wrong value is refused where
+it is written, with a `ConfigError`.
 """
 
 from lazyload.architecture.attention import Attention, Temperature
