@@ -15,7 +15,7 @@ from lazyload import families
 from lazyload.architecture import DecoderConfig
 from lazyload.cache.cache import Cache
 from lazyload.cache.contents import Contents
-from lazyload.cache.entry import Entry
+from lazyload.cache.entry import Entry, Form
 from lazyload.cache.key import Key
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import (
@@ -191,7 +191,7 @@ class Request:
         return target_axes(self.target.layout, self.architecture)
 
     @property
-    def forms(self) -> list[Mapping[str, tuple[tuple[int, ...], str]]]:
+    def forms(self) -> list[Form]:
         """What the entry's arrays can be, shapes and dtypes by path: as `config.json` has it, or untied."""
         requests = [self] if self._untied is None else [self, self._untied]
         return [target_form(request.target.layout, request.architecture, request.dtype) for request in requests]

@@ -22,8 +22,8 @@ from lazyload.cache.manifest import (
 )
 from lazyload.errors import CacheError, EntryRemovedError
 
-Form = Mapping[str, tuple[tuple[int, ...], str]]
-"""The shape and the dtype of every array of a checkpoint, by path; whole numbers keep the source's dtype instead."""
+Form = Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
+"""The shape of every array of a checkpoint, by path, and the dtypes it may have; whole numbers keep the source's."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,13 @@ class Entry:
         """How the recorded arrays differ from those wanted: sentences."""
         records = self.manifest.arrays
         problems = [f"{path}: is no array of this layout" for path in records.keys() - form.keys()]
-        for path, (shape, dtype) in form.items():
+        for path, (shape, dtypes) in form.items():
             record = records.get(path, {})
             whole = str(record.get("dtype")).startswith(("int", "uint", "bool"))
             # As text, for which 64.0 is not 64.
-            if str(record.get("shape")) != str(list(shape)) or not (whole or record.get("dtype") == dtype):
-                problems.append(f"{path}: is {record.get('dtype')}{record.get('shape')}, not {dtype}{list(shape)}")
+            if str(record.get("shape")) != str(list(shape)) or not (whole or record.get("dtype") in dtypes):
+                wanted = f"{' or '.join(dtypes)}{list(shape)}"
+                problems.append(f"{path}: is {record.get('dtype')}{record.get('shape')}, not {wanted}")
         return problems
 
     def lost_files(self) -> list[str]:

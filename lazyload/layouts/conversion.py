@@ -20,6 +20,7 @@ from lazyload.layouts.axes import Axes
 from lazyload.layouts.layout import Layout
 from lazyload.layouts.lazy import LazyTensor, Region
 from lazyload.layouts.match import StoredRole, fill
+from lazyload.layouts.notation import Operations
 from lazyload.layouts.pattern import Array, Pattern
 from lazyload.layouts.source import TensorSource
 from lazyload.layouts.unroll import unroll, unroll_tree
@@ -69,14 +70,16 @@ def target_axes(target: Layout, model: Axes) -> dict[str, tuple[tuple[int, ...],
     return {path: (array.shape, array.logical_axes) for path, array in unroll_tree(target, model).items()}
 
 
-def target_form(target: Layout, model: Axes, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The shape and the dtype of every array of a layout, by path, where its source is of floating-point numbers.
+def target_form(target: Layout, model: Axes, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+    """The shape of every array of a layout, by path, and the dtypes that it may have.
+
+    Arrays that are not of floating-point numbers keep the source's dtype instead.
 
     Raises:
         LayoutError: As for `target_axes`.
     """
     return {
-        path: (array.shape, (array.patterns[0].operations.dtype or dtype).name)
+        path: (array.shape, _possible_dtypes(array.patterns[0].operations, dtype))
         for path, array in unroll_tree(target, model).items()
     }
 
@@ -208,10 +211,24 @@ def _dtype(path: str, regions: Sequence[Region], source: TensorSource, wanted: n
     stored = {source.tensors[each.tensor].dtype for region in regions for each in region.contributions.values()}
     operations = regions[0].pattern.operations
     if all(_is_floating(dtype) for dtype in stored):
+        if operations.unrounded and not all(_holds(wanted, dtype) for dtype in stored):
+            return np.dtype(np.float32)
         return operations.dtype or wanted
     if len(stored) > 1 or operations.arithmetic:
         raise LayoutError(f"{path}: cannot combine {', '.join(sorted(str(dtype) for dtype in stored))}")
     return stored.pop()
+
+
+def _possible_dtypes(operations: Operations, wanted: np.dtype) -> tuple[str, ...]:
+    """The names of the dtypes that `_dtype` chooses from for floating-point numbers."""
+    usual = (operations.dtype or wanted).name
+    return (usual, "float32") if operations.unrounded and usual != "float32" else (usual,)
+
+
+def _holds(wanted: np.dtype, stored: np.dtype) -> bool:
+    """Whether a dtype has all values of another one."""
+    wide, narrow = ml_dtypes.finfo(wanted), ml_dtypes.finfo(stored)
+    return bool(wide.nmant >= narrow.nmant and wide.maxexp >= narrow.maxexp and wide.minexp <= narrow.minexp)
 
 
 def _is_floating(dtype: np.dtype) -> bool:

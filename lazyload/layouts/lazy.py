@@ -13,7 +13,7 @@ the bytes 1024 to 1536.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +91,7 @@ class LazyTensor:
         depths = {axis.name: depth for depth, axis in enumerate(stored.axes)}
 
         def depth(dimension: int) -> tuple[int, int]:
-            axes = region.pattern.dimensions[dimension]
+            axes = [axis for number in region.pattern.stored[dimension] for axis in region.pattern.dimensions[number]]
             first = next((axis.name for axis in axes if axis.size > 1), None)
             return (0, dimension) if first is None or first in region.walked else (1, depths[first])
 
@@ -118,24 +118,41 @@ class LazyTensor:
         overflowed = 0
         if self._has_padding:
             out[...] = 0
-        for region in self.regions:
-            offsets, extents = region.pattern.offsets, region.pattern.extents
-            ranges = [
-                (max(cut.start - offset, 0), min(cut.stop - offset, extent))
-                for cut, offset, extent in zip(index, offsets, extents, strict=True)
-            ]
-            if all(start < stop for start, stop in ranges):
-                shifts = [offset - cut.start for cut, offset in zip(index, offsets, strict=True)]
-                window = [slice(a + shift, b + shift) for (a, b), shift in zip(ranges, shifts, strict=True)]
-                overflowed += self._read_region(_view(out, window), region, ranges)
+        for window, box in self._boxes(index):
+            # Splitting a dimension never copies, so that writing to the view writes to `out`.
+            view = _view(out, window).reshape([stop - start for start, stop in box])
+            for region in self.regions:
+                overflowed += self._read_region(view, region, box)
         return overflowed
+
+    def _boxes(self, index: Box) -> Iterator[tuple[tuple[slice, ...], tuple[Range, ...]]]:
+        """A block by boxes of the pattern's dimensions, of which two may be stored as one: each with where it lies."""
+        pattern = self.regions[0].pattern
+        stretches = [
+            _stretches(cut.start, cut.stop, [pattern.sizes[number] for number in numbers])
+            for cut, numbers in zip(index, pattern.stored, strict=True)
+        ]
+        for combination in itertools.product(*stretches):
+            yield (
+                tuple(window for window, _ in combination),
+                tuple(limits for _, every in combination for limits in every),
+            )
 
     @property
     def _has_padding(self) -> bool:
         return sum(math.prod(region.pattern.extents) for region in self.regions) < math.prod(self.shape)
 
-    def _read_region(self, out: np.ndarray, region: Region, ranges: Sequence[Range]) -> int:
-        """Fills `out` with the given ranges of a region's dimensions."""
+    def _read_region(self, out: np.ndarray, region: Region, box: Sequence[Range]) -> int:
+        """Fills of `out`, a box of the pattern's dimensions, what is a region's."""
+        offsets, extents = region.pattern.offsets, region.pattern.extents
+        ranges = [
+            (max(start - offset, 0), min(stop - offset, extent))
+            for (start, stop), offset, extent in zip(box, offsets, extents, strict=True)
+        ]
+        if not all(start < stop for start, stop in ranges):
+            return 0
+        shifts = [offset - start for offset, (start, _) in zip(offsets, box, strict=True)]
+        out = _view(out, [slice(a + shift, b + shift) for (a, b), shift in zip(ranges, shifts, strict=True)])
         stretches = [
             _stretches(*limits, [axis.size for axis in composite])
             for limits, composite in zip(ranges, region.pattern.dimensions, strict=True)
@@ -143,7 +160,6 @@ class LazyTensor:
         overflowed = 0
         for combination in itertools.product(*stretches):
             of_axes = [limits for _, every in combination for limits in every]
-            # Splitting a dimension never copies, so that writing to the view writes to `out`.
             view = _view(out, [window for window, _ in combination]).reshape([stop - start for start, stop in of_axes])
             overflowed += self._read_box(view, region, of_axes)
         return overflowed
@@ -163,7 +179,7 @@ class LazyTensor:
 
     def _read(self, out: np.ndarray, region: Region, given: Contribution, shared: Mapping[str, Range]) -> int:
         """Fills `out`, one dimension a shared axis in the target's order, from one source tensor."""
-        box: list[slice] = []
+        ranges: list[Range] = []
         inner: list[int | slice] = []
         shape, names = [], []
         for composite, offset in zip(given.pattern.dimensions, given.pattern.offsets, strict=True):
@@ -173,15 +189,29 @@ class LazyTensor:
             ]
             read = widened(limits, sizes)
             start, stop = stretch(read, sizes)
-            box.append(slice(start + offset, stop + offset))
+            ranges.append((start + offset, stop + offset))
             for axis, (low, high), (first, last) in zip(composite, limits, read, strict=True):
                 shape.append(last - first)
                 inner.append(slice(low - first, high - first) if axis.name in shared else low - first)
                 names += [axis.name] if axis.name in shared else []
-        values = self.source.read(given.tensor, tuple(box)).reshape(shape)[tuple(inner)]
+        values = self._read_ranges(given, ranges).reshape(shape)[tuple(inner)]
         stored, wanted = given.pattern.operations, region.pattern.operations
         factors = (stored.scale, stored.offset, wanted.scale, wanted.offset)
         return copy_cast(out, values.transpose([names.index(name) for name in shared]), factors)
+
+    def _read_ranges(self, given: Contribution, ranges: Sequence[Range]) -> np.ndarray:
+        """Reads the given ranges of the dimensions of a source tensor's pattern."""
+        pattern = given.pattern
+        box: list[slice] = []
+        shape, inner = [], []
+        for numbers in pattern.stored:
+            sizes = [pattern.sizes[number] for number in numbers]
+            read = widened([ranges[number] for number in numbers], sizes)
+            box.append(slice(*stretch(read, sizes)))
+            for number, (first, last) in zip(numbers, read, strict=True):
+                shape.append(last - first)
+                inner.append(slice(ranges[number][0] - first, ranges[number][1] - first))
+        return self.source.read(given.tensor, tuple(box)).reshape(shape)[tuple(inner)]
 
 
 def _stretches(start: int, stop: int, sizes: Sequence[int]) -> list[tuple[slice, tuple[Range, ...]]]:

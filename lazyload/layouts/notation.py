@@ -5,13 +5,15 @@
     "model.layers.{layer}.mlp.{gate_up:gate,up}_proj.weight": "mlp.in : mlp embed"
     "model.layers.{layer}.self_attn.qkv_proj.weight":
         "attn.q | attn.k | attn.v : (head head_dim | kv_head head_dim | kv_head head_dim) embed"
+    "layers.{layer}.attention.in_proj_ba.kernel":          "delta.b | delta.a : embed (key_head (group | group))"
     "token_embedder.embedding":                            "embed : vocab embed ; scale 8.0 ; pad vocab 256128"
 
 An index stands either in the path or in the pattern. In a path, `{axis}` stands for the axis's index, `{axis:a,b}` for
 names in place of indices, and `{axis:0..}` for the position in the range that the table is restricted to. A pattern has
 a word a dimension, as in einops: an axis, `1` for a dimension of that size, or a composite axis `(a b)`, row-major; `(a
-| b)` concatenates arrays of several roles. After `;` come the operations that lead from the role's values to the stored
-ones: `scale X`, `offset X`, `pad AXIS SIZE` with zeros at the end, `as DTYPE`.
+| b)` concatenates arrays of several roles, and `(c (a | b))` does so at every index of `c`. After `;` come the
+operations that lead from the role's values to the stored ones: `scale X`, `offset X`, `pad AXIS SIZE` with zeros at the
+end, `as DTYPE`, and `unrounded`, which keeps values that the dtype asked for cannot hold in float32.
 
 Example:
     >>> line = parse_line("model.layers.{layer}.self_attn.q_proj.weight", "attn.q : (head head_dim) embed")
@@ -25,6 +27,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -59,11 +62,13 @@ class Operations:
         scale: Factor.
         offset: Added after scaling.
         dtype: The stored dtype; None for the one that the conversion is asked for.
+        unrounded: Whether values that the dtype asked for cannot hold are stored in float32.
     """
 
     scale: float = 1.0
     offset: float = 0.0
     dtype: np.dtype | None = None
+    unrounded: bool = False
 
     @property
     def arithmetic(self) -> bool:
@@ -96,6 +101,8 @@ class Line:
         roles: What the array holds; several where it is a concatenation.
         patterns: For each role, the axes of every dimension.
         concatenated: The dimension along which the roles follow each other; None for a single role.
+        turns: How many axes of that dimension come first and are common to all roles, which take turns at every index
+            of them.
         padded: A dimension, and the size that zeros fill it up to; None without padding.
         operations: From the role's values to the stored ones.
     """
@@ -105,6 +112,7 @@ class Line:
     roles: tuple[str, ...]
     patterns: tuple[tuple[AxisNames, ...], ...]
     concatenated: int | None
+    turns: int
     padded: tuple[int, int] | None
     operations: Operations
 
@@ -129,12 +137,12 @@ def parse_line(path: str, array: str) -> Line:
     try:
         pieces = _parse_path(path)
         head, *operations = array.split(";")
-        roles, patterns, concatenated = _parse_patterns(head)
+        roles, patterns, concatenated, turns = _parse_patterns(head)
         parsed, pad = _parse_operations(operations)
         padded = _padded(*pad, patterns, concatenated) if pad else None
     except LayoutError as error:
         raise LayoutError(f"line {path!r}: {array!r}: {error}") from None
-    return Line(path, pieces, roles, patterns, concatenated, padded, parsed)
+    return Line(path, pieces, roles, patterns, concatenated, turns, padded, parsed)
 
 
 def outermost(axes: AxisNames) -> str:
@@ -160,59 +168,95 @@ def _parse_path(text: str) -> tuple[str | PathAxis, ...]:
     return tuple(piece for piece in pieces if piece != "")
 
 
-def _parse_patterns(text: str) -> tuple[tuple[str, ...], tuple[tuple[AxisNames, ...], ...], int | None]:
-    """The roles, a pattern for each, and the dimension along which they are concatenated."""
+class _Dimension(NamedTuple):
+    """One dimension of a pattern.
+
+    Attributes:
+        parts: What it concatenates: the axes of each part; one part for a plain dimension.
+        common: How many axes come first in every part.
+    """
+
+    parts: tuple[AxisNames, ...]
+    common: int = 0
+
+
+def _parse_patterns(text: str) -> tuple[tuple[str, ...], tuple[tuple[AxisNames, ...], ...], int | None, int]:
+    """The roles, a pattern for each, the dimension along which they are concatenated, and its common axes."""
     names, colon, pattern = text.partition(":")
     roles = tuple(name.strip() for name in names.split("|"))
     if not colon or not all(re.fullmatch(r"[\w.]+", role) for role in roles):
         raise LayoutError("expected 'role : axes'")
     dimensions = _parse_dimensions(pattern)
-    concatenated = [number for number, parts in enumerate(dimensions) if len(parts) > 1]
-    if len(roles) > 1 and (len(concatenated) != 1 or len(dimensions[concatenated[0]]) != len(roles)):
+    concatenated = [number for number, dimension in enumerate(dimensions) if len(dimension.parts) > 1]
+    if len(roles) > 1 and (len(concatenated) != 1 or len(dimensions[concatenated[0]].parts) != len(roles)):
         raise LayoutError(f"{len(roles)} roles need one dimension with as many parts between '|'")
     if len(roles) == 1 and concatenated:
         raise LayoutError("a dimension has parts between '|', but there is one role")
     patterns = tuple(
-        tuple(parts[number] if len(parts) > 1 else parts[0] for parts in dimensions) for number in range(len(roles))
+        tuple(parts[number] if len(parts) > 1 else parts[0] for parts, _ in dimensions) for number in range(len(roles))
     )
     for axes in patterns:
         _require_once("pattern", [axis for composite in axes for axis in composite])
-    return roles, patterns, concatenated[0] if concatenated else None
+    if not concatenated:
+        return roles, patterns, None, 0
+    return roles, patterns, concatenated[0], dimensions[concatenated[0]].common
 
 
-def _parse_dimensions(pattern: str) -> list[tuple[AxisNames, ...]]:
-    """The dimensions of a pattern, each as its parts between `|` (one for a plain dimension)."""
+def _parse_dimensions(pattern: str) -> list[_Dimension]:
+    """The dimensions of a pattern."""
     tokens, end = [], 0
     while match := _TOKEN.match(pattern, end):
         tokens.append(match[1])
         end = match.end()
     if pattern[end:].strip():
         raise LayoutError(f"cannot read {pattern[end:].strip()!r}")
-    dimensions: list[tuple[AxisNames, ...]] = []
-    group: list[list[str]] | None = None
-    for token in tokens:
-        if token == "(":
-            if group is not None:
-                raise LayoutError("parentheses do not nest")
-            group = [[]]
-        elif token == ")":
-            if group is None or not all(group):
+    dimensions = []
+    tokens.reverse()
+    while tokens:
+        match tokens.pop():
+            case "(":
+                dimensions.append(_parse_composite(tokens))
+            case ")":
                 raise LayoutError("')' without axes before it")
-            dimensions.append(tuple(tuple(part) for part in group))
-            group = None
-        elif token == "|":
-            if group is None:
+            case "|":
                 raise LayoutError("'|' between axes stands inside parentheses only")
-            group.append([])
-        elif token.isdecimal() and (token != ONE or group is not None):
-            raise LayoutError(f"{token} is no axis; there is '1', for a dimension of its own")
-        elif group is None:
-            dimensions.append((() if token == ONE else (token,),))
-        else:
-            group[-1].append(token)
-    if group is not None:
-        raise LayoutError("'(' without ')'")
+            case "1":
+                dimensions.append(_Dimension(((),)))
+            case axis:
+                dimensions.append(_Dimension(((_axis(axis),),)))
     return dimensions
+
+
+def _parse_composite(tokens: list[str]) -> _Dimension:
+    """What stands between parentheses.
+
+    Args:
+        tokens: What is left of the pattern behind `(`, the next token last; taken off up to `)`.
+    """
+    parts: list[list[str]] = [[]]
+    while tokens:
+        match tokens.pop():
+            case ")" if all(parts):
+                return _Dimension(tuple(tuple(part) for part in parts))
+            case ")":
+                raise LayoutError("')' without axes before it")
+            case "|":
+                parts.append([])
+            case "(":
+                inner, outer = _parse_composite(tokens), tuple(parts[0])
+                if not outer or len(parts) > 1 or len(inner.parts) < 2 or inner.common or tokens[-1:] != [")"]:
+                    raise LayoutError("parentheses do not nest, but around what a composite axis ends in: (c (a | b))")
+                tokens.pop()
+                return _Dimension(tuple(outer + part for part in inner.parts), len(outer))
+            case axis:
+                parts[-1].append(_axis(axis))
+    raise LayoutError("'(' without ')'")
+
+
+def _axis(token: str) -> str:
+    if token.isdecimal():
+        raise LayoutError(f"{token} is no axis; there is '1', for a dimension of its own")
+    return token
 
 
 def _parse_operations(texts: Sequence[str]) -> tuple[Operations, tuple[str, int] | None]:
@@ -230,14 +274,18 @@ def _parse_operations(texts: Sequence[str]) -> tuple[Operations, tuple[str, int]
                 parsed = replace(parsed, dtype=DTYPES[dtype])
             case ["as", dtype]:
                 raise LayoutError(f"unknown dtype {dtype!r}; 'as' knows {', '.join(DTYPES)}")
+            case ["unrounded"]:
+                parsed = replace(parsed, unrounded=True)
             case _:
                 raise LayoutError(
                     f"cannot read the operation {text.strip()!r}; "
-                    "there are 'scale X', 'offset X', 'pad AXIS SIZE' and 'as DTYPE'"
+                    "there are 'scale X', 'offset X', 'pad AXIS SIZE', 'as DTYPE' and 'unrounded'"
                 )
     names = [text.split()[0] for text in texts]
     if twice := {name for name in names if names.count(name) > 1}:
         raise LayoutError(f"the operation {min(twice)!r} is given twice")
+    if parsed.unrounded and parsed.dtype is not None:
+        raise LayoutError("'as' and 'unrounded' exclude each other: both say which dtype is stored")
     return parsed, pad
 
 

@@ -3,6 +3,9 @@
 In the worked example of this folder, `(head head_dim) embed` is an array of two dimensions, the first a composite axis
 of 4 heads of 8; `embed layer head (pair half)` has four dimensions. A head's width is one axis in the first pattern and
 two parts of it in the second: the index of `head_dim` is 4 times that of `half`, plus that of `pair`.
+
+Where roles take turns in a dimension, as in `(kv_head (group | one))`, it counts as two here, `kv_head` and `(group |
+one)`: so each role is a box of the array, which is stored with the two as one.
 """
 
 import itertools
@@ -51,7 +54,8 @@ class Pattern:
         group: Which of the model's groups of layers with that role the arrays belong to.
         dimensions: The axes of each dimension.
         offsets: Where the role starts in each dimension; not 0 only where it follows other roles.
-        shape: The arrays' shape, with the other roles and padding.
+        sizes: The extent of each dimension, with the other roles and padding.
+        joined: The dimension that is stored as one with the next, because roles take turns in them; None for none.
         indices: For each axis of the role, the indices that the table holds for, in order of position.
         operations: How values are stored.
     """
@@ -60,9 +64,24 @@ class Pattern:
     group: int
     dimensions: tuple[CompositeAxis, ...]
     offsets: tuple[int, ...]
-    shape: tuple[int, ...]
+    sizes: tuple[int, ...]
+    joined: int | None
     indices: Mapping[str, Sequence[int]]
     operations: Operations
+
+    @property
+    def stored(self) -> tuple[tuple[int, ...], ...]:
+        """The dimensions of the arrays, each by the number of the one that it is here, or the numbers of the two."""
+        numbers = range(len(self.dimensions))
+        if self.joined is None:
+            return tuple((number,) for number in numbers)
+        first, second = self.joined, self.joined + 1
+        return tuple((first, second) if number == first else (number,) for number in numbers if number != second)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The arrays' shape."""
+        return tuple(math.prod(self.sizes[number] for number in numbers) for numbers in self.stored)
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -101,7 +120,7 @@ class Pattern:
             >>> half, pair = Axis("half", "head_dim", 2, 4), Axis("pair", "head_dim", 4, 1)
             >>> rows = (Axis("head", "head", 4, 1), Axis("head_dim", "head_dim", 8, 1))
             >>> columns = (Axis("embed", "embed", 16, 1),)
-            >>> pattern = Pattern("attn.q", 0, (rows, columns), (0, 0), (32, 16), {}, Operations())
+            >>> pattern = Pattern("attn.q", 0, (rows, columns), (0, 0), (32, 16), None, {}, Operations())
             >>> [axis.name for axis in pattern.rewritten({"head_dim": (half, pair)}).axes]
             ['head', 'half', 'pair', 'embed']
         """
@@ -138,4 +157,6 @@ class Array:
     @property
     def logical_axes(self) -> tuple[str, ...]:
         """The axis of each dimension; the outermost of a composite one, `1` where it has none."""
-        return tuple(composite[0].of if composite else ONE for composite in self.patterns[0].dimensions)
+        pattern = self.patterns[0]
+        outermost = (pattern.dimensions[numbers[0]] for numbers in pattern.stored)
+        return tuple(composite[0].of if composite else ONE for composite in outermost)

@@ -25,7 +25,7 @@ from lazyload.errors import LayoutError
 from lazyload.layouts.axes import Axes, Group
 from lazyload.layouts.layout import Layout, Table
 from lazyload.layouts.notation import Line, PathAxis
-from lazyload.layouts.pattern import Array, Axis, Pattern, extent
+from lazyload.layouts.pattern import Array, Axis, CompositeAxis, Pattern, extent
 
 LAYER = "layer"
 """The axis whose indices a model's groups speak of."""
@@ -171,28 +171,36 @@ def _strided(axis: str, parts: Sequence[str], count: int, sizes: Mapping[str, in
 
 def _patterns(line: Line, group: int, words: Sequence[_Words]) -> tuple[Pattern, ...]:
     """The patterns of a line's roles, one beside the other."""
+    concatenated, joined = line.concatenated, None
     dimensions = [
         tuple(tuple(axes[name] for name in names) for names in pattern)
         for (axes, _), pattern in zip(words, line.patterns, strict=True)
     ]
+    if concatenated is not None and line.turns:
+        dimensions = [_with_turns(composites, concatenated, line.turns) for composites in dimensions]
+        concatenated, joined = concatenated + 1, concatenated
     extents = [[extent(composite) for composite in composites] for composites in dimensions]
     offsets = [[0] * len(extents[0]) for _ in extents]
-    shape = extents[0].copy()
-    if line.concatenated is not None:
-        *starts, shape[line.concatenated] = itertools.accumulate(
-            (sizes[line.concatenated] for sizes in extents), initial=0
-        )
+    sizes = extents[0].copy()
+    if concatenated is not None:
+        *starts, sizes[concatenated] = itertools.accumulate((every[concatenated] for every in extents), initial=0)
         for role, start in zip(offsets, starts, strict=True):
-            role[line.concatenated] = start
+            role[concatenated] = start
     if line.padded:
         dimension, size = line.padded
-        if size < shape[dimension]:
-            raise LayoutError(f"{shape[dimension]} cannot be padded to {size}; ask for at least that many")
-        shape[dimension] = size
+        if size < sizes[dimension]:
+            raise LayoutError(f"{sizes[dimension]} cannot be padded to {size}; ask for at least that many")
+        sizes[dimension] = size
     return tuple(
-        Pattern(role, group, composites, tuple(offset), tuple(shape), every.indices, line.operations)
+        Pattern(role, group, composites, tuple(offset), tuple(sizes), joined, every.indices, line.operations)
         for role, composites, offset, every in zip(line.roles, dimensions, offsets, words, strict=True)
     )
+
+
+def _with_turns(composites: tuple[CompositeAxis, ...], dimension: int, turns: int) -> tuple[CompositeAxis, ...]:
+    """The axes at whose indices roles take turns, as a dimension of their own before the one that they share."""
+    together = composites[dimension]
+    return (*composites[:dimension], together[:turns], together[turns:], *composites[dimension + 1 :])
 
 
 def _arrays_at(line: Line, words: _Words, patterns: tuple[Pattern, ...]) -> Iterator[Array]:

@@ -10,8 +10,9 @@ from support.in_memory import FLOAT32, SIZES, Arrays, Sizes, slices
 from lazyload.errors import LayoutError, TensorMismatchError
 from lazyload.layouts import conversion
 from lazyload.layouts.axes import Group
-from lazyload.layouts.conversion import digest, resolve
+from lazyload.layouts.conversion import digest, resolve, target_axes, target_form
 from lazyload.layouts.layout import Layout, Table
+from lazyload.layouts.notation import DTYPES
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EMBEDDING = np.linspace(-3, 3, 35, dtype=np.float32).reshape(7, 5)
@@ -40,6 +41,27 @@ def test_integers_keep_their_dtype() -> None:
     for operation in ("scale 2", "offset 1"):
         with pytest.raises(LayoutError, match="t: cannot combine int32"):
             converted(f"embed : vocab embed ; {operation}", EMBEDDING.astype(np.int32))
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "result"),
+    [
+        ("float32", "bfloat16", "float32"),
+        ("float32", "float16", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("bfloat16", "float16", "float32"),
+        ("float16", "bfloat16", "float32"),
+        ("bfloat16", "float32", "float32"),
+    ],
+)
+def test_a_layout_may_keep_values_that_the_dtype_asked_for_cannot_hold(stored: str, wanted: str, result: str) -> None:
+    array, dtype = EMBEDDING.astype(DTYPES[stored]), DTYPES[wanted]
+    found = converted("embed : vocab embed ; unrounded", array, dtype)
+    assert found.dtype == DTYPES[result]
+    np.testing.assert_array_equal(found.astype(np.float32), array.astype(np.float32))
+    layout = Layout({"t": "embed : vocab embed ; unrounded"})
+    assert DTYPES[result].name in target_form(layout, SIZES, dtype)["t"][1]
+    assert converted("embed : vocab embed ; unrounded", EMBEDDING.astype(np.int32), dtype).dtype == np.int32
 
 
 @pytest.mark.parametrize("other", [np.int32, np.float32])
@@ -97,6 +119,77 @@ def test_concatenations_split_and_join(data: st.DataObject, bias: bool) -> None:
     joint = resolve(Arrays(values), apart, joined, SIZES, FLOAT32).tensors["qkv.3"]
     index = data.draw(slices(joint.shape))
     np.testing.assert_array_equal(joint[index], arrays["qkv.3"][index])
+
+
+TURNS = {
+    "apart": Layout({"{layer}.k": "k : (head gate_up) embed", "mlp": "mlp : layer embed head mlp"}),
+    "one after the other": Layout({"{layer}": "k | mlp : (head gate_up | head mlp) embed"}),
+    "by turns": Layout({"{layer}": "k | mlp : (head (gate_up | mlp)) embed"}),
+    "by turns, stacked": Layout({"all": "k | mlp : embed layer (head (gate_up | mlp))"}),
+    "at two axes": Layout({"all": "mlp | k : (layer head (mlp | gate_up)) embed"}),
+    "in parts of an axis": Layout(
+        [
+            Table(
+                {"{low}": "k | mlp : (high head (gate_up | mlp)) embed"},
+                split={"layer": ("high", "low")},
+                sizes={"low": 2},
+            )
+        ]
+    ),
+}
+
+
+def by_turns(layout: str) -> dict[str, np.ndarray]:
+    """The roles of `TURNS`, in one of its layouts, by plain NumPy."""
+    k = np.arange(4 * 3 * 2 * 5, dtype=np.float32).reshape(4, 3, 2, 5)
+    mlp = 1000 + np.arange(4 * 3 * 3 * 5, dtype=np.float32).reshape(4, 3, 3, 5)
+    both = np.concatenate([k, mlp], axis=2)
+    match layout:
+        case "apart":
+            return {f"{n}.k": k[n].reshape(6, 5) for n in range(4)} | {"mlp": mlp.transpose(0, 3, 1, 2)}
+        case "one after the other":
+            return {f"{n}": np.concatenate([k[n].reshape(6, 5), mlp[n].reshape(9, 5)]) for n in range(4)}
+        case "by turns":
+            return {f"{n}": both[n].reshape(15, 5) for n in range(4)}
+        case "by turns, stacked":
+            return {"all": both.reshape(4, 15, 5).transpose(2, 0, 1)}
+        case "at two axes":
+            return {"all": np.concatenate([mlp, k], axis=2).reshape(60, 5)}
+    return {f"{low}": both[low::2].reshape(30, 5) for low in range(2)}
+
+
+@pytest.mark.parametrize("source", TURNS)
+@pytest.mark.parametrize("target", TURNS)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_roles_that_take_turns(source: str, target: str, data: st.DataObject) -> None:
+    expected = by_turns(target)
+    found = resolve(Arrays(by_turns(source)), TURNS[source], TURNS[target], SIZES, FLOAT32).tensors
+    assert {path: lazy.shape for path, lazy in found.items()} == {path: each.shape for path, each in expected.items()}
+    path = data.draw(st.sampled_from(sorted(expected)))
+    for index in ((slice(None),) * expected[path].ndim, data.draw(slices(expected[path].shape))):
+        np.testing.assert_array_equal(found[path][index], expected[path][index])
+        strided = np.full([2 * size for size in expected[path][index].shape], -7, np.float32)
+        strided = strided[(slice(None, None, 2),) * strided.ndim]
+        found[path].read_into(strided, index)
+        np.testing.assert_array_equal(strided, expected[path][index])
+
+
+def test_a_dimension_in_which_roles_take_turns_is_one_of_the_array() -> None:
+    axes = target_axes(TURNS["by turns, stacked"], SIZES)
+    assert axes == {"all": ((5, 4, 15), ("embed", "layer", "head"))}
+    stored = "one after the other"
+    found = resolve(Arrays(by_turns(stored)), TURNS[stored], TURNS["by turns, stacked"], SIZES, FLOAT32).tensors
+    assert found["all"].split_order == (1, 2, 0)
+
+
+def test_one_turn_is_read_by_itself_and_several_with_what_lies_between() -> None:
+    source = Arrays(by_turns("by turns"))
+    lazy = resolve(source, TURNS["by turns"], TURNS["apart"], SIZES, FLOAT32).tensors["2.k"]
+    np.testing.assert_array_equal(lazy[2:4, :], source.arrays["2"][5:7])
+    assert (source.reads, source.bytes_read) == (1, 2 * 5 * 4)
+    np.testing.assert_array_equal(lazy[2:6, :], source.arrays["2"][[5, 6, 10, 11]])
+    assert (source.reads, source.bytes_read) == (2, (2 + 10) * 5 * 4)
 
 
 def test_aliases_are_other_prefixes_of_paths() -> None:

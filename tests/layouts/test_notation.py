@@ -31,6 +31,14 @@ def test_concatenated_roles_have_a_pattern_each() -> None:
     assert line.patterns == ((("embed",), ("head", "head_dim")), (("embed",), ("kv_head", "head_dim")))
 
 
+def test_roles_may_take_turns_at_the_indices_of_axes_that_they_share() -> None:
+    line = parse_line("qk", "q | k : (kv_head (group head_dim | head_dim)) embed")
+    assert (line.concatenated, line.turns) == (0, 1)
+    assert line.patterns == ((("kv_head", "group", "head_dim"), ("embed",)), (("kv_head", "head_dim"), ("embed",)))
+    assert parse_line("qk", "q | k : (layer kv_head (group | one))").turns == 2
+    assert parse_line("qk", "q | k : (kv_head group | kv_head)").turns == 0
+
+
 def test_an_array_may_be_a_single_number() -> None:
     assert parse_line("s", "scalar :").patterns == ((),)
 
@@ -51,6 +59,16 @@ def test_dtypes(name: str) -> None:
         ("q : () embed", "')' without axes"),
         ("q | k : (head |) embed", "')' without axes"),
         ("q : ((head) embed)", "do not nest"),
+        ("q | k : ((head | kv_head) embed)", "do not nest"),
+        ("q | k : (embed (head | kv_head) layer)", "do not nest"),
+        ("q | k : (embed | layer (head | kv_head))", "do not nest"),
+        ("q | k : (layer (embed (head | kv_head)))", "do not nest"),
+        ("q : (layer (head embed))", "do not nest"),
+        ("q | k : (layer (head | kv_head", "'(' without ')'"),
+        ("q | k : (layer (head | kv_head)", "do not nest"),
+        ("q | k : (layer (head | ))", "')' without axes"),
+        ("q | k : (layer (head | layer))", "axis 'layer' stands in the pattern twice"),
+        ("q | k : (layer (head | 3))", "3 is no axis"),
         ("q : head | embed", "inside parentheses"),
         ("q : head-dim", "cannot read '-dim'"),
         ("q : head head", "axis 'head' stands in the pattern twice"),
@@ -69,6 +87,8 @@ def test_dtypes(name: str) -> None:
         ("q : head ; pad head many", "cannot read the operation"),
         ("q : head ; as bf16", "unknown dtype 'bf16'; 'as' knows bfloat16, float16, float32"),
         ("q : head ; as int8", "unknown dtype 'int8'; 'as' knows bfloat16, float16, float32"),
+        ("q : head ; unrounded ; unrounded", "the operation 'unrounded' is given twice"),
+        ("q : head ; unrounded ; as float32", "'as' and 'unrounded' exclude each other"),
         ("q : head ; pad mlp 6", "needs a dimension that is mlp alone"),
         ("q : (head head_dim) ; pad head 6", "needs a dimension that is head alone"),
         ("q | k : embed (head | kv_head) ; pad embed 6", "in an array of one role"),
