@@ -16,6 +16,7 @@ from lazyload.cache.manifest import Manifest, UnreadableManifestError
 from lazyload.errors import ConfigError
 from lazyload.formats import maxtext as tables
 from lazyload.formats.maxtext import MaxText
+from lazyload.formats.maxtext.tree import HEAD
 from lazyload.loader import convert
 from lazyload.options import DTypeOption
 from lazyload.request import Request, open_request
@@ -253,7 +254,7 @@ def _check_head(config: Any, converted: CachedCheckpoint) -> None:
     Raises:
         ConfigError: They differ.
     """
-    value, expected = _get(config, "logits_via_embedding"), tables.HEAD not in converted.manifest.arrays
+    value, expected = _get(config, "logits_via_embedding"), HEAD not in converted.manifest.arrays
     if value is not None and value != expected:
         raise ConfigError(
             f"the MaxText config (model_name={_get(config, 'model_name')!r}) and {converted.manifest.model} are not of "

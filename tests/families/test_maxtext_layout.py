@@ -26,6 +26,7 @@ from lazyload.sources import ModelReference, open_source
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted((GOLDEN / "maxtext").glob("*.json"))
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+LINEAR, FULL = "linear_attention", "full_attention"
 
 
 def spec(name: str) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_cases() -> None:
-    assert len(CASES) == 26
+    assert len(CASES) == 38
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
@@ -186,6 +187,9 @@ def test_a_checkpoint_says_how_it_is_scanned() -> None:
         ("gemma2", 3, (), "3 layers are not a multiple of 2"),
         ("gpt_oss", 3, (False,), "3 layers are not a multiple of 2.*scan_layers=False"),
         ("olmo3", 6, (False,), "6 layers are not a multiple of 4.*scan_layers=False"),
+        ("qwen3_next_8", 6, (False,), "6 layers are not a multiple of 4.*scan_layers=False"),
+        ("qwen3_5_moe_8", 6, (False,), "6 layers are not a multiple of 4.*scan_layers=False"),
+        ("qwen3_next_8", 3, (False,), "3 layers are not a multiple of 4.*scan_layers=False"),
     ],
 )
 def test_layers_that_do_not_fill_cycles(name: str, layers: int, works: tuple[bool, ...], message: str) -> None:
@@ -209,6 +213,61 @@ def test_dense_and_sparse_layers_by_turns_are_refused(name: str) -> None:
     config = dataclasses.replace(config, layers=tuple(turns))
     with pytest.raises(LayoutError, match="MaxText's"):
         MaxText().layout(family.name, config)
+
+
+@pytest.mark.parametrize("name", ["qwen3_next_8", "qwen3_5_moe_8"])
+@pytest.mark.parametrize("cycle", [2, 4, 8])
+def test_attention_after_any_number_of_delta_nets(name: str, cycle: int) -> None:
+    types = [LINEAR] * (cycle - 1) + [FULL]
+    family, config = read(spec(name), layer_types=types * (8 // cycle))
+    scanned, numbered = (shapes(MaxText(scan).layout(family.name, config), config) for scan in (True, False))
+    assert f"decoder.layers_{cycle - 1}.attention.attention.query.kernel" in numbered
+    if name == "qwen3_next_8":
+        assert scanned["decoder.layers.local_layers.attention.A_log"] == (4, 8 // cycle, cycle - 1)
+        assert scanned["decoder.layers.global_layer.attention.attention.key_norm.scale"] == (32, 8 // cycle)
+    else:
+        assert scanned["decoder.layers.layer_0.attention.A_log"] == (4, 8 // cycle)
+        assert scanned[f"decoder.layers.layer_{cycle - 1}.attention.attention.key_norm.scale"] == (32, 8 // cycle)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("qwen3_next_8", {"mlp_only_layers": [1]}, "an MLP in some .mlp_only_layers"),
+        ("qwen3_next_8", {"decoder_sparse_step": 2}, "an MLP in some .mlp_only_layers, decoder_sparse_step"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, "has both .mlp_only_layers"),
+        ("qwen3_next_8", {"attention_bias": True}, "no biases .attention_bias"),
+        ("qwen3_5_moe_8", {"attention_bias": True}, "no biases .attention_bias"),
+        ("qwen3_next_8", {"shared_expert_intermediate_size": 48}, "shared_expert_intermediate_size = 48 and moe_inter"),
+        ("qwen3_5_moe_8", {"shared_expert_intermediate_size": 48}, "shared_expert_intermediate_size = 48 and moe_inte"),
+        ("qwen3_next_8", {"layer_types": [FULL] + [LINEAR] * 7}, r"has it in layers \[0\]"),
+        (
+            "qwen3_5_moe_8",
+            {"layer_types": [LINEAR, FULL] * 3 + [FULL] * 2},
+            r"has it in layers \[1, 3, 5, 6, 7\]",
+        ),
+        ("qwen3_next_8", {"layer_types": [LINEAR] * 8}, r"has it in layers \[\]"),
+    ],
+)
+def test_what_maxtext_s_layers_cannot_express(name: str, changes: Mapping[str, Any], message: str) -> None:
+    family, config = read(spec(name), **changes)
+    for scan_layers in (True, False):
+        with pytest.raises(LayoutError, match=message):
+            MaxText(scan_layers).layout(family.name, config)
+
+
+def test_experts_of_a_multimodal_qwen_3_are_not_scanned() -> None:
+    family, config = read(spec("qwen3_vl_moe"))
+    with pytest.raises(LayoutError, match="use scan_layers=False"):
+        MaxText().layout(family.name, config)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_bias_is_never_rounded_and_the_rest_is_what_was_asked_for(scan_layers: bool, models: Path) -> None:
+    model = models / "kimi_k2" if (models / "kimi_k2").exists() else checkpoints.make("kimi_k2", models)
+    for dtype in (np.dtype(np.float16), np.dtype(np.float32)):
+        for path, lazy in convert(model, MaxText(scan_layers), dtype).tensors.items():
+            assert lazy.dtype == (np.float32 if path.endswith("gate.bias") else dtype)
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "deepseek_v3"])
