@@ -1,9 +1,9 @@
-"""Restores checkpoints with MaxText itself and writes the logits that its models give.
+"""Restores checkpoints with MaxText itself, in both of its ways, and writes the logits that its models give.
 
     python maxtext_logits.py JOBS.json
 
-`JOBS.json` holds a list of `{"settings": {MaxText setting: value}, "tokens": file, "logits": file}`; a job with a
-`model` and a `cache_dir`, too, has its checkpoint filled in by `lazyload.integrations.maxtext`. A job with a file
+`JOBS.json` holds a list of `{"settings": {MaxText setting: value}, "tokens": file, "logits": file}`; beside the logits
+stands which parameters the trainer restores otherwise than `from_pretrained`. A job with a `model` and a `cache_dir`, too, has its checkpoint filled in by `lazyload.integrations.maxtext`. A job with a file
 `refusals` is one whose settings contradict its checkpoint: what MaxText says of that, and what the integration says,
 is written there. A job with a file `internals` writes there what the integration relies on of MaxText's configs. A
 program of its own, because MaxText configures JAX for its whole process, and may live in another
@@ -24,8 +24,11 @@ import jax.numpy as jnp
 import maxtext
 import numpy as np
 import pydantic
+from flax import nnx
+from maxtext.common import checkpointing
+from maxtext.common.train_state_nnx import TrainStateNNX
 from maxtext.configs import pyconfig
-from maxtext.utils import model_creation_utils
+from maxtext.utils import maxtext_utils, model_creation_utils, train_utils
 
 from lazyload.integrations.maxtext import with_checkpoint
 
@@ -53,14 +56,60 @@ def config_of(job: dict[str, Any], length: int) -> pyconfig.HyperParameters:
     return config
 
 
-def logits(job: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
+def restored(job: dict[str, Any], tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """The logits of the model that `from_pretrained` restores, and what the trainer restores otherwise."""
+    config = config_of(job, tokens.shape[1])
+    model, mesh = model_creation_utils.from_pretrained(config)
+    return {"logits": logits(model, mesh, tokens), "otherwise": np.array(otherwise(model, trained_from(config)), str)}
+
+
+def logits(model: nnx.Module, mesh: jax.sharding.Mesh, tokens: np.ndarray) -> np.ndarray:
     batch, length = tokens.shape
-    model, mesh = model_creation_utils.from_pretrained(config_of(job, length))
     positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
     segments = jnp.ones((batch, length), jnp.int32)
+
+    @nnx.jit
+    def forward(model: nnx.Module, tokens: jax.Array) -> Any:
+        return model(tokens, positions, decoder_segment_ids=segments, enable_dropout=False)
+
     with jax.set_mesh(mesh):
-        found = model(jnp.asarray(tokens), positions, decoder_segment_ids=segments, enable_dropout=False)
+        found = forward(model, jnp.asarray(tokens))
     return np.asarray(found[0] if isinstance(found, tuple) else found, np.float32)
+
+
+def trained_from(config: pyconfig.HyperParameters) -> nnx.State:
+    """The parameters that the trainer takes from `load_parameters_path`, as its set-up does."""
+    mesh = maxtext_utils.get_mesh_from_config(config)
+    make_model, abstract_model = model_creation_utils.create_nnx_abstract_model(config, mesh)
+    _, optimizer = train_utils.create_training_optimizer(config, abstract_model, mesh=mesh)
+
+    def make_state() -> TrainStateNNX:
+        model = make_model()
+        return TrainStateNNX(model, nnx.Optimizer(model, optimizer, wrt=nnx.Param))
+
+    abstract_state, _, _ = maxtext_utils.get_abstract_state(config, mesh, make_state, True)
+    _, parameters = checkpointing.load_state_if_possible(
+        None,
+        None,
+        config.load_parameters_path,
+        "",
+        config.checkpoint_storage_concurrent_gb,
+        abstract_state,
+        use_ocdbt=config.checkpoint_storage_use_ocdbt,
+        use_zarr3=config.checkpoint_storage_use_zarr3,
+    )
+    return parameters
+
+
+def otherwise(model: nnx.Module, parameters: nnx.State) -> list[str]:
+    """The paths of a model's parameters that are others, or none, in a state."""
+    there = dict(nnx.to_flat_state(parameters))
+    wanted = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Any(nnx.RngState, nnx.Intermediate))))
+    return [
+        ".".join(map(str, path))
+        for path, parameter in wanted
+        if path not in there or not np.array_equal(parameter[...], there[path][...])
+    ]
 
 
 def refusals(job: dict[str, Any]) -> list[str]:
@@ -95,4 +144,4 @@ if __name__ == "__main__":
         elif "internals" in job:
             pathlib.Path(job["internals"]).write_text(json.dumps(internals(job)))
         else:
-            np.savez(job["logits"], logits=logits(job, np.load(job["tokens"])["tokens"]))
+            np.savez(job["logits"], **restored(job, np.load(job["tokens"])["tokens"]))
