@@ -3,11 +3,11 @@
     python maxtext_logits.py JOBS.json
 
 `JOBS.json` holds a list of `{"settings": {MaxText setting: value}, "tokens": file, "logits": file}`; beside the logits
-stands which parameters the trainer restores otherwise than `from_pretrained`. A job with a `model` and a `cache_dir`, too, has its checkpoint filled in by `lazyload.integrations.maxtext`. A job with a file
-`refusals` is one whose settings contradict its checkpoint: what MaxText says of that, and what the integration says,
-is written there. A job with a file `internals` writes there what the integration relies on of MaxText's configs. A
-program of its own, because MaxText configures JAX for its whole process, and may live in another
-environment than the tests.
+stands which parameters the trainer restores otherwise than `from_pretrained`. A job with a `model` and a `cache_dir`,
+too, has its checkpoint filled in by `lazyload.integrations.maxtext`. A job with a file `refusals` is one whose settings
+contradict its checkpoint: what MaxText says of that, and what the integration says, is written there. A job with a file
+`internals` writes there what the integration relies on of MaxText's configs. A program of its own, because MaxText
+configures JAX for its whole process, and may live in another environment than the tests.
 """
 
 import json

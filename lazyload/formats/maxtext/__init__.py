@@ -12,6 +12,7 @@ from lazyload.architecture import DecoderConfig
 from lazyload.errors import LayoutError
 from lazyload.formats.maxtext.deepseek import deepseek
 from lazyload.formats.maxtext.gemma import gemma2, gemma3
+from lazyload.formats.maxtext.gemma4 import gemma4
 from lazyload.formats.maxtext.gpt_oss import gpt_oss
 from lazyload.formats.maxtext.llama import llama, mistral, mixtral
 from lazyload.formats.maxtext.olmo import olmo3
@@ -26,6 +27,7 @@ _TABLES: Mapping[str, Callable[[DecoderConfig, bool, int | None], Layout]] = {
     "deepseek_v3": deepseek,
     "gemma2": gemma2,
     "gemma3": gemma3,
+    "gemma4": gemma4,
     "gpt_oss": gpt_oss,
     "kimi_k2": deepseek,
     "llama": llama,

@@ -18,7 +18,7 @@ def gemma2(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> 
     query = {"query.kernel": f"attn.q : embed head head_dim ; scale {blocks.query_scale(config)}"}
     kind = "_{kind:local,global}"
     layer = {
-        **_gemma_norms(kind),
+        **norms(kind, _GEMMA_NORM),
         **under(f"self_attention{kind}", blocks.attention() | query),
         **under(f"mlp{kind}", blocks.MLP),
     }
@@ -31,7 +31,7 @@ def gemma2(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> 
 def gemma3(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
     """Gemma 3: scanned in cycles of six layers; the layers that are left over stay apart."""
     layer = {
-        **_gemma_norms(),
+        **norms("", _GEMMA_NORM),
         **under("self_attention", blocks.attention(norm=_GEMMA_NORM)),
         **under("mlp", blocks.MLP),
     }
@@ -49,11 +49,17 @@ def gemma3(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> 
     return layout(config, tables, scan_layers, vocab_size, embed_scale=scale, norm=_GEMMA_NORM)
 
 
-def _gemma_norms(kind: str = "") -> dict[str, str]:
+def norms(kind: str = "", stored: str = "") -> dict[str, str]:
+    """The norms before and after both blocks.
+
+    Args:
+        kind: What their names end in.
+        stored: How they are stored: operations.
+    """
     names = {
         "pre_self_attention_norm": "attn_norm",
         "post_self_attention_norm": "post_attn_norm",
         "pre_ffw_norm": "mlp_norm",
         "post_ffw_norm": "post_mlp_norm",
     }
-    return {f"{name}{kind}.scale": f"{role} : embed{_GEMMA_NORM}" for name, role in names.items()}
+    return {f"{name}{kind}.scale": f"{role} : embed{stored}" for name, role in names.items()}
