@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lazyload.architecture import MLP, Attention, Experts, LatentAttention
+from lazyload.architecture import MLP, Attention, DecoderConfig, Experts, GatedDeltaNet, LatentAttention
 from lazyload.cache.entry import read_entry
 from lazyload.cache.manifest import Manifest, UnreadableManifestError
 from lazyload.errors import ConfigError
 from lazyload.formats import maxtext as tables
 from lazyload.formats.maxtext import MaxText
+from lazyload.formats.maxtext.gemma4 import global_layers
+from lazyload.formats.maxtext.qwen3_next import cycle_of
 from lazyload.formats.maxtext.tree import HEAD
 from lazyload.loader import convert
 from lazyload.options import DTypeOption
@@ -40,6 +42,10 @@ HUB_IDS: Mapping[str, str] = {
     "gemma3-4b": "google/gemma-3-4b-it",
     "gemma3-12b": "google/gemma-3-12b-it",
     "gemma3-27b": "google/gemma-3-27b-it",
+    "gemma4-26b": "google/gemma-4-26b-a4b-it",
+    "gemma4-31b": "google/gemma-4-31b-it",
+    "gemma4-e2b": "google/gemma-4-E2B-it",
+    "gemma4-e4b": "google/gemma-4-E4B-it",
     "gpt-oss-20b": "unsloth/gpt-oss-20b-BF16",
     "gpt-oss-120b": "unsloth/gpt-oss-120b-BF16",
     "llama3.1-8b": "meta-llama/Llama-3.1-8B",
@@ -47,6 +53,7 @@ HUB_IDS: Mapping[str, str] = {
     "llama3.1-70b": "meta-llama/Llama-3.1-70B",
     "llama3.1-70b-Instruct": "meta-llama/Llama-3.1-70B-Instruct",
     "llama3.1-405b": "meta-llama/Llama-3.1-405B",
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
     "mixtral-8x7b": "mistralai/Mixtral-8x7B-Instruct-v0.1",
     "mixtral-8x22b": "mistralai/Mixtral-8x22B-Instruct-v0.1",
     "olmo3-7b": "allenai/Olmo-3-7B-Instruct",
@@ -65,6 +72,12 @@ HUB_IDS: Mapping[str, str] = {
     "qwen3-30b-a3b-base": "Qwen/Qwen3-30B-A3B-Base",
     "qwen3-235b-a22b": "Qwen/Qwen3-235B-A22B-Thinking-2507",
     "qwen3-480b-a35b": "Qwen/Qwen3-Coder-480B-A35B-Instruct",
+    "qwen3-next-80b-a3b": "Qwen/Qwen3-Next-80B-A3B-Instruct",
+    "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
+    "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct",
+    "qwen3-vl-30b-a3b": "Qwen/Qwen3-VL-30B-A3B-Instruct",
+    "qwen3.5-35b-a3b": "Qwen/Qwen3.5-35B-A3B",
+    "qwen3.5-397b-a17b": "Qwen/Qwen3.5-397B-A17B",
 }
 """MaxText's own choice for a `model_name` (`HF_IDS` in its `utils/globals.py`), where the family has a table."""
 
@@ -240,12 +253,37 @@ def _check_fields(config: Any, request: Request) -> None:
         problems.append(f"vocab_size is {vocab_size}, config.json has {rows}; it can be larger, but not smaller")
     if _scan_layers(config) and _get(config, "param_scan_axis", 1) != 1:
         problems.append(f"param_scan_axis is {_get(config, 'param_scan_axis')}, scanned layers are stored on axis 1")
+    problems += _unlike_maxtext(config, request)
     if problems:
         name = _get(config, "model_name")
         raise ConfigError(
             f"the MaxText config (model_name={name!r}) and {request.source.name}'s config.json are not of one model:"
             + "".join(f"\n  - {problem}" for problem in problems)
         )
+
+
+def _unlike_maxtext(config: Any, request: Request) -> list[str]:
+    """Settings with which MaxText's model is another, or none, whatever the sizes: sentences."""
+    problems = []
+    deepstack, weight_dtype = _get(config, "deepstack_visual_indexes_for_vit"), _get(config, "weight_dtype")
+    if deepstack and _scan_layers(config):
+        problems.append(
+            f"deepstack_visual_indexes_for_vit is {deepstack}, with which MaxText does not scan; give [], or "
+            "scan_layers=False"
+        )
+    if str(weight_dtype).startswith("float8"):
+        problems.append(
+            f"weight_dtype is {weight_dtype}, for which MaxText wants codes and scales; packed weights are unpacked "
+            "here: give the model_name without -fp8"
+        )
+    model = request.architecture
+    if request.family.name == "gemma4" and (model.per_layer_embedding or model.shared_kv_layers):
+        cycle, name = 5 if _get(config, "model_name") == "gemma4-e2b" else 6, _get(config, "model_name")
+        if (first := global_layers(model)[0] + 1) != cycle:
+            problems.append(
+                f"model_name is {name}, whose every {cycle}th layer has full attention; config.json has every {first}th"
+            )
+    return problems
 
 
 def _check_head(config: Any, converted: CachedCheckpoint) -> None:
@@ -267,7 +305,7 @@ def _expected(request: Request) -> dict[tuple[str, ...], Any]:
     model = request.architecture
     layers = model.num_layers // tables.layers_in_one(request.family.name)
     attention, latent = model.first(Attention), model.first(LatentAttention)
-    dense, experts = model.first(MLP), model.first(Experts)
+    dense, experts, delta_net = model.first(MLP), model.first(Experts), model.first(GatedDeltaNet)
     expected: dict[tuple[str, ...], Any] = {
         ("emb_dim", "base_emb_dim"): model.embed_dim,
         ("num_query_heads", "base_num_query_heads"): model.num_heads,
@@ -282,8 +320,11 @@ def _expected(request: Request) -> dict[tuple[str, ...], Any]:
     if experts:
         expected["num_experts_per_tok",] = experts.num_selected
         expected["moe_mlp_dim", "base_moe_mlp_dim"] = experts.mlp_dim
-        expected["first_num_dense_layers",] = len(model.layers_with(MLP))
-        expected["shared_experts",] = experts.shared_mlp_dim // experts.mlp_dim
+        sparse = set(model.layers_with(Experts))
+        expected["first_num_dense_layers",] = len(set(model.layers_with(MLP)) - sparse)
+        # MaxText takes an MLP beside the experts for a shared expert.
+        beside = sparse & set(model.layers_with(MLP))
+        expected["shared_experts",] = 1 if beside else experts.shared_mlp_dim // experts.mlp_dim
     if latent:
         expected["q_lora_rank",] = latent.q_rank or 0
         expected["kv_lora_rank",] = latent.kv_rank
@@ -293,4 +334,33 @@ def _expected(request: Request) -> dict[tuple[str, ...], Any]:
     if attention:
         expected["num_kv_heads", "base_num_kv_heads"] = attention.num_kv_heads
         expected["head_dim",] = attention.head_dim
+    if delta_net:
+        expected["inhomogeneous_layer_cycle_interval",] = cycle_of(model)
+        expected["gdn_num_key_heads",] = delta_net.num_key_heads
+        expected["gdn_num_value_heads",] = delta_net.num_value_heads
+        expected["gdn_key_head_dim",] = delta_net.key_dim
+        expected["gdn_value_head_dim",] = delta_net.value_dim
+        expected["gdn_conv_kernel_dim",] = delta_net.conv_width
+    if request.family.name == "gemma4":
+        expected |= _expected_of_gemma4(model)
+    return expected
+
+
+def _expected_of_gemma4(model: DecoderConfig) -> dict[tuple[str, ...], Any]:
+    """What `config.json` says of a Gemma 4 beyond what other families have."""
+    inputs, last = model.per_layer_embedding, model.layers[-1]
+    sharing = sum(model.kv_layer(number) != number for number in range(model.num_layers))
+    expected: dict[tuple[str, ...], Any] = {
+        ("num_kv_shared_layers",): sharing,
+        ("hidden_size_per_layer_input",): inputs.dim if inputs else 0,
+    }
+    if inputs:
+        expected["vocab_size_per_layer_input",] = inputs.vocab_size
+    if sharing:
+        expected["use_double_wide_mlp",] = last.feed_forward != model.layers[0].feed_forward
+    if isinstance(last.mixer, Attention):
+        expected["global_head_dim",] = last.mixer.head_dim
+        expected["share_kv_projections",] = last.mixer.v_from_k
+        if last.mixer.num_kv_heads != model.num_kv_heads:
+            expected["global_num_kv_heads",] = last.mixer.num_kv_heads
     return expected

@@ -48,9 +48,23 @@ MODELS: dict[str, dict[str, Any]] = {
         "sliding_window_size": 8,
     },
 }
+# What MaxText is told of a model beyond the settings that its golden tree was made with.
+OF_TREES: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {"rope_type": "default"},
+    "gemma4_a4b_12": {"sliding_window_size": 8},
+    "gemma4_e2b_10": {"sliding_window_size": 8},
+    "gemma4_text_31b_12": {"sliding_window_size": 8},
+    "kimi_k2": {"model_name": "kimi-k2-1t"},
+    "mistral": {"normalization_layer_epsilon": 1e-6, "rope_max_timescale": 10000},
+    "qwen3_5_moe_8": {},
+    "qwen3_next_8": {},
+    "qwen3_vl": {"use_multimodal": False},
+    "qwen3_vl_moe": {"use_multimodal": False},
+}
 # MaxText extends Llama's context from 8192, whatever config.json says (the golden model has 64), so what to compare
 # with is transformers 5.23 (PyTorch 2.13, CPU, eager, float32) on the golden weights with that number in config.json.
-LOGITS = {"llama3": HERE / "llama3_context_8192.npz"}
+# MaxText's Mistral has no window, the golden model one of 8: transformers 5.24 with none.
+LOGITS = {"llama3": HERE / "llama3_context_8192.npz", "mistral": HERE / "mistral_without_window.npz"}
 
 
 class Case(NamedTuple):
@@ -79,7 +93,32 @@ CASES = [
     Case("llama3", False, False, "path"),
     Case("gemma2", True, False, "path"),
     Case("gemma2", False, True, "filled"),
+    Case("deepseek_v3", True, True, "path"),
+    Case("gemma4_a4b_12", True, True, "filled"),
+    Case("gemma4_a4b_12", False, False, "path"),
+    Case("gemma4_e2b_10", False, True, "filled"),
+    Case("gemma4_text_31b_12", True, False, "path"),
+    Case("kimi_k2", True, False, "filled"),
+    Case("kimi_k2", False, True, "path"),
+    Case("mistral", True, True, "filled"),
+    Case("mistral", False, True, "path"),
+    Case("qwen3_5_moe_8", True, True, "path"),
+    Case("qwen3_5_moe_8", False, False, "filled"),
+    Case("qwen3_next_8", True, False, "filled"),
+    Case("qwen3_next_8", False, True, "path"),
+    Case("qwen3_vl", True, True, "path"),
+    Case("qwen3_vl", False, True, "filled"),
+    Case("qwen3_vl_moe", False, True, "filled"),
 ]
+
+
+def settings_of(model: str) -> dict[str, Any]:
+    """What MaxText is told of a golden model."""
+    if model in MODELS:
+        return SHAPE | MODELS[model]
+    tree = json.loads(next((HERE.parent / "golden" / "maxtext").glob(f"{model}-*.json")).read_text())
+    overrides = dict(override.split("=") for override in tree["overrides"])
+    return {"model_name": tree["maxtext_model"]} | overrides | OF_TREES[model]
 
 
 def golden(name: str) -> Path:
@@ -103,8 +142,7 @@ def run(folder: Path, *command: str | Path, **environment: str) -> str:
 def job_of(case: Case, model: Path, folder: Path) -> dict[str, Any]:
     """What `maxtext_logits.py` is to do."""
     settings = {
-        **SHAPE,
-        **MODELS[case.model],
+        **settings_of(case.model),
         "scan_layers": case.scan_layers,
         "checkpoint_storage_use_ocdbt": case.flags,
         "checkpoint_storage_use_zarr3": case.flags,
@@ -117,7 +155,7 @@ def job_of(case: Case, model: Path, folder: Path) -> dict[str, Any]:
     if case.how == "filled":
         settings["convert_checkpoint_if_possible"] = True
         return job | {"model": str(model), "cache_dir": str(folder / "cache")}
-    layout = lazyload.MaxText(scan_layers=case.scan_layers, vocab_size=settings["vocab_size"])
+    layout = lazyload.MaxText(scan_layers=case.scan_layers, vocab_size=int(settings["vocab_size"]))
     storage = lazyload.Storage(ocdbt=case.flags, zarr3=case.flags)
     settings["load_parameters_path"] = str(
         lazyload.convert(model, layout=layout, storage=storage, cache_dir=folder / "cache").path
@@ -128,9 +166,17 @@ def job_of(case: Case, model: Path, folder: Path) -> dict[str, Any]:
 
 
 class Found(NamedTuple):
-    """What MaxText's process found: all cases' logits, what was said of a contradicting config, a config's inside."""
+    """What MaxText's process found.
+
+    Attributes:
+        logits: Of all cases.
+        otherwise: The parameters that the trainer restored otherwise than `from_pretrained`.
+        refusals: What was said of a contradicting config.
+        internals: A config's inside.
+    """
 
     logits: dict[Case, np.ndarray]
+    otherwise: dict[Case, list[str]]
     refusals: Sequence[str]
     internals: dict[str, Any]
 
@@ -139,15 +185,19 @@ class Found(NamedTuple):
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """All of it in one process, as importing MaxText takes longer than all the rest."""
     folder = tmp_path_factory.mktemp("maxtext")
-    models = {name: checkpoints.make(name, folder) for name in MODELS}
+    models = {name: checkpoints.make(name, folder) for name in MODELS | OF_TREES}
     jobs = [job_of(case, models[case.model], folder) for case in CASES]
     scanned = jobs[0]["settings"]
     refused = {"settings": {**scanned, "scan_layers": False}, "refusals": str(folder / "refusals.json")}
     inside = {"settings": scanned, "internals": str(folder / "internals.json")}
     (folder / "jobs.json").write_text(json.dumps([*jobs, refused, inside]))
     run(folder, HERE / "maxtext_logits.py", folder / "jobs.json")
-    logits = {case: np.load(job["logits"])["logits"] for case, job in zip(CASES, jobs, strict=True)}
-    return Found(logits, *(json.loads((folder / f"{name}.json").read_text()) for name in ("refusals", "internals")))
+    arrays = {case: dict(np.load(job["logits"])) for case, job in zip(CASES, jobs, strict=True)}
+    logits = {case: found["logits"] for case, found in arrays.items()}
+    otherwise = {case: found["otherwise"].tolist() for case, found in arrays.items()}
+    return Found(
+        logits, otherwise, *(json.loads((folder / f"{name}.json").read_text()) for name in ("refusals", "internals"))
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -157,6 +207,11 @@ def test_maxtext_s_model_says_what_transformers_does(case: Case, found: Found) -
     # Everything is float32, and the only rounding of the conversion, Llama's and Gemma 2's query scale, is a power
     # of two for heads of 16: what is left is the order of sums.
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_maxtext_s_trainer_restores_the_same(case: Case, found: Found) -> None:
+    assert found.otherwise[case] == []
 
 
 def test_maxtext_and_the_integration_refuse_layers_scanned_otherwise(found: Found) -> None:

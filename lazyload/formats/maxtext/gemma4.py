@@ -58,7 +58,7 @@ def gemma4(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> 
         above = under("decoder.per_layer_embedder", _PER_LAYER_EMBEDDING)
         tables = [Table(above), Table(under("decoder.layers_{layer}", layer))]
         return layout(config, tables, scan_layers, vocab_size, embed_scale=scale)
-    attending = _global_layers(config)
+    attending = global_layers(config)
     local = Table(
         under("decoder.scanned_blocks.local_layers", scanned(layer, "block local")),
         only={"layer": [number for number in range(config.num_layers) if number not in attending]},
@@ -67,6 +67,12 @@ def gemma4(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> 
     )
     others = Table(under("decoder.scanned_blocks.global_layer", scanned(layer, "layer")), only={"layer": attending})
     return layout(config, [local, others], scan_layers, vocab_size, embed_scale=scale)
+
+
+def global_layers(config: DecoderConfig) -> list[int]:
+    """The layers with full attention."""
+    mixers = enumerate(layer.mixer for layer in config.layers)
+    return [number for number, mixer in mixers if isinstance(mixer, Attention) and mixer.window is None]
 
 
 def _require_small(config: DecoderConfig, scan_layers: bool) -> None:
@@ -91,14 +97,9 @@ def _require_small(config: DecoderConfig, scan_layers: bool) -> None:
 
 def _require_cycles(config: DecoderConfig, cycles: Sequence[int]) -> None:
     """Refuses layers that do not come in cycles, all local but the last."""
-    found = _global_layers(config)
+    found = global_layers(config)
     if not any(found == list(range(cycle - 1, config.num_layers, cycle)) for cycle in cycles):
         raise LayoutError(
             f"MaxText's Gemma 4 has full attention in every {' or '.join(f'{cycle}th' for cycle in cycles)} layer; "
             f"layer_types has it in layers {found} of {config.num_layers}"
         )
-
-
-def _global_layers(config: DecoderConfig) -> list[int]:
-    mixers = enumerate(layer.mixer for layer in config.layers)
-    return [number for number, mixer in mixers if isinstance(mixer, Attention) and mixer.window is None]
