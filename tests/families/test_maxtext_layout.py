@@ -26,7 +26,7 @@ from lazyload.sources import ModelReference, open_source
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted((GOLDEN / "maxtext").glob("*.json"))
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-LINEAR, FULL = "linear_attention", "full_attention"
+LINEAR, SLIDING, FULL = "linear_attention", "sliding_attention", "full_attention"
 
 
 def spec(name: str) -> dict[str, Any]:
@@ -254,6 +254,33 @@ def test_what_maxtext_s_layers_cannot_express(name: str, changes: Mapping[str, A
     for scan_layers in (True, False):
         with pytest.raises(LayoutError, match=message):
             MaxText(scan_layers).layout(family.name, config)
+
+
+@pytest.mark.parametrize("name", ["gemma4_e2b_10", "gemma4_text_e2b_10"])
+def test_small_gemma_4s_are_not_scanned(name: str) -> None:
+    family, config = read(spec(name))
+    with pytest.raises(LayoutError, match=r"hidden_size_per_layer_input.*num_kv_shared_layers.*use scan_layers=False"):
+        MaxText().layout(family.name, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("gemma4_text_31b_12", {"attention_bias": True}, "no biases .attention_bias"),
+        ("gemma4_text_31b_12", {"layer_types": [SLIDING, FULL] * 6}, r"every 6th layer.*layers \[1, 3, .* of 12"),
+        ("gemma4_text_e2b_10", {"layer_types": [SLIDING, FULL] * 5}, r"every 5th or 6th layer.*layers \[1, 3"),
+        ("gemma4_text_e2b_10", {"attention_k_eq_v": True}, "attention_k_eq_v"),
+        (
+            "gemma4_text_e2b_10",
+            {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
+            "no experts .enable_moe_block",
+        ),
+    ],
+)
+def test_what_maxtext_s_gemma_4_cannot_express(name: str, changes: Mapping[str, Any], message: str) -> None:
+    family, config = read(spec(name), **changes)
+    with pytest.raises(LayoutError, match=message):
+        MaxText(scan_layers=False).layout(family.name, config)
 
 
 def test_experts_of_a_multimodal_qwen_3_are_not_scanned() -> None:

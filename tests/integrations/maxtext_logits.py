@@ -60,7 +60,9 @@ def restored(job: dict[str, Any], tokens: np.ndarray) -> dict[str, np.ndarray]:
     """The logits of the model that `from_pretrained` restores, and what the trainer restores otherwise."""
     config = config_of(job, tokens.shape[1])
     model, mesh = model_creation_utils.from_pretrained(config)
-    return {"logits": logits(model, mesh, tokens), "otherwise": np.array(otherwise(model, trained_from(config)), str)}
+    # Unlike `from_pretrained`, the trainer does not take `scan_layers` from the checkpoint where nobody has set it.
+    trained = trained_from(model_creation_utils.verify_and_sync_scan_layers(config))
+    return {"logits": logits(model, mesh, tokens), "otherwise": np.array(otherwise(model, trained), str)}
 
 
 def logits(model: nnx.Module, mesh: jax.sharding.Mesh, tokens: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Filling in a MaxText config: what is converted, and what is refused. Configs are plain fields here; MaxText's own
 are tested where MaxText restores."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -18,11 +19,28 @@ import lazyload
 from lazyload.errors import ConfigError, LayoutError, SourceNotFoundError, StorageError
 from lazyload.integrations.maxtext import HUB_IDS, with_checkpoint
 
+# Golden models, with those of the settings of their golden trees that are compared with config.json, and more that are.
+GDN = [
+    f"gdn_{name}" for name in ("conv_kernel_dim", "key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads")
+]
+COMPARED: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "qwen3_5_moe_8": (GDN, {"inhomogeneous_layer_cycle_interval": 4, "shared_experts": 1}),
+    "qwen3_next_8": (GDN, {"inhomogeneous_layer_cycle_interval": 4, "shared_experts": 1}),
+    "gemma4_a4b_12": (
+        ["global_head_dim", "global_num_kv_heads", "share_kv_projections", "base_moe_mlp_dim", "num_experts_per_tok"],
+        {"shared_experts": 1, "first_num_dense_layers": 0, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+    ),
+    "gemma4_e2b_10": (
+        ["num_kv_shared_layers", "hidden_size_per_layer_input", "vocab_size_per_layer_input", "use_double_wide_mlp"],
+        {"model_name": "gemma4-e2b", "scan_layers": False},
+    ),
+}
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for name in ("qwen3", "gemma2", "deepseek_v3", "gpt_oss", "phi3"):
+    for name in ("qwen3", "gemma2", "deepseek_v3", "gpt_oss", "phi3", "qwen3_vl", *COMPARED):
         checkpoints.make(name, folder)
     return folder
 
@@ -182,6 +200,45 @@ def test_experts_and_latent_attention_are_compared(models: Path, tmp_path: Path)
     for name in sorted(right.keys() - {"tokenizer_path", "head_dim", "base_num_kv_heads"}):
         with pytest.raises(ConfigError, match=f"  - {name} is"):
             with_checkpoint(qwen(models, **{**right, name: right[name] + 1}), cache_dir=tmp_path)
+
+
+def tree_settings(models: Path, name: str) -> dict[str, Any]:
+    """A config of a golden model, as its golden tree was made with."""
+    tree = json.loads(next((checkpoints.GOLDEN / "maxtext").glob(f"{name}-*.json")).read_text())
+    overrides = (override.split("=") for override in tree["overrides"])
+    settings = {key: ast.literal_eval(value) for key, value in overrides}
+    unlike = {"base_mlp_dim": None, "logits_via_embedding": None, "tokenizer_path": str(models / name)}
+    return qwen(models, **{**unlike, **settings})
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_only_some_families_have_is_compared(models: Path, tmp_path: Path, name: str) -> None:
+    compared, more = COMPARED[name]
+    config = tree_settings(models, name) | more
+    model = models / name
+    assert Path(with_checkpoint(config, model=model, cache_dir=tmp_path)["load_parameters_path"]).is_dir()
+    for field in [*compared, *(more.keys() - {"model_name", "scan_layers"})]:
+        value = not config[field] if isinstance(config[field], bool) else config[field] + 1
+        with pytest.raises(ConfigError, match=f"  - {field} is {value}, config.json means {config[field]}"):
+            with_checkpoint({**config, field: value}, model=model, cache_dir=tmp_path)
+
+
+def test_a_small_gemma_4_of_another_name_has_another_pattern(models: Path, tmp_path: Path) -> None:
+    config = tree_settings(models, "gemma4_e2b_10") | {"scan_layers": False, "model_name": "gemma4-e4b"}
+    with pytest.raises(ConfigError, match=r"model_name is gemma4-e4b, whose every 6th layer .* has every 5th"):
+        with_checkpoint(config, model=models / "gemma4_e2b_10", cache_dir=tmp_path)
+
+
+def test_what_maxtext_does_not_scan_or_wants_packed(models: Path, tmp_path: Path) -> None:
+    config = tree_settings(models, "qwen3_vl") | {"deepstack_visual_indexes_for_vit": [5, 11]}
+    with pytest.raises(
+        ConfigError, match=r"deepstack_visual_indexes_for_vit is \[5, 11\].*give \[\], or scan_layers=F"
+    ):
+        with_checkpoint(config, cache_dir=tmp_path)
+    filled = with_checkpoint({**config, "scan_layers": False}, cache_dir=tmp_path)
+    assert "layers_0" in tree(filled)["params"]["params"]["decoder"]
+    with pytest.raises(ConfigError, match="weight_dtype is float8_e4m3fn, for which MaxText wants codes and scales"):
+        with_checkpoint(qwen(models, weight_dtype="float8_e4m3fn"), cache_dir=tmp_path)
 
 
 def test_a_config_that_contradicts_the_entry_it_names(models: Path, tmp_path: Path) -> None:
