@@ -127,6 +127,26 @@ def test_the_parameter_tree_on_a_mesh(models: Path, tmp_path: Path) -> None:
     assert tree["params"]["params"]["token_embedder"]["embedding"].sharding.spec == P("tp", "fsdp")
 
 
+@pytest.mark.parametrize("name", ["qwen3_5_moe_8", "qwen3_next_8", "gemma4_a4b_12"])
+def test_blocks_that_are_scanned_twice_on_a_mesh(models: Path, tmp_path: Path, name: str) -> None:
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tp"))
+    path = lazyload.convert(models / name, layout=lazyload.MaxText(), cache_dir=tmp_path).path
+    found = lazyload.from_pretrained(models / name, layout=lazyload.MaxText(), mesh=mesh, cache_dir=tmp_path)
+    assert lazyload.last_report().hit
+    expected = ocp.PyTreeCheckpointer().restore(path)["params"]
+    for leaf, plain in zip(jax.tree.leaves(found["params"]), jax.tree.leaves(expected), strict=True):
+        assert leaf.dtype == plain.dtype
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(plain))
+    decoder = found["params"]["params"]["decoder"]
+    if name == "qwen3_5_moe_8":
+        layer = decoder["layers"]["layer_0"]["attention"]
+        assert layer["in_proj_qkvz"]["kernel"].sharding.spec == P("fsdp", None, "tp")
+        assert {layer[kind].dtype.name for kind in ("A_log", "dt_bias")} == {"float32", "bfloat16"}
+    if name == "gemma4_a4b_12":
+        query = decoder["scanned_blocks"]["local_layers"]["self_attention"]["query"]["kernel"]
+        assert query.sharding.spec == P("fsdp", None, None, "tp")
+
+
 def test_a_second_run_takes_the_same_checkpoint(models: Path, tmp_path: Path) -> None:
     first, second = (with_checkpoint(qwen(models), cache_dir=tmp_path) for _ in range(2))
     assert first == second
