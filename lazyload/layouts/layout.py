@@ -19,7 +19,19 @@ from lazyload.layouts.notation import Line, parse_line
 
 @dataclass(frozen=True)
 class Table:
-    """Lines that hold for the whole format, or for a range of an axis.
+    """Lines that hold for the whole format, or for some indices of an axis.
+
+    Example:
+        Of every three layers, the first two are stacked within their block, and the blocks again; the third has a table
+        of its own:
+
+        >>> local = Table(
+        ...     {"blocks.local.query": "attn.q : embed block local head head_dim"},
+        ...     only={"layer": (0, 1, 3, 4)},
+        ...     split={"layer": ("block", "local")},
+        ...     sizes={"local": 2},
+        ... )
+        >>> last = Table({"blocks.last.query": "attn.q : embed layer head head_dim"}, only={"layer": (2, 5)})
 
     Attributes:
         lines: From path to what the array there holds (see `lazyload.layouts.notation`).

@@ -36,6 +36,9 @@ EXPERTS = {
 CYCLES = Table(
     {"s.layers_{kind}": "q : embed block head head_dim"}, split={"layer": ("block", "kind")}, sizes={"kind": 2}
 )
+NESTED = Table(
+    {"n.layers": "q : embed block kind (head head_dim)"}, split={"layer": ("block", "kind")}, sizes={"kind": 2}
+)
 RANGES = [
     Table({"first.{layer:0..}": "q : embed head head_dim"}, only={"layer": range(0, 1)}),
     Table({"rest": "q : embed layer head (pair half)"}, only={"layer": range(1, 4)}),
@@ -54,6 +57,7 @@ GROUPS = [
     [
         *layouts_of(QUERY),
         Layout([CYCLES]),
+        Layout([NESTED]),
         Layout(RANGES),
         Layout(HALVES),
         Layout({"g.q": "q : embed layer head head_dim ; scale 0.5"}),

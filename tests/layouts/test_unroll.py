@@ -147,6 +147,25 @@ def test_each_place_of_a_cycle_is_stacked_by_itself() -> None:
             )
 
 
+def test_blocks_within_which_the_layers_of_one_size_are_stacked_again() -> None:
+    source = checkpoint()
+    narrow = {"only": {"layer": NARROW.layers}, "split": {"layer": ("block", "local")}, "sizes": {"local": 2}}
+    target = Layout(
+        [
+            Table({"local": "q : embed block local head head_dim"}, **narrow),
+            Table({"global": "q : embed layer head head_dim"}, only={"layer": WIDE.layers}),
+        ]
+    )
+    tensors = resolve(source, STORED, target, TWO_SIZES, FLOAT32).tensors
+    assert {path: lazy.shape for path, lazy in tensors.items()} == {"local": (5, 2, 2, 3, 4), "global": (5, 2, 3, 8)}
+    for block, local in itertools.product(range(2), range(2)):
+        found = tensors["local"][:, block : block + 1, local : local + 1, :, :][:, 0, 0]
+        stored = source.arrays[f"{3 * block + local}.q"]
+        np.testing.assert_array_equal(found, stored.reshape(3, -1, 5).transpose(2, 0, 1))
+        whole = tensors["global"][:, block : block + 1, :, :][:, 0]
+        np.testing.assert_array_equal(whole, source.arrays[f"{3 * block + 2}.q"].reshape(3, -1, 5).transpose(2, 0, 1))
+
+
 def test_concatenated_roles_of_two_sizes() -> None:
     joined = Layout({"{layer}": "q | k | v : (head head_dim | kv_head head_dim | kv_head head_dim)"})
     assert shapes(joined, TWO_SIZES) == {"0": (20,), "1": (20,), "3": (20,), "4": (20,), "2": (40,), "5": (40,)}
