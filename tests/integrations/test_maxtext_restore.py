@@ -50,7 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 # What MaxText is told of a model beyond the settings that its golden tree was made with.
 OF_TREES: dict[str, dict[str, Any]] = {
-    "deepseek_v3": {"rope_type": "default"},
+    "deepseek_v3": {"rope_factor": 1},
     "gemma4_a4b_12": {"sliding_window_size": 8},
     "gemma4_e2b_10": {"sliding_window_size": 8},
     "gemma4_text_31b_12": {"sliding_window_size": 8},
