@@ -52,7 +52,15 @@ class ModelOptions:
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")] = None
     subfolder: Annotated[str | None, typer.Option(help="The folder in the repository, where the model lies.")] = None
     variant: Annotated[str | None, typer.Option(help="Files of weights of that name: fp16.")] = None
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto for config.json's.")] = "bfloat16"
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[PATTERN=]DTYPE",
+            help="bfloat16, float16, float32, or auto for config.json's. With a pattern of roles or paths, such as "
+            "'*norm*=float32', for these. May be repeated; of patterns the first that matches counts.",
+            show_default="bfloat16",
+        ),
+    ] = None
     layout: Annotated[str, typer.Option(help="nnx, maxtext (layers stacked) or maxtext-unscanned.")] = "nnx"
     vocab_size: Annotated[
         int | None, typer.Option(help="MaxText's vocab_size, where it is larger than the model's.")
@@ -83,7 +91,7 @@ class ModelOptions:
             "revision": self.revision,
             "subfolder": self.subfolder,
             "variant": self.variant,
-            "dtype": self.dtype,
+            "dtype": cli_values.dtypes(self.dtype or ()),
             "layout": cli_values.layout(self.layout, self.vocab_size),
             "storage": Storage(self.ocdbt, self.zarr3, self.compression, self.chunk_bytes),
             "cache_dir": self.cache_dir,
@@ -194,7 +202,7 @@ def ls(
                 entry.key[:8],
                 entry.model,
                 str(entry.manifest.fields.get("layout", "")),
-                str(entry.manifest.fields.get("dtype", "")),
+                _dtypes(entry.manifest.fields.get("dtype", "")),
                 _flags(entry.manifest.fields.get("storage")),
                 _size(entry.nbytes),
                 datetime.fromtimestamp(entry.last_used).strftime("%Y-%m-%d %H:%M"),
@@ -290,6 +298,10 @@ def _entry_fields(entry: Any) -> dict[str, Any]:
         "source": manifest.source,
         "fields": manifest.fields,
     }
+
+
+def _dtypes(described: Any) -> str:
+    return " ".join(map(str, described)) if isinstance(described, list) else str(described)
 
 
 def _flags(storage: Any) -> str:

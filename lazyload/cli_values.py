@@ -10,6 +10,7 @@ import typer
 
 from lazyload.config_json.overrides import overridden
 from lazyload.formats.maxtext import MaxText
+from lazyload.layouts.dtypes import ALL
 
 _WORD = re.compile(r"[A-Za-z_][\w./-]*")
 _NOT_JSON = {"None": "null", "True": "true", "False": "false", "NaN": "null"}
@@ -37,6 +38,29 @@ def config_fields(typed: Sequence[str]) -> Mapping[str, Any] | None:
         return None
     nothing: Mapping[str, Any] = {}
     return functools.reduce(overridden, map(_fields, typed), nothing)
+
+
+def dtypes(typed: Sequence[str]) -> Any:
+    """The dtype, or dtypes by pattern, that `--dtype` gives: one `DTYPE` at most, and any number of `PATTERN=DTYPE`.
+
+    Example:
+        >>> dtypes(["bf16"])
+        'bf16'
+        >>> dtypes(["float16", "*norm*=float32"])
+        {'*norm*': 'float32', '*': 'float16'}
+    """
+    pairs = [text.rpartition("=") for text in typed]
+    by_pattern = {pattern: dtype for pattern, sign, dtype in pairs if sign}
+    plain = [dtype for _, sign, dtype in pairs if not sign]
+    if len(plain) > 1 or len(by_pattern) + len(plain) < len(typed) or (plain and ALL in by_pattern):
+        raise typer.BadParameter(
+            f"{' '.join(typed)}: give one DTYPE for all, and PATTERN=DTYPE for others, each pattern once",
+            param_hint="--dtype",
+        )
+    default = plain[0] if plain else "bfloat16"
+    if not by_pattern:
+        return default
+    return by_pattern if ALL in by_pattern else {**by_pattern, ALL: default}
 
 
 def quantity(text: str | None, option: str, units: Mapping[str, float]) -> float | None:

@@ -91,7 +91,11 @@ def from_pretrained(
         rules: From logical axis (`vocab embed layer head kv_head head_dim mlp expert expert_mlp ...`) to mesh axis, to
             several, or to None; what is not named follows the default rules.
         dtype: The stored and returned dtype of floating-point parameters: bfloat16, float16 or float32, as NumPy, JAX,
-            PyTorch or a text name it; `"auto"` for the one that `config.json` names.
+            PyTorch or a text name it; `"auto"` for the one that `config.json` names. Or dtypes by pattern, `{"*norm*":
+            "float32", "router": "float32", "*": "bfloat16"}`: globs, as `fnmatch` reads them, of roles (`attn.q_norm`;
+            `lazyload/README.md` lists them) or of the layout's paths (`layers.0.*`). The first one that matches counts,
+            and what none matches is bfloat16. What a layout's table stores in a dtype of its own (`as float32`) keeps
+            it unless a pattern is its very role or path.
         layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, a
             `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build from it, too.
         storage: How the converted checkpoint is stored, a `Storage` or its flags in a dictionary; None for the
@@ -174,7 +178,7 @@ def convert(
         revision: A branch, tag or commit.
         subfolder: Where in the repository or folder the checkpoint lies.
         variant: Which files of weights.
-        dtype: The stored dtype of floating-point parameters.
+        dtype: The stored dtype of floating-point parameters, or dtypes by pattern.
         layout: The layout of the converted checkpoint.
         storage: How it is stored.
         cache_dir: The cache's root.
@@ -231,7 +235,7 @@ def plan(
         revision: A branch, tag or commit.
         subfolder: Where in the repository or folder the checkpoint lies.
         variant: Which files of weights.
-        dtype: The dtype of floating-point parameters.
+        dtype: The dtype of floating-point parameters, or dtypes by pattern.
         layout: The layout of the converted checkpoint.
         storage: How it would be stored.
         cache_dir: The cache's root.

@@ -8,9 +8,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-import ml_dtypes
-import numpy as np
-
 from lazyload import families
 from lazyload.architecture import DecoderConfig
 from lazyload.cache.cache import Cache
@@ -25,7 +22,6 @@ from lazyload.errors import (
     LazyLoadError,
     SourceNotFoundError,
     TensorMismatchError,
-    UnsupportedFormatError,
 )
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
@@ -33,8 +29,10 @@ from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
 from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes, target_form
+from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
-from lazyload.options import DTypeOption, LayoutOption, StorageOption, storage_of
+from lazyload.layouts.unroll import unroll_tree
+from lazyload.options import DTypeOption, LayoutOption, StorageOption, dtype_patterns, dtypes_for, storage_of
 from lazyload.progress import ProgressOption
 from lazyload.sources import ModelReference, Source, open_source
 from lazyload.sources.remembered import RememberedSource
@@ -50,13 +48,6 @@ logger = logging.getLogger("lazyload")
 ENTRY_FORMAT = 2
 """Raised whenever entries of the same key come to look different on disk."""
 
-_DTYPES: Mapping[str, np.dtype] = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-}
-_SPELLINGS = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
-
 
 @dataclass(frozen=True)
 class Request:
@@ -69,7 +60,7 @@ class Request:
         target: What is wanted.
         layout: The same, as the call named it.
         strict: Whether a tensor without use is an error even where it cannot matter.
-        dtype: The dtype of floating-point parameters.
+        dtypes: The dtypes of floating-point parameters.
         storage: How the entry is stored, every flag concrete.
         cache: Where entries are.
         fields: The key's fields, but for the source's identity.
@@ -81,7 +72,7 @@ class Request:
     target: Target[Any]
     layout: LayoutOption
     strict: bool
-    dtype: np.dtype
+    dtypes: DTypes
     storage: Storage
     cache: Cache
     fields: Mapping[str, Any]
@@ -112,7 +103,7 @@ class Request:
                 source_layout,
                 self.target.layout,
                 self.architecture,
-                self.dtype,
+                self.dtypes,
                 lambda name: not self.strict and may_be_left_aside(name, self.source),
             )
         except TensorMismatchError as error:
@@ -194,7 +185,7 @@ class Request:
     def forms(self) -> list[Mapping[str, tuple[tuple[int, ...], str]]]:
         """What the entry's arrays can be, shapes and dtypes by path: as `config.json` has it, or untied."""
         requests = [self] if self._untied is None else [self, self._untied]
-        return [target_form(request.target.layout, request.architecture, request.dtype) for request in requests]
+        return [target_form(request.target.layout, request.architecture, request.dtypes) for request in requests]
 
     @functools.cached_property
     def _untied(self) -> Self | None:
@@ -227,27 +218,29 @@ def open_request(
         raise ArgumentError(f"family={family!r:.200} is no lazyload.Family")
     if not isinstance(cache_dir, str | os.PathLike | None):
         raise ArgumentError(f"cache_dir={cache_dir!r:.200}: give a folder")
-    parameter_dtype = None if _is_auto(dtype) else _dtype(dtype)
+    patterns = dtype_patterns(dtype)
     cache = Cache(cache_dir)
     contents = cache.contents.read_only() if dry_run else cache.contents
     with contextlib.closing(_open_source(reference, cache, contents, progress)) as source:
         values = overridden(source.config, config)
         family = family or families.find(values)
         architecture = family.read(values)
-        parameter_dtype = parameter_dtype or _dtype_of(values)
+        dtypes = dtypes_for(patterns, values)
         target = _target(layout, family, architecture)
+        if dtypes.patterns:
+            dtypes = _fitted(dtypes, layout, family, architecture)
         fields = {
             "config": config,
             "mapping": digest(family.stored(architecture), target.layout, architecture),
             "own_head": _own_head_digest(layout, family, architecture),
             "layout": target.layout.name,
             "container": target.description(),
-            "dtype": parameter_dtype.name,
+            "dtype": dtypes.description(),
             "adapter": None,
             "storage": flags.fields(),
             "format": ENTRY_FORMAT,
         }
-        yield Request(source, family, architecture, target, layout, strict, parameter_dtype, flags, cache, fields)
+        yield Request(source, family, architecture, target, layout, strict, dtypes, flags, cache, fields)
 
 
 def _open_source(
@@ -313,37 +306,10 @@ def _own_head_digest(layout: LayoutOption, family: Family, architecture: Any) ->
     return digest(family.stored(untied), _target(layout, family, untied).layout, untied)
 
 
-def _is_auto(dtype: DTypeOption) -> bool:
-    return isinstance(dtype, str) and dtype == "auto"
-
-
-def _dtype(dtype: DTypeOption) -> np.dtype:
-    """The dtype of floating-point parameters, however it is written."""
-    inner = getattr(dtype, "dtype", None)
-    given: Any = inner if isinstance(inner, np.dtype) else dtype
-    try:
-        # NumPy would take None for float64, and does not know bfloat16 by name.
-        name = str(given) if given is None or isinstance(given, str) else np.dtype(given).name
-    except TypeError:
-        # PyTorch's are called `torch.bfloat16`.
-        name = str(given)
-    name = name.removeprefix("torch.")
-    name = _SPELLINGS.get(name, name)
-    if name not in _DTYPES:
-        raise UnsupportedFormatError(
-            f"dtype {dtype!r}: parameters can be {', '.join(_DTYPES)}, or 'auto' for what config.json says"
-        )
-    return _DTYPES[name]
-
-
-def _dtype_of(config: Mapping[str, Any]) -> np.dtype:
-    """The dtype that `config.json` says its weights are in."""
-    parts = (config, config.get("text_config"))
-    named = (part.get(name) for part in parts if isinstance(part, Mapping) for name in ("dtype", "torch_dtype"))
-    name = next((name for name in named if name is not None), None)
-    if not isinstance(name, str) or name == "auto":
-        raise UnsupportedFormatError(f"dtype 'auto': config.json does not say which; give {', '.join(_DTYPES)}")
-    return _dtype(name)  # type: ignore[arg-type]
+def _fitted(dtypes: DTypes, layout: LayoutOption, family: Family, architecture: Any) -> DTypes:
+    """The dtypes for the arrays that the target can have: a head of its own may yet turn out to be stored."""
+    most = _with_own_head(architecture) or architecture
+    return dtypes.fitted(unroll_tree(_target(layout, family, most).layout, most).values())
 
 
 def _target(layout: LayoutOption, family: Family, architecture: Any) -> Target[Any]:

@@ -96,6 +96,16 @@ def test_convert_and_plan_take_what_python_takes(model: Path, cache: Path, tmp_p
     assert lazyload.Cache(cache).entries()[0].key == called.key
 
 
+def test_dtypes_by_pattern(model: Path, cache: Path) -> None:
+    options = ["--dtype", "float16", "--dtype", "*norm*=float32"]
+    plan = json.loads(command("plan", model, *options, "--json", cache=cache).stdout)
+    dtypes = {path: parameter["dtype"] for path, parameter in plan["parameters"].items()}
+    assert (dtypes["final_norm.scale"], dtypes["embed.embedding"]) == ("float32", "float16")
+    assert plan["key"] == lazyload.plan(model, cache_dir=cache, dtype={"*norm*": "float32", "*": "float16"}).key
+    command("convert", model, *options, cache=cache)
+    assert "*norm*=float32 *=float16" in command("cache", "ls", cache=cache).stdout
+
+
 def test_a_field_of_a_part_is_reached_by_dots() -> None:
     typed = ["a.b=1", "a.c.d=[2, {}]", "a.b=gelu_tanh", 'e="1"', "f=true"]
     assert config_fields(typed) == {"a": {"b": "gelu_tanh", "c": {"d": [2, {}]}}, "e": "1", "f": True}
@@ -138,6 +148,12 @@ def test_pruning_takes_what_is_old(model: Path, cache: Path) -> None:
         (["convert", "x", "--layout", "maxtext2"], 2, "maxtext2"),
         (["convert", "x", "--vocab-size", "7"], 2, "maxtext"),
         (["convert", "x", "--dtype", "int8"], 1, "error: dtype 'int8': parameters can be bfloat16"),
+        (["convert", "x", "--dtype", "float16", "--dtype", "float32"], 2, "give one DTYPE for all"),
+        (["convert", "x", "--dtype", "*=float16", "--dtype", "float32"], 2, "give one DTYPE for all"),
+        (["convert", "x", "--dtype", "norm=float16", "--dtype", "norm=float32"], 2, "each pattern once"),
+        (["convert", "x", "--dtype", "rooter=float32"], 1, "error: dtype: pattern 'rooter' matches nothing"),
+        (["convert", "x", "--dtype", "*norm*=int8"], 1, "error: dtype 'int8'"),
+        (["convert", "x", "--dtype", "=float32"], 1, "error: dtype: '' is no pattern"),
         (["convert", "x", "--subfolder", "nowhere"], 1, "nowhere"),
         (["plan", "x", "--variant", "fp16"], 1, "error: "),
         (["plan", "x", "--config", "rope_theta"], 2, "give FIELD=JSON"),

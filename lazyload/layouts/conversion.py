@@ -17,6 +17,7 @@ import numpy as np
 
 from lazyload.errors import LayoutError, TensorMismatchError
 from lazyload.layouts.axes import Axes
+from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
 from lazyload.layouts.lazy import LazyTensor, Region
 from lazyload.layouts.match import StoredRole, fill
@@ -69,16 +70,14 @@ def target_axes(target: Layout, model: Axes) -> dict[str, tuple[tuple[int, ...],
     return {path: (array.shape, array.logical_axes) for path, array in unroll_tree(target, model).items()}
 
 
-def target_form(target: Layout, model: Axes, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], str]]:
+def target_form(target: Layout, model: Axes, dtype: np.dtype | DTypes) -> dict[str, tuple[tuple[int, ...], str]]:
     """The shape and the dtype of every array of a layout, by path, where its source is of floating-point numbers.
 
     Raises:
         LayoutError: As for `target_axes`.
     """
-    return {
-        path: (array.shape, (array.patterns[0].operations.dtype or dtype).name)
-        for path, array in unroll_tree(target, model).items()
-    }
+    dtypes = dtype if isinstance(dtype, DTypes) else DTypes(dtype)
+    return {path: (array.shape, dtypes.of(array).name) for path, array in unroll_tree(target, model).items()}
 
 
 def resolve(
@@ -86,7 +85,7 @@ def resolve(
     source_layout: Layout,
     target: Layout,
     model: Axes,
-    dtype: np.dtype,
+    dtype: np.dtype | DTypes,
     passes: Callable[[str], bool] = lambda name: False,
 ) -> Conversion:
     """Resolves the conversion of a checkpoint.
@@ -96,7 +95,8 @@ def resolve(
         source_layout: How its tensors are named and laid out.
         target: The layout wanted.
         model: The sizes of the axes.
-        dtype: What floating-point tensors become, where the target does not name a dtype of its own.
+        dtype: What floating-point tensors become, where the target does not name a dtype of its own; or what some of
+            them become.
         passes: Whether a tensor that neither layout knows may be left aside.
 
     Raises:
@@ -123,8 +123,9 @@ def resolve(
             "files, and that they are complete",
             problems,
         )
+    dtypes = dtype if isinstance(dtype, DTypes) else DTypes(dtype)
     tensors = {
-        path: LazyTensor(array.shape, _dtype(path, regions[path], source, dtype), regions[path], source)
+        path: LazyTensor(array.shape, _dtype(path, regions[path], source, dtypes.of(array)), regions[path], source)
         for path, array in wanted.items()
     }
     return Conversion(tensors, {path: array.logical_axes for path, array in wanted.items()}, skipped, unread)
@@ -206,10 +207,9 @@ def _shape_problems(source: TensorSource, stored: Sequence[Array]) -> list[str]:
 def _dtype(path: str, regions: Sequence[Region], source: TensorSource, wanted: np.dtype) -> np.dtype:
     """The dtype of a target array: the one asked for where the source has floating-point numbers, else the source's."""
     stored = {source.tensors[each.tensor].dtype for region in regions for each in region.contributions.values()}
-    operations = regions[0].pattern.operations
     if all(_is_floating(dtype) for dtype in stored):
-        return operations.dtype or wanted
-    if len(stored) > 1 or operations.arithmetic:
+        return wanted
+    if len(stored) > 1 or regions[0].pattern.operations.arithmetic:
         raise LayoutError(f"{path}: cannot combine {', '.join(sorted(str(dtype) for dtype in stored))}")
     return stored.pop()
 

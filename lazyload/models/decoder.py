@@ -65,7 +65,8 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """A decoder-only transformer, whatever its family.
 
-    Parameters and activations have one dtype; norms, rotary embedding, softmax and routing are computed in float32.
+    Activations have the dtype of the embedding. Products with parameters of another dtype are computed in the wider of
+    the two; norms, rotary embedding, softmax and routing in float32, whatever dtype their parameters have.
     The model runs without a mesh and on any mesh, with automatic or explicit axes, whether or not one is set. Made with
     `rngs=None`, its parameters have shapes and no values.
 
@@ -123,9 +124,10 @@ class Decoder(nnx.Module):
                 narrow either, counted in slots.
 
         Returns:
-            Logits, float32 `[batch, length, vocab]` (the projection itself is computed in the activations' dtype),
-            and the cache with these tokens, None where none was given. Inside `jax.jit`, where it cannot be known
-            beforehand that tokens do not fit into the cache, they are no numbers then (NaN).
+            Logits, float32 `[batch, length, vocab]` (the projection itself is computed in the activations' dtype, or
+            in its own where that is wider), and the cache with these tokens, None where none was given. Inside
+            `jax.jit`, where it cannot be known beforehand that tokens do not fit into the cache, they are no numbers
+            then (NaN).
 
         Raises:
             InputError: The tokens do not fit into the cache, or the mask has another shape.
@@ -173,7 +175,11 @@ class Decoder(nnx.Module):
         return logits, filled
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        logits = self.embed.attend(x) if self.config.tied else self.lm_head(x)
+        if self.config.tied:
+            logits = self.embed.attend(x)
+        else:
+            # Not rounded to the activations' dtype where the projection has a wider one.
+            logits = self.lm_head(x.astype(jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)))
         logits = logits.astype(jnp.float32) * self.config.logits_scale
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
