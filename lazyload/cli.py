@@ -62,6 +62,9 @@ class ModelOptions:
         ),
     ] = None
     layout: Annotated[str, typer.Option(help="nnx, maxtext (layers stacked) or maxtext-unscanned.")] = "nnx"
+    layers: Annotated[
+        str | None, typer.Option(metavar="FIRST:END", help="Only these layers of the decoder, END left out: 0:8.")
+    ] = None
     vocab_size: Annotated[
         int | None, typer.Option(help="MaxText's vocab_size, where it is larger than the model's.")
     ] = None
@@ -93,6 +96,7 @@ class ModelOptions:
             "variant": self.variant,
             "dtype": cli_values.dtypes(self.dtype or ()),
             "layout": cli_values.layout(self.layout, self.vocab_size),
+            "layers": cli_values.layers(self.layers),
             "storage": Storage(self.ocdbt, self.zarr3, self.compression, self.chunk_bytes),
             "cache_dir": self.cache_dir,
             "config": cli_values.config_fields(self.config or ()),
@@ -162,7 +166,7 @@ def plan(options: ModelOptions, as_json: Json = False) -> None:
             path: {"shape": p.shape, "dtype": p.dtype, "axes": p.axes, "nbytes": p.nbytes, "sources": p.sources}
             for path, p in made.parameters.items()
         }
-        fields = ("model", "family", "layout", "nbytes", "key", "hit", "reasons", "skipped", "unread")
+        fields = ("model", "family", "layout", "nbytes", "key", "hit", "reasons", "skipped", "other_layers", "unread")
         print(json.dumps({**{name: getattr(made, name) for name in fields}, "parameters": parameters}, indent=1))
         return
     rows = [
@@ -171,8 +175,10 @@ def plan(options: ModelOptions, as_json: Json = False) -> None:
     ]
     _table(("parameter", "shape", "dtype", "size", "made of"), rows)
     print(f"\n{made.model}: family {made.family}, layout {made.layout}, {len(rows)} arrays, {_size(made.nbytes)}")
-    if made.skipped:
-        print(f"knowingly skipped: {len(made.skipped)} tensors, such as {made.skipped[0]}")
+    if made.other_layers:
+        print(f"skipped, of other layers: {len(made.other_layers)} tensors, such as {made.other_layers[0]}")
+    if skipped := sorted({*made.skipped}.difference(made.other_layers)):
+        print(f"knowingly skipped: {len(skipped)} tensors, such as {skipped[0]}")
     if made.unread:
         print(f"left aside: {len(made.unread)} tensors that no model of this kind reads, such as {made.unread[0]}")
     print(f"key {made.key}: in the cache" if made.hit else "not in the cache:")

@@ -63,6 +63,23 @@ def dtypes(typed: Sequence[str]) -> Any:
     return by_pattern if ALL in by_pattern else {**by_pattern, ALL: default}
 
 
+def layers(text: str | None) -> range | None:
+    """The layers that `--layers` gives, as a slice: `0:8`.
+
+    Example:
+        >>> layers("0:8"), layers(":8")
+        (range(0, 8), range(0, 8))
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{0,9}):(\d{1,9})", text)
+    if not match:
+        raise typer.BadParameter(
+            f"{text!r}: give the first layer and the one behind the last, 0:8", param_hint="--layers"
+        )
+    return range(int(match[1] or 0), int(match[2]))
+
+
 def quantity(text: str | None, option: str, units: Mapping[str, float]) -> float | None:
     """A number with a unit, such as 30d."""
     if text is None:

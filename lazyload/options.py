@@ -80,6 +80,7 @@ class LoadOptions(TypedDict, total=False):
     mesh: "jax.sharding.Mesh | None"
     rules: "Rules | None"
     dtype: DTypeOption
+    layers: range | None
     storage: StorageOption
     cache_dir: str | os.PathLike[str] | None
     token: str | bool | None
@@ -191,6 +192,24 @@ def storage_of(option: StorageOption) -> Storage:
         )
     flags: dict[str, Any] = dict(option)
     return Storage(**flags)
+
+
+def require_layers(layers: range | None, count: int | None = None) -> None:
+    """Makes sure that layers are a part of a model.
+
+    Args:
+        layers: Which ones; None for all.
+        count: How many the model has; None while that is not known.
+
+    Raises:
+        ArgumentError: They are none: no range, an empty one, one with gaps, or beyond the last layer.
+    """
+    if layers is None:
+        return
+    if not isinstance(layers, range) or layers.step != 1 or not layers or layers.start < 0:
+        raise ArgumentError(f"layers={layers!r:.200}: give layers that follow each other, such as range(0, 8)")
+    if count is not None and layers.stop > count:
+        raise ArgumentError(f"layers={layers!r}: the model has {count} layers, the last one is {count - 1}")
 
 
 def dtype_patterns(option: DTypeOption) -> Mapping[str, np.dtype | None]:

@@ -24,15 +24,24 @@ from lazyload.errors import (
     TensorMismatchError,
 )
 from lazyload.families.family import Family
-from lazyload.formats.maxtext import MaxText
+from lazyload.formats.maxtext import MaxText, require_part
 from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
 from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes, target_form
 from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
+from lazyload.layouts.part import Part
 from lazyload.layouts.unroll import unroll_tree
-from lazyload.options import DTypeOption, LayoutOption, StorageOption, dtype_patterns, dtypes_for, storage_of
+from lazyload.options import (
+    DTypeOption,
+    LayoutOption,
+    StorageOption,
+    dtype_patterns,
+    dtypes_for,
+    require_layers,
+    storage_of,
+)
 from lazyload.progress import ProgressOption
 from lazyload.sources import ModelReference, Source, open_source
 from lazyload.sources.remembered import RememberedSource
@@ -56,7 +65,9 @@ class Request:
     Attributes:
         source: The checkpoint; its weights have not been looked at.
         family: Its family.
-        architecture: What its `config.json` means.
+        whole: What its `config.json` means.
+        layers: Which of its layers are wanted; None for all.
+        architecture: The model of these layers.
         target: What is wanted.
         layout: The same, as the call named it.
         strict: Whether a tensor without use is an error even where it cannot matter.
@@ -68,6 +79,8 @@ class Request:
 
     source: Source | RememberedSource
     family: Family
+    whole: Any
+    layers: range | None
     architecture: Any
     target: Target[Any]
     layout: LayoutOption
@@ -95,8 +108,8 @@ class Request:
             ConfigError: `config.json` speaks of far more than is stored.
             TensorMismatchError: The tensors are not those that the family has.
         """
-        source_layout = self.family.stored(self.architecture)
-        require_plausible(self.source, source_layout, self.architecture)
+        source_layout = self.family.stored(self.whole)
+        require_plausible(self.source, source_layout, self.whole)
         try:
             conversion = resolve(
                 self.source,
@@ -105,6 +118,7 @@ class Request:
                 self.architecture,
                 self.dtypes,
                 lambda name: not self.strict and may_be_left_aside(name, self.source),
+                None if self.layers is None else Part(self.whole, self.layers),
             )
         except TensorMismatchError as error:
             headline = error.headline + what_it_is(self.source)
@@ -142,7 +156,7 @@ class Request:
         model is converted.
         """
         untied = self._untied
-        if untied is None or not has_own_head(self.source, untied.family.stored(untied.architecture)):
+        if untied is None or not has_own_head(self.source, untied.family.stored(untied.whole)):
             return self
         logger.warning(
             "%s: config.json ties the output projection to the embedding, but another one is stored: it is used",
@@ -190,10 +204,11 @@ class Request:
     @functools.cached_property
     def _untied(self) -> Self | None:
         """The same with a head of its own; None where it has one already, or is no decoder of this library."""
-        untied = _with_own_head(self.architecture)
-        if untied is None:
+        whole = _with_own_head(self.whole)
+        if whole is None:
             return None
-        return replace(self, architecture=untied, target=_target(self.layout, self.family, untied))
+        untied = _part(whole, self.layers)
+        return replace(self, whole=whole, architecture=untied, target=_target(self.layout, self.family, untied))
 
 
 @contextlib.contextmanager
@@ -208,6 +223,7 @@ def open_request(
     config: Mapping[str, Any] | None = None,
     progress: ProgressOption = None,
     dry_run: bool = False,
+    layers: range | None = None,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised.
 
@@ -219,20 +235,23 @@ def open_request(
     if not isinstance(cache_dir, str | os.PathLike | None):
         raise ArgumentError(f"cache_dir={cache_dir!r:.200}: give a folder")
     patterns = dtype_patterns(dtype)
+    require_layers(layers)
     cache = Cache(cache_dir)
     contents = cache.contents.read_only() if dry_run else cache.contents
     with contextlib.closing(_open_source(reference, cache, contents, progress)) as source:
         values = overridden(source.config, config)
         family = family or families.find(values)
-        architecture = family.read(values)
+        whole = family.read(values)
+        layers = _fewer(layers, whole, layout)
+        architecture = _part(whole, layers)
         dtypes = dtypes_for(patterns, values)
         target = _target(layout, family, architecture)
         if dtypes.patterns:
             dtypes = _fitted(dtypes, layout, family, architecture)
-        fields = {
+        fields: dict[str, Any] = {
             "config": config,
-            "mapping": digest(family.stored(architecture), target.layout, architecture),
-            "own_head": _own_head_digest(layout, family, architecture),
+            "mapping": digest(family.stored(whole), target.layout, architecture),
+            "own_head": _own_head_digest(layout, family, whole, layers),
             "layout": target.layout.name,
             "container": target.description(),
             "dtype": dtypes.description(),
@@ -240,7 +259,9 @@ def open_request(
             "storage": flags.fields(),
             "format": ENTRY_FORMAT,
         }
-        yield Request(source, family, architecture, target, layout, strict, dtypes, flags, cache, fields)
+        if layers is not None:
+            fields["layers"] = [layers.start, layers.stop]
+        yield Request(source, family, whole, layers, architecture, target, layout, strict, dtypes, flags, cache, fields)
 
 
 def _open_source(
@@ -298,12 +319,36 @@ def _with_own_head(architecture: Any) -> DecoderConfig | None:
     return replace(architecture, tied=False) if is_tied else None
 
 
-def _own_head_digest(layout: LayoutOption, family: Family, architecture: Any) -> str | None:
+def _own_head_digest(layout: LayoutOption, family: Family, whole: Any, layers: range | None) -> str | None:
     """How the model is converted if the checkpoint turns out to have a head of its own."""
-    untied = _with_own_head(architecture)
+    untied = _with_own_head(whole)
     if untied is None:
         return None
-    return digest(family.stored(untied), _target(layout, family, untied).layout, untied)
+    architecture = _part(untied, layers)
+    return digest(family.stored(untied), _target(layout, family, architecture).layout, architecture)
+
+
+def _fewer(layers: range | None, whole: Any, layout: LayoutOption) -> range | None:
+    """The layers that are wanted; None for all, so that all of them are the whole model, however it is asked for.
+
+    Raises:
+        ArgumentError: The model has no such layers, or is none whose layers are known.
+        LayoutError: MaxText has no such model.
+    """
+    if layers is None:
+        return None
+    if not isinstance(whole, DecoderConfig):
+        raise ArgumentError(
+            f"layers= is for models that a lazyload.DecoderConfig describes, not {type(whole).__name__}"
+        )
+    require_layers(layers, whole.num_layers)
+    if isinstance(layout, MaxText):
+        require_part(whole, layers)
+    return layers if len(layers) < whole.num_layers else None
+
+
+def _part(whole: Any, layers: range | None) -> Any:
+    return whole if layers is None else whole.part(layers)
 
 
 def _fitted(dtypes: DTypes, layout: LayoutOption, family: Family, architecture: Any) -> DTypes:

@@ -106,6 +106,15 @@ def test_dtypes_by_pattern(model: Path, cache: Path) -> None:
     assert "*norm*=float32 *=float16" in command("cache", "ls", cache=cache).stdout
 
 
+def test_some_layers(model: Path, cache: Path) -> None:
+    plan = json.loads(command("plan", model, "--layers", "1:2", "--json", cache=cache).stdout)
+    assert plan["key"] == lazyload.plan(model, cache_dir=cache, layers=range(1, 2)).key
+    assert plan["other_layers"]
+    assert "skipped, of other layers: " in command("plan", model, "--layers", ":1", cache=cache).stdout
+    command("convert", model, "--layers", "1:2", cache=cache)
+    assert lazyload.Cache(cache).entries()[0].key == plan["key"]
+
+
 def test_a_field_of_a_part_is_reached_by_dots() -> None:
     typed = ["a.b=1", "a.c.d=[2, {}]", "a.b=gelu_tanh", 'e="1"', "f=true"]
     assert config_fields(typed) == {"a": {"b": "gelu_tanh", "c": {"d": [2, {}]}}, "e": "1", "f": True}
@@ -154,6 +163,11 @@ def test_pruning_takes_what_is_old(model: Path, cache: Path) -> None:
         (["convert", "x", "--dtype", "rooter=float32"], 1, "error: dtype: pattern 'rooter' matches nothing"),
         (["convert", "x", "--dtype", "*norm*=int8"], 1, "error: dtype 'int8'"),
         (["convert", "x", "--dtype", "=float32"], 1, "error: dtype: '' is no pattern"),
+        (["plan", "x", "--layers", "2"], 2, "give the first layer and the one behind the last, 0:8"),
+        (["plan", "x", "--layers", "0:"], 2, "give the first layer"),
+        (["plan", "x", "--layers", "-1:2"], 2, "give the first layer"),
+        (["plan", "x", "--layers", "2:2"], 1, "error: layers=range(2, 2): give layers that follow each other"),
+        (["plan", "x", "--layers", "0:99"], 1, "error: layers=range(0, 99): the model has"),
         (["convert", "x", "--subfolder", "nowhere"], 1, "nowhere"),
         (["plan", "x", "--variant", "fp16"], 1, "error: "),
         (["plan", "x", "--config", "rope_theta"], 2, "give FIELD=JSON"),

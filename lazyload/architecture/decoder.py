@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lazyload.architecture.block import Block, Mixer
@@ -114,6 +114,14 @@ class DecoderConfig:
     def head_dim(self) -> int:
         """A head's width in the first layer with attention; 0 where there is none."""
         return self._first_attention("head_dim")
+
+    def part(self, layers: range) -> "DecoderConfig":
+        """A decoder of some of the layers, which count from 0 there.
+
+        Args:
+            layers: Which ones, step 1.
+        """
+        return replace(self, layers=tuple(self.layers[number] for number in layers))
 
     def layers_with(self, kind: type[Any]) -> tuple[int, ...]:
         """The layers that have a block of a class."""

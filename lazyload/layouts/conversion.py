@@ -21,6 +21,7 @@ from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
 from lazyload.layouts.lazy import LazyTensor, Region
 from lazyload.layouts.match import StoredRole, fill
+from lazyload.layouts.part import Part
 from lazyload.layouts.pattern import Array, Pattern
 from lazyload.layouts.source import TensorSource
 from lazyload.layouts.unroll import unroll, unroll_tree
@@ -38,12 +39,14 @@ class Conversion:
         axes: By target path, the logical axis of every dimension, for sharding.
         skipped: Source tensors that are knowingly not used.
         unread: Source tensors that neither layout knows, and that the caller lets pass.
+        other_layers: Those of the skipped tensors that belong to layers beside the part that is converted.
     """
 
     tensors: Mapping[str, LazyTensor]
     axes: Mapping[str, tuple[str, ...]]
     skipped: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    other_layers: tuple[str, ...] = ()
 
 
 def digest(source: Layout, target: Layout, model: Axes) -> str:
@@ -87,6 +90,7 @@ def resolve(
     model: Axes,
     dtype: np.dtype | DTypes,
     passes: Callable[[str], bool] = lambda name: False,
+    part: Part | None = None,
 ) -> Conversion:
     """Resolves the conversion of a checkpoint.
 
@@ -98,20 +102,24 @@ def resolve(
         dtype: What floating-point tensors become, where the target does not name a dtype of its own; or what some of
             them become.
         passes: Whether a tensor that neither layout knows may be left aside.
+        part: Where the model is some layers of a larger one: of which, whose tensors the source has.
 
     Raises:
         LayoutError: A layout does not fit the model, its paths make no tree, or the layouts do not fit each other.
         TensorMismatchError: Tensors are missing, unexpected or of the wrong shape; all of them are listed.
     """
-    stored = _stored(source, source_layout, model)
+    stored, others = _stored(source, source_layout, model if part is None else part.whole), list[Array]()
+    if part is not None:
+        stored, others = part.cut(stored, model)
     _require_roles(source_layout, target, model)
     wanted = unroll_tree(target, model)
     regions = _regions(wanted, stored)
     used = {each.tensor for some in regions.values() for region in some for each in region.contributions.values()}
     left = [name for name in source.tensors if name not in used]
     globs = _globs((*source_layout.skipped, *target.skipped), source)
-    skipped = tuple(sorted(name for name in left if any(fnmatch.fnmatchcase(name, glob) for glob in globs)))
-    unknown = sorted(set(left) - set(skipped))
+    other_layers = tuple(sorted({array.path for array in others}.intersection(left)))
+    skipped = {name for name in left if any(fnmatch.fnmatchcase(name, glob) for glob in globs)}.union(other_layers)
+    unknown = sorted(set(left) - skipped)
     unread = tuple(name for name in unknown if passes(name))
     problems = _shape_problems(source, stored) + [
         f"{name}: in the checkpoint, but layout {target.name!r} has no use for it"
@@ -128,7 +136,8 @@ def resolve(
         path: LazyTensor(array.shape, _dtype(path, regions[path], source, dtypes.of(array)), regions[path], source)
         for path, array in wanted.items()
     }
-    return Conversion(tensors, {path: array.logical_axes for path, array in wanted.items()}, skipped, unread)
+    axes = {path: array.logical_axes for path, array in wanted.items()}
+    return Conversion(tensors, axes, tuple(sorted(skipped)), unread, other_layers)
 
 
 def _regions(wanted: Mapping[str, Array], stored: Sequence[Array]) -> dict[str, tuple[Region, ...]]:

@@ -63,6 +63,10 @@ lazyload.from_pretrained("m", dtype="bf17")  # rejected: call-overload
 lazyload.convert("m", dtype="bf17")  # rejected: arg-type
 lazyload.plan("m", dtype=16)  # rejected: arg-type
 
+# Layers are a range.
+lazyload.from_pretrained("m", layers=range(0, 8))
+lazyload.convert("m", layers=8)  # rejected: arg-type
+
 # Layouts are one name, or values.
 lazyload.convert("m", layout="nnx")
 lazyload.convert("m", layout=target)
