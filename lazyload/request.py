@@ -24,7 +24,7 @@ from lazyload.errors import (
     TensorMismatchError,
 )
 from lazyload.families.family import Family
-from lazyload.formats.maxtext import MaxText, require_part
+from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
@@ -343,8 +343,22 @@ def _fewer(layers: range | None, whole: Any, layout: LayoutOption) -> range | No
         )
     require_layers(layers, whole.num_layers)
     if isinstance(layout, MaxText):
-        require_part(whole, layers)
+        _require_places(whole, layers)
     return layers if len(layers) < whole.num_layers else None
+
+
+def _require_places(whole: DecoderConfig, layers: range) -> None:
+    """Makes sure that some layers of a model are ones that MaxText would make of their number.
+
+    Raises:
+        LayoutError: One is of another kind than the whole model has at that place.
+    """
+    for number, layer in enumerate(layers):
+        if whole.layers[number].mixer != whole.layers[layer].mixer:
+            raise LayoutError(
+                f"layers={layers}: MaxText decides by a layer's number of what kind it is, and layer {layer} is of "
+                f"another kind than layer {number}, whose place it would take; begin at 0, or at a whole cycle"
+            )
 
 
 def _part(whole: Any, layers: range | None) -> Any:

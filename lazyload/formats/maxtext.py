@@ -113,20 +113,6 @@ class MaxText:
         return _TABLES[family](config, self.scan_layers, self.vocab_size)
 
 
-def require_part(whole: DecoderConfig, layers: range) -> None:
-    """Makes sure that some layers of a model are ones that MaxText would make of their number.
-
-    Raises:
-        LayoutError: One is of another kind than the whole model has at that place.
-    """
-    for number, layer in enumerate(layers):
-        if whole.layers[number].mixer != whole.layers[layer].mixer:
-            raise LayoutError(
-                f"layers={layers}: MaxText decides by a layer's number of what kind it is, and layer {layer} is of "
-                f"another kind than layer {number}, whose place it would take; begin at 0, or at a whole cycle"
-            )
-
-
 def families() -> tuple[str, ...]:
     """The names of the families that have a MaxText layout."""
     return tuple(sorted(_TABLES))
