@@ -71,7 +71,7 @@ class Part:
                 )
         layers = pattern.indices.get(LAYER)
         if layers is None:
-            return replace(pattern, group=number)
+            return pattern
         counted = tuple(layer - self.layers.start for layer in layers)
         return replace(pattern, group=number, indices={**pattern.indices, LAYER: counted})
 
