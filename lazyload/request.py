@@ -242,8 +242,10 @@ def open_request(
         values = overridden(source.config, config)
         family = family or families.find(values)
         whole = family.read(values)
-        layers = _fewer(layers, whole, layout)
+        layers = _fewer(layers, whole)
         architecture = _part(whole, layers)
+        if layers is not None and isinstance(layout, MaxText):
+            _require_places(whole, architecture)
         dtypes = dtypes_for(patterns, values)
         target = _target(layout, family, architecture)
         if dtypes.patterns:
@@ -328,12 +330,11 @@ def _own_head_digest(layout: LayoutOption, family: Family, whole: Any, layers: r
     return digest(family.stored(untied), _target(layout, family, architecture).layout, architecture)
 
 
-def _fewer(layers: range | None, whole: Any, layout: LayoutOption) -> range | None:
+def _fewer(layers: range | None, whole: Any) -> range | None:
     """The layers that are wanted; None for all, so that all of them are the whole model, however it is asked for.
 
     Raises:
         ArgumentError: The model has no such layers, or is none whose layers are known.
-        LayoutError: MaxText has no such model.
     """
     if layers is None:
         return None
@@ -342,22 +343,20 @@ def _fewer(layers: range | None, whole: Any, layout: LayoutOption) -> range | No
             f"layers= is for models that a lazyload.DecoderConfig describes, not {type(whole).__name__}"
         )
     require_layers(layers, whole.num_layers)
-    if isinstance(layout, MaxText):
-        _require_places(whole, layers)
     return layers if len(layers) < whole.num_layers else None
 
 
-def _require_places(whole: DecoderConfig, layers: range) -> None:
+def _require_places(whole: DecoderConfig, part: DecoderConfig) -> None:
     """Makes sure that some layers of a model are ones that MaxText would make of their number.
 
     Raises:
         LayoutError: One is of another kind than the whole model has at that place.
     """
-    for number, layer in enumerate(layers):
-        if whole.layers[number].mixer != whole.layers[layer].mixer:
+    for number, layer in enumerate(part.layers):
+        if layer.mixer != whole.layers[number].mixer:
             raise LayoutError(
-                f"layers={layers}: MaxText decides by a layer's number of what kind it is, and layer {layer} is of "
-                f"another kind than layer {number}, whose place it would take; begin at 0, or at a whole cycle"
+                f"layers=: MaxText decides by a layer's number of what kind it is, and layer {number} of the part is "
+                f"of another kind than layer {number} of the whole model; begin at 0, or where a cycle of kinds begins"
             )
 
 

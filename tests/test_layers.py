@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -187,8 +188,8 @@ def test_layers_in_maxtext_s_layout(
 @pytest.mark.parametrize(
     ("name", "layers", "message"),
     [
-        ("gemma3_text", range(1, 8), "of another kind than layer 4, whose place it would take; begin at 0"),
-        ("gpt_oss", range(1, 3), "of another kind than layer 0"),
+        ("gemma3_text", range(1, 8), "layer 4 of the part is of another kind than layer 4 of the whole model"),
+        ("gpt_oss", range(1, 3), "layer 0 of the part is of another kind"),
         ("gpt_oss", range(0, 3), "not a multiple of 2"),
     ],
 )
@@ -222,3 +223,10 @@ def test_what_layers_cannot_be(call: Any, layers: Any, message: str, qwen3: Path
     with pytest.raises(errors.ArgumentError, match=message):
         call(qwen3, layers=layers, cache_dir=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_an_architecture_whose_layers_are_not_known(qwen3: Path, tmp_path: Path) -> None:
+    bigrams = SimpleNamespace(splits={}, groups=lambda role: ())
+    family = lazyload.Family("bigrams", ("bigrams",), lambda values: bigrams, lambda config: Layout({}))  # type: ignore[arg-type]
+    with pytest.raises(errors.ArgumentError, match=r"lazyload\.DecoderConfig describes, not SimpleNamespace"):
+        lazyload.plan(qwen3, family=family, layers=range(1), cache_dir=tmp_path)
