@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from support.decoders import CONFIGS, TOKENS, build, run, weights
 
-from lazyload.models.context import Context
+from lazyload.models.decoder import DecoderLayer
 
 
 def rounded(name):
@@ -22,14 +22,6 @@ def mixed(name, dtype_of):
     return build(CONFIGS[name], jnp.bfloat16, arrays)
 
 
-def dtypes(arrays):
-    return {name: array.dtype for name, array in arrays.items()}
-
-
-def result_of(layer, x, positions, cache):
-    return jax.eval_shape(lambda: layer(x, Context(positions, 0, None), cache))
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_with_an_embedding_in_float32_all_is_computed_in_float32(name):
     model = mixed(name, lambda path: jnp.float32 if path == "embed.embedding" else jnp.bfloat16)
@@ -39,15 +31,21 @@ def test_with_an_embedding_in_float32_all_is_computed_in_float32(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_with_an_embedding_in_bfloat16_activations_stay_in_bfloat16(name):
+def test_with_an_embedding_in_bfloat16_activations_stay_in_bfloat16(name, monkeypatch):
     model = mixed(name, lambda path: jnp.bfloat16 if path == "embed.embedding" else jnp.float32)
-    x, positions = jnp.ones((4, 12, 32), jnp.bfloat16), jnp.broadcast_to(jnp.arange(12), (4, 12))
+    call, seen = DecoderLayer.__call__, []
+
+    def recorded(self, *args):
+        y, kept = call(self, *args)
+        seen.append(y.dtype)
+        return y, kept
+
+    monkeypatch.setattr(DecoderLayer, "__call__", recorded)
+    jax.eval_shape(lambda: model(TOKENS))
     cache = model.init_cache(4, 12, jnp.bfloat16)
-    for number, layer in enumerate(model.layers):
-        for kept in (None, cache[f"layer_{number}"]):
-            y, filled = result_of(layer, x, positions, kept)
-            assert y.dtype == jnp.bfloat16
-            assert kept is None or dtypes(filled) == dtypes(kept)
+    _, filled = jax.eval_shape(lambda cache: model(TOKENS, cache=cache), cache)
+    assert seen == [jnp.bfloat16] * 2 * len(model.layers)
+    assert jax.tree.all(jax.tree.map(lambda after, before: after.dtype == before.dtype, filled, cache))
 
 
 def test_logits_are_as_exact_as_the_projection():
