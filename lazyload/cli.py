@@ -7,7 +7,6 @@ import functools
 import inspect
 import io
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lazyload import cli_values
 from lazyload.errors import LazyLoadError
 from lazyload.storage import Storage
 
@@ -50,8 +50,21 @@ class ModelOptions:
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder or a URL.")]
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")] = None
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16"
+    subfolder: Annotated[str | None, typer.Option(help="The folder in the repository, where the model lies.")] = None
+    variant: Annotated[str | None, typer.Option(help="Files of weights of that name: fp16.")] = None
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[PATTERN=]DTYPE",
+            help="bfloat16, float16, float32, or auto for config.json's. With a pattern of roles or paths, such as "
+            "'*norm*=float32', for these. May be repeated; of patterns the first that matches counts.",
+            show_default="bfloat16",
+        ),
+    ] = None
     layout: Annotated[str, typer.Option(help="nnx, maxtext (layers stacked) or maxtext-unscanned.")] = "nnx"
+    layers: Annotated[
+        str | None, typer.Option(metavar="FIRST:END", help="Only these layers of the decoder, END left out: 0:8.")
+    ] = None
     vocab_size: Annotated[
         int | None, typer.Option(help="MaxText's vocab_size, where it is larger than the model's.")
     ] = None
@@ -62,6 +75,15 @@ class ModelOptions:
     compression: Annotated[str | None, typer.Option(help="none or zstd.")] = None
     chunk_bytes: Annotated[int | None, typer.Option(help="The size of chunks at most.")] = None
     cache_dir: CacheDir = None
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=JSON",
+            help="A field of config.json with another value, such as rope_theta=1e6, hidden_act=silu or "
+            "text_config.note=null; or an object, '{\"note\": null}'. May be repeated; later ones win.",
+        ),
+    ] = None
+    strict: Annotated[bool, typer.Option("--strict", help="Every tensor without use is an error.")] = False
     token: Token = None
     local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Do not ask the hub.")] = False
 
@@ -70,10 +92,15 @@ class ModelOptions:
         return {
             "model": self.model,
             "revision": self.revision,
-            "dtype": self.dtype,
-            "layout": _layout(self.layout, self.vocab_size),
+            "subfolder": self.subfolder,
+            "variant": self.variant,
+            "dtype": cli_values.dtypes(self.dtype or ()),
+            "layout": cli_values.layout(self.layout, self.vocab_size),
+            "layers": cli_values.layers(self.layers),
             "storage": Storage(self.ocdbt, self.zarr3, self.compression, self.chunk_bytes),
             "cache_dir": self.cache_dir,
+            "config": cli_values.config_fields(self.config or ()),
+            "strict": self.strict,
             "token": self.token,
             "local_files_only": self.local_files_only,
         }
@@ -139,7 +166,7 @@ def plan(options: ModelOptions, as_json: Json = False) -> None:
             path: {"shape": p.shape, "dtype": p.dtype, "axes": p.axes, "nbytes": p.nbytes, "sources": p.sources}
             for path, p in made.parameters.items()
         }
-        fields = ("model", "family", "layout", "nbytes", "key", "hit", "reasons", "skipped")
+        fields = ("model", "family", "layout", "nbytes", "key", "hit", "reasons", "skipped", "other_layers", "unread")
         print(json.dumps({**{name: getattr(made, name) for name in fields}, "parameters": parameters}, indent=1))
         return
     rows = [
@@ -148,8 +175,12 @@ def plan(options: ModelOptions, as_json: Json = False) -> None:
     ]
     _table(("parameter", "shape", "dtype", "size", "made of"), rows)
     print(f"\n{made.model}: family {made.family}, layout {made.layout}, {len(rows)} arrays, {_size(made.nbytes)}")
-    if made.skipped:
-        print(f"knowingly skipped: {len(made.skipped)} tensors, such as {made.skipped[0]}")
+    if made.other_layers:
+        print(f"skipped, of other layers: {len(made.other_layers)} tensors, such as {made.other_layers[0]}")
+    if skipped := sorted({*made.skipped}.difference(made.other_layers)):
+        print(f"knowingly skipped: {len(skipped)} tensors, such as {skipped[0]}")
+    if made.unread:
+        print(f"left aside: {len(made.unread)} tensors that no model of this kind reads, such as {made.unread[0]}")
     print(f"key {made.key}: in the cache" if made.hit else "not in the cache:")
     for reason in made.reasons:
         print(f"  {reason}")
@@ -177,7 +208,7 @@ def ls(
                 entry.key[:8],
                 entry.model,
                 str(entry.manifest.fields.get("layout", "")),
-                str(entry.manifest.fields.get("dtype", "")),
+                _dtypes(entry.manifest.fields.get("dtype", "")),
                 _flags(entry.manifest.fields.get("storage")),
                 _size(entry.nbytes),
                 datetime.fromtimestamp(entry.last_used).strftime("%Y-%m-%d %H:%M"),
@@ -218,8 +249,8 @@ def prune(
     from lazyload.cache.cache import Cache
 
     cache = Cache(cache_dir)
-    seconds = _quantity(older_than, "--older-than", {"d": 86400, "h": 3600, "m": 60, "s": 1})
-    limit = _quantity(max_size, "--max-size", {"TB": 1e12, "GB": 1e9, "MB": 1e6, "KB": 1e3, "B": 1})
+    seconds = cli_values.quantity(older_than, "--older-than", {"d": 86400, "h": 3600, "m": 60, "s": 1})
+    limit = cli_values.quantity(max_size, "--max-size", {"TB": 1e12, "GB": 1e9, "MB": 1e6, "KB": 1e3, "B": 1})
     nbytes = None if limit is None else int(limit)
     _remove(lambda dry: cache.prune(older_than=seconds, max_bytes=nbytes, dry_run=dry), yes, dry_run)
 
@@ -241,18 +272,6 @@ def verify(
             print(f"{verification.key[:8]}  {verification.model}: {'; '.join(verification.problems) or 'ok'}")
     if any(verification.problems for verification in verifications):
         raise typer.Exit(1)
-
-
-def _layout(name: str, vocab_size: int | None) -> Any:
-    from lazyload.formats.maxtext import MaxText
-
-    if name.startswith("maxtext"):
-        if name not in ("maxtext", "maxtext-unscanned"):
-            raise typer.BadParameter(f"{name!r}: there are nnx, maxtext and maxtext-unscanned", param_hint="--layout")
-        return MaxText(scan_layers=name == "maxtext", vocab_size=vocab_size)
-    if vocab_size is not None:
-        raise typer.BadParameter("is for the maxtext layouts", param_hint="--vocab-size")
-    return name
 
 
 def _remove(remove: Callable[[bool], Sequence[Any]], yes: bool, dry_run: bool) -> None:
@@ -287,6 +306,10 @@ def _entry_fields(entry: Any) -> dict[str, Any]:
     }
 
 
+def _dtypes(described: Any) -> str:
+    return " ".join(map(str, described)) if isinstance(described, list) else str(described)
+
+
 def _flags(storage: Any) -> str:
     if not isinstance(storage, dict):
         return "?"
@@ -304,17 +327,6 @@ def _size(nbytes: float) -> str:
         if nbytes >= factor:
             return f"{nbytes / factor:.1f} {unit}"
     return f"{nbytes:.0f} B"
-
-
-def _quantity(text: str | None, option: str, units: dict[str, float]) -> float | None:
-    """A number with a unit, such as 30d."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]+)", text)
-    by_name = {name.lower(): factor for name, factor in units.items()}
-    if not match or match[2].lower() not in by_name or match[1].count(".") > 1:
-        raise typer.BadParameter(f"{text!r}: give a number and one of {', '.join(units)}", param_hint=option)
-    return float(match[1]) * by_name[match[2].lower()]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

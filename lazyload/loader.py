@@ -64,6 +64,7 @@ def from_pretrained(
     rules: "Rules | None" = None,
     dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
+    layers: range | None = None,
     storage: StorageOption = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -91,9 +92,15 @@ def from_pretrained(
         rules: From logical axis (`vocab embed layer head kv_head head_dim mlp expert expert_mlp ...`) to mesh axis, to
             several, or to None; what is not named follows the default rules.
         dtype: The stored and returned dtype of floating-point parameters: bfloat16, float16 or float32, as NumPy, JAX,
-            PyTorch or a text name it; `"auto"` for the one that `config.json` names.
+            PyTorch or a text name it; `"auto"` for the one that `config.json` names. Or dtypes by pattern, `{"*norm*":
+            "float32", "router": "float32", "*": "bfloat16"}`: globs, as `fnmatch` reads them, of roles (`attn.q_norm`;
+            `lazyload/README.md` lists them) or of the layout's paths (`layers.0.*`). The first one that matches counts,
+            and what none matches is bfloat16. What a layout's table stores in a dtype of its own (`as float32`) keeps
+            it unless a pattern is its very role or path.
         layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, a
             `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build from it, too.
+        layers: Which layers of the decoder, `range(0, 8)`, with embedding, last norm and output projection all the
+            same; None for all. What is returned is a model of so many layers, numbered from 0.
         storage: How the converted checkpoint is stored, a `Storage` or its flags in a dictionary; None for the
             platform's defaults.
         cache_dir: The cache's root; None for `$LAZYLOAD_CACHE`, else `~/.cache/lazyload`.
@@ -128,7 +135,7 @@ def from_pretrained(
     stopwatch = Stopwatch()
     mesh = mesh_or_default(mesh)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, progress)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, progress, layers=layers)
     with cleaning_up(), stopwatch.entering("open", opened) as request:
         wanted = shardings(mesh, rules, request.axes)
 
@@ -156,6 +163,7 @@ def convert(
     variant: str | None = None,
     dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
+    layers: range | None = None,
     storage: StorageOption = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -174,8 +182,9 @@ def convert(
         revision: A branch, tag or commit.
         subfolder: Where in the repository or folder the checkpoint lies.
         variant: Which files of weights.
-        dtype: The stored dtype of floating-point parameters.
+        dtype: The stored dtype of floating-point parameters, or dtypes by pattern.
         layout: The layout of the converted checkpoint.
+        layers: Which layers of the decoder; None for all.
         storage: How it is stored.
         cache_dir: The cache's root.
         token: A hub token.
@@ -196,7 +205,7 @@ def convert(
     require_progress(progress)
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, progress)
+    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, progress, layers=layers)
     with cleaning_up(), stopwatch.entering("open", opened) as request:
         _, entry, reasons = _used(request, lambda entry: None, force_convert, progress, lock_timeout, stopwatch)
         _report(request, entry, reasons, stopwatch)
@@ -212,6 +221,7 @@ def plan(
     variant: str | None = None,
     dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
+    layers: range | None = None,
     storage: StorageOption = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -231,8 +241,9 @@ def plan(
         revision: A branch, tag or commit.
         subfolder: Where in the repository or folder the checkpoint lies.
         variant: Which files of weights.
-        dtype: The dtype of floating-point parameters.
+        dtype: The dtype of floating-point parameters, or dtypes by pattern.
         layout: The layout of the converted checkpoint.
+        layers: Which layers of the decoder; None for all.
         storage: How it would be stored.
         cache_dir: The cache's root.
         token: A hub token.
@@ -249,7 +260,7 @@ def plan(
     """
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     opened = functools.partial(
-        open_request, reference, dtype, layout, storage, cache_dir, family, strict, config, dry_run=True
+        open_request, reference, dtype, layout, storage, cache_dir, family, strict, config, dry_run=True, layers=layers
     )
     with opened() as request:
         conversion = request.settled.conversion
@@ -270,6 +281,7 @@ def plan(
         layout=request.target.layout.name,
         parameters=parameters,
         skipped=conversion.skipped,
+        other_layers=conversion.other_layers,
         unread=conversion.unread,
         nbytes=sum(parameter.nbytes for parameter in parameters.values()),
         hit=entry is not None,

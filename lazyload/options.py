@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar
 
+import ml_dtypes
 import numpy as np
 
-from lazyload.errors import ArgumentError, StorageError
+from lazyload.errors import ArgumentError, StorageError, UnsupportedFormatError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
+from lazyload.layouts.dtypes import ALL, DTypes
 from lazyload.layouts.layout import Layout
 from lazyload.progress import ProgressOption
 from lazyload.storage import Storage
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
 
     from lazyload.sharding import Rules
 
+
+_DTYPES: Mapping[str, np.dtype] = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+_SPELLINGS = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,8 +59,11 @@ class TorchDType(Protocol):
 
 DTypeName = Literal["bfloat16", "float16", "float32", "bf16", "fp16", "fp32", "half", "float", "auto"]
 
-DTypeOption = DTypeName | type[Any] | np.dtype[Any] | HasDType | TorchDType
+OneDType = DTypeName | type[Any] | np.dtype[Any] | HasDType | TorchDType
 """A dtype of parameters: its name, what JAX takes for a dtype, or PyTorch's; `"auto"` for the one in `config.json`."""
+
+DTypeOption = OneDType | Mapping[str, OneDType]
+"""The dtype of all parameters, or dtypes by pattern: `{"*norm*": "float32", "*": "bfloat16"}`, see `DTypes`."""
 
 LayoutOption = Literal["nnx"] | Layout | MaxText | Target[Any]
 
@@ -68,6 +80,7 @@ class LoadOptions(TypedDict, total=False):
     mesh: "jax.sharding.Mesh | None"
     rules: "Rules | None"
     dtype: DTypeOption
+    layers: range | None
     storage: StorageOption
     cache_dir: str | os.PathLike[str] | None
     token: str | bool | None
@@ -179,3 +192,85 @@ def storage_of(option: StorageOption) -> Storage:
         )
     flags: dict[str, Any] = dict(option)
     return Storage(**flags)
+
+
+def require_layers(layers: range | None, count: int | None = None) -> None:
+    """Makes sure that layers are a part of a model.
+
+    Args:
+        layers: Which ones; None for all.
+        count: How many the model has; None while that is not known.
+
+    Raises:
+        ArgumentError: They are none: no range, an empty one, one with gaps, or beyond the last layer.
+    """
+    if layers is None:
+        return
+    if not isinstance(layers, range) or layers.step != 1 or not layers or layers.start < 0:
+        raise ArgumentError(f"layers={layers!r:.200}: give layers that follow each other, such as range(0, 8)")
+    if count is not None and layers.stop > count:
+        raise ArgumentError(f"layers={layers!r}: the model has {count} layers, the last one is {count - 1}")
+
+
+def dtype_patterns(option: DTypeOption) -> Mapping[str, np.dtype | None]:
+    """The dtypes asked for, by pattern; None where `config.json` is to say which.
+
+    Raises:
+        ArgumentError: A pattern is no text, or stands behind `"*"`, where it cannot count.
+        UnsupportedFormatError: Parameters cannot be of such a dtype.
+    """
+    patterns: Mapping[str, OneDType] = option if isinstance(option, Mapping) else {ALL: option}
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise ArgumentError(f"dtype: {pattern!r:.200} is no pattern of roles or paths, such as '*norm*'")
+    if ALL in patterns and list(patterns)[-1] != ALL:
+        raise ArgumentError("dtype: the first pattern that matches counts, and '*' matches everything: put it last")
+    return {pattern: None if _is_auto(dtype) else _dtype(dtype) for pattern, dtype in patterns.items()}
+
+
+def dtypes_for(patterns: Mapping[str, np.dtype | None], config: Mapping[str, Any]) -> DTypes:
+    """The dtypes of one model.
+
+    Args:
+        patterns: The dtypes asked for.
+        config: The model's `config.json`.
+
+    Raises:
+        UnsupportedFormatError: `config.json` does not say which dtype, or one that parameters cannot be of.
+    """
+    known = {pattern: dtype or _dtype_of(config) for pattern, dtype in patterns.items()}
+    default = known.pop(ALL, _DTYPES["bfloat16"])
+    return DTypes(default, tuple(known.items()))
+
+
+def _is_auto(dtype: OneDType) -> bool:
+    return isinstance(dtype, str) and dtype == "auto"
+
+
+def _dtype(dtype: OneDType) -> np.dtype:
+    """The dtype of floating-point parameters, however it is written."""
+    inner = getattr(dtype, "dtype", None)
+    given: Any = inner if isinstance(inner, np.dtype) else dtype
+    try:
+        # NumPy would take None for float64, and does not know bfloat16 by name.
+        name = str(given) if given is None or isinstance(given, str) else np.dtype(given).name
+    except (TypeError, ValueError):
+        # PyTorch's are called `torch.bfloat16`.
+        name = str(given)
+    name = name.removeprefix("torch.")
+    name = _SPELLINGS.get(name, name)
+    if name not in _DTYPES:
+        raise UnsupportedFormatError(
+            f"dtype {dtype!r}: parameters can be {', '.join(_DTYPES)}, or 'auto' for what config.json says"
+        )
+    return _DTYPES[name]
+
+
+def _dtype_of(config: Mapping[str, Any]) -> np.dtype:
+    """The dtype that `config.json` says its weights are in."""
+    parts = (config, config.get("text_config"))
+    named = (part.get(name) for part in parts if isinstance(part, Mapping) for name in ("dtype", "torch_dtype"))
+    name = next((name for name in named if name is not None), None)
+    if not isinstance(name, str) or name == "auto":
+        raise UnsupportedFormatError(f"dtype 'auto': config.json does not say which; give {', '.join(_DTYPES)}")
+    return _dtype(name)  # type: ignore[arg-type]

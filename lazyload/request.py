@@ -8,9 +8,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-import ml_dtypes
-import numpy as np
-
 from lazyload import families
 from lazyload.architecture import DecoderConfig
 from lazyload.cache.cache import Cache
@@ -25,7 +22,6 @@ from lazyload.errors import (
     LazyLoadError,
     SourceNotFoundError,
     TensorMismatchError,
-    UnsupportedFormatError,
 )
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
@@ -33,8 +29,19 @@ from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
 from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes, target_form
+from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
-from lazyload.options import DTypeOption, LayoutOption, StorageOption, storage_of
+from lazyload.layouts.part import Part
+from lazyload.layouts.unroll import unroll_tree
+from lazyload.options import (
+    DTypeOption,
+    LayoutOption,
+    StorageOption,
+    dtype_patterns,
+    dtypes_for,
+    require_layers,
+    storage_of,
+)
 from lazyload.progress import ProgressOption
 from lazyload.sources import ModelReference, Source, open_source
 from lazyload.sources.remembered import RememberedSource
@@ -50,13 +57,6 @@ logger = logging.getLogger("lazyload")
 ENTRY_FORMAT = 2
 """Raised whenever entries of the same key come to look different on disk."""
 
-_DTYPES: Mapping[str, np.dtype] = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-}
-_SPELLINGS = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
-
 
 @dataclass(frozen=True)
 class Request:
@@ -65,11 +65,13 @@ class Request:
     Attributes:
         source: The checkpoint; its weights have not been looked at.
         family: Its family.
-        architecture: What its `config.json` means.
+        whole: What its `config.json` means.
+        layers: Which of its layers are wanted; None for all.
+        architecture: The model of these layers.
         target: What is wanted.
         layout: The same, as the call named it.
         strict: Whether a tensor without use is an error even where it cannot matter.
-        dtype: The dtype of floating-point parameters.
+        dtypes: The dtypes of floating-point parameters.
         storage: How the entry is stored, every flag concrete.
         cache: Where entries are.
         fields: The key's fields, but for the source's identity.
@@ -77,11 +79,13 @@ class Request:
 
     source: Source | RememberedSource
     family: Family
+    whole: Any
+    layers: range | None
     architecture: Any
     target: Target[Any]
     layout: LayoutOption
     strict: bool
-    dtype: np.dtype
+    dtypes: DTypes
     storage: Storage
     cache: Cache
     fields: Mapping[str, Any]
@@ -104,16 +108,17 @@ class Request:
             ConfigError: `config.json` speaks of far more than is stored.
             TensorMismatchError: The tensors are not those that the family has.
         """
-        source_layout = self.family.stored(self.architecture)
-        require_plausible(self.source, source_layout, self.architecture)
+        source_layout = self.family.stored(self.whole)
+        require_plausible(self.source, source_layout, self.whole)
         try:
             conversion = resolve(
                 self.source,
                 source_layout,
                 self.target.layout,
                 self.architecture,
-                self.dtype,
+                self.dtypes,
                 lambda name: not self.strict and may_be_left_aside(name, self.source),
+                None if self.layers is None else Part(self.whole, self.layers),
             )
         except TensorMismatchError as error:
             headline = error.headline + what_it_is(self.source)
@@ -151,7 +156,7 @@ class Request:
         model is converted.
         """
         untied = self._untied
-        if untied is None or not has_own_head(self.source, untied.family.stored(untied.architecture)):
+        if untied is None or not has_own_head(self.source, untied.family.stored(untied.whole)):
             return self
         logger.warning(
             "%s: config.json ties the output projection to the embedding, but another one is stored: it is used",
@@ -194,15 +199,16 @@ class Request:
     def forms(self) -> list[Form]:
         """What the entry's arrays can be, shapes and dtypes by path: as `config.json` has it, or untied."""
         requests = [self] if self._untied is None else [self, self._untied]
-        return [target_form(request.target.layout, request.architecture, request.dtype) for request in requests]
+        return [target_form(request.target.layout, request.architecture, request.dtypes) for request in requests]
 
     @functools.cached_property
     def _untied(self) -> Self | None:
         """The same with a head of its own; None where it has one already, or is no decoder of this library."""
-        untied = _with_own_head(self.architecture)
-        if untied is None:
+        whole = _with_own_head(self.whole)
+        if whole is None:
             return None
-        return replace(self, architecture=untied, target=_target(self.layout, self.family, untied))
+        untied = _part(whole, self.layers)
+        return replace(self, whole=whole, architecture=untied, target=_target(self.layout, self.family, untied))
 
 
 @contextlib.contextmanager
@@ -217,6 +223,7 @@ def open_request(
     config: Mapping[str, Any] | None = None,
     progress: ProgressOption = None,
     dry_run: bool = False,
+    layers: range | None = None,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised.
 
@@ -227,27 +234,36 @@ def open_request(
         raise ArgumentError(f"family={family!r:.200} is no lazyload.Family")
     if not isinstance(cache_dir, str | os.PathLike | None):
         raise ArgumentError(f"cache_dir={cache_dir!r:.200}: give a folder")
-    parameter_dtype = None if _is_auto(dtype) else _dtype(dtype)
+    patterns = dtype_patterns(dtype)
+    require_layers(layers)
     cache = Cache(cache_dir)
     contents = cache.contents.read_only() if dry_run else cache.contents
     with contextlib.closing(_open_source(reference, cache, contents, progress)) as source:
         values = overridden(source.config, config)
         family = family or families.find(values)
-        architecture = family.read(values)
-        parameter_dtype = parameter_dtype or _dtype_of(values)
+        whole = family.read(values)
+        layers = _fewer(layers, whole)
+        architecture = _part(whole, layers)
+        if layers is not None and isinstance(layout, MaxText):
+            _require_places(whole, architecture)
+        dtypes = dtypes_for(patterns, values)
         target = _target(layout, family, architecture)
-        fields = {
+        if dtypes.patterns:
+            dtypes = _fitted(dtypes, layout, family, architecture)
+        fields: dict[str, Any] = {
             "config": config,
-            "mapping": digest(family.stored(architecture), target.layout, architecture),
-            "own_head": _own_head_digest(layout, family, architecture),
+            "mapping": digest(family.stored(whole), target.layout, architecture),
+            "own_head": _own_head_digest(layout, family, whole, layers),
             "layout": target.layout.name,
             "container": target.description(),
-            "dtype": parameter_dtype.name,
+            "dtype": dtypes.description(),
             "adapter": None,
             "storage": flags.fields(),
             "format": ENTRY_FORMAT,
         }
-        yield Request(source, family, architecture, target, layout, strict, parameter_dtype, flags, cache, fields)
+        if layers is not None:
+            fields["layers"] = [layers.start, layers.stop]
+        yield Request(source, family, whole, layers, architecture, target, layout, strict, dtypes, flags, cache, fields)
 
 
 def _open_source(
@@ -305,45 +321,53 @@ def _with_own_head(architecture: Any) -> DecoderConfig | None:
     return replace(architecture, tied=False) if is_tied else None
 
 
-def _own_head_digest(layout: LayoutOption, family: Family, architecture: Any) -> str | None:
+def _own_head_digest(layout: LayoutOption, family: Family, whole: Any, layers: range | None) -> str | None:
     """How the model is converted if the checkpoint turns out to have a head of its own."""
-    untied = _with_own_head(architecture)
+    untied = _with_own_head(whole)
     if untied is None:
         return None
-    return digest(family.stored(untied), _target(layout, family, untied).layout, untied)
+    architecture = _part(untied, layers)
+    return digest(family.stored(untied), _target(layout, family, architecture).layout, architecture)
 
 
-def _is_auto(dtype: DTypeOption) -> bool:
-    return isinstance(dtype, str) and dtype == "auto"
+def _fewer(layers: range | None, whole: Any) -> range | None:
+    """The layers that are wanted; None for all, so that all of them are the whole model, however it is asked for.
 
-
-def _dtype(dtype: DTypeOption) -> np.dtype:
-    """The dtype of floating-point parameters, however it is written."""
-    inner = getattr(dtype, "dtype", None)
-    given: Any = inner if isinstance(inner, np.dtype) else dtype
-    try:
-        # NumPy would take None for float64, and does not know bfloat16 by name.
-        name = str(given) if given is None or isinstance(given, str) else np.dtype(given).name
-    except TypeError:
-        # PyTorch's are called `torch.bfloat16`.
-        name = str(given)
-    name = name.removeprefix("torch.")
-    name = _SPELLINGS.get(name, name)
-    if name not in _DTYPES:
-        raise UnsupportedFormatError(
-            f"dtype {dtype!r}: parameters can be {', '.join(_DTYPES)}, or 'auto' for what config.json says"
+    Raises:
+        ArgumentError: The model has no such layers, or is none whose layers are known.
+    """
+    if layers is None:
+        return None
+    if not isinstance(whole, DecoderConfig):
+        raise ArgumentError(
+            f"layers= is for models that a lazyload.DecoderConfig describes, not {type(whole).__name__}"
         )
-    return _DTYPES[name]
+    require_layers(layers, whole.num_layers)
+    return layers if len(layers) < whole.num_layers else None
 
 
-def _dtype_of(config: Mapping[str, Any]) -> np.dtype:
-    """The dtype that `config.json` says its weights are in."""
-    parts = (config, config.get("text_config"))
-    named = (part.get(name) for part in parts if isinstance(part, Mapping) for name in ("dtype", "torch_dtype"))
-    name = next((name for name in named if name is not None), None)
-    if not isinstance(name, str) or name == "auto":
-        raise UnsupportedFormatError(f"dtype 'auto': config.json does not say which; give {', '.join(_DTYPES)}")
-    return _dtype(name)  # type: ignore[arg-type]
+def _require_places(whole: DecoderConfig, part: DecoderConfig) -> None:
+    """Makes sure that some layers of a model are ones that MaxText would make of their number.
+
+    Raises:
+        LayoutError: One is of another kind than the whole model has at that place.
+    """
+    for number, layer in enumerate(part.layers):
+        if layer.mixer != whole.layers[number].mixer:
+            raise LayoutError(
+                f"layers=: MaxText decides by a layer's number of what kind it is, and layer {number} of the part is "
+                f"of another kind than layer {number} of the whole model; begin at 0, or where a cycle of kinds begins"
+            )
+
+
+def _part(whole: Any, layers: range | None) -> Any:
+    return whole if layers is None else whole.part(layers)
+
+
+def _fitted(dtypes: DTypes, layout: LayoutOption, family: Family, architecture: Any) -> DTypes:
+    """The dtypes for the arrays that the target can have: a head of its own may yet turn out to be stored."""
+    most = _with_own_head(architecture) or architecture
+    return dtypes.fitted(unroll_tree(_target(layout, family, most).layout, most).values())
 
 
 def _target(layout: LayoutOption, family: Family, architecture: Any) -> Target[Any]:

@@ -71,6 +71,7 @@ class Plan:
         layout: The layout's name.
         parameters: The arrays, by path.
         skipped: Source tensors that are knowingly not used.
+        other_layers: Those of them that belong to other layers than the ones asked for.
         unread: Source tensors that are left aside, because no model of this kind reads them.
         nbytes: The size of all arrays.
         hit: Whether the entry is in the cache.
@@ -82,6 +83,7 @@ class Plan:
     layout: str
     parameters: Mapping[str, Parameter]
     skipped: tuple[str, ...]
+    other_layers: tuple[str, ...]
     unread: tuple[str, ...]
     nbytes: int
     hit: bool

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from support import readme_tables
 from support.decoders import FULL_BLOCKS
 
 import lazyload
@@ -11,13 +12,7 @@ HOUSE = Path(lazyload.__file__).with_name("README.md").read_text()
 
 
 def test_it_lists_every_role() -> None:
-    rows = ["| module | parameter | role and axes |", "|---|---|---|"]
-    for block in FULL_BLOCKS:
-        for path, text in block.parameters.items():
-            escaped = text.replace("|", "\\|")
-            rows.append(f"| `{block.name}` | `{path}` | `{escaped}` |")
-    listed = HOUSE.split("<!-- roles -->\n")[1].split("<!-- end of roles -->")[0]
-    assert listed.strip().splitlines() == rows, "\n".join(["write into lazyload/README.md:", *rows])
+    assert readme_tables.written("roles") == readme_tables.roles(), "PYTHONPATH=tests python -m support.readme_tables"
     assert {type(block) for block in FULL_BLOCKS} == set(BLOCKS)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lazyload.architecture.attention import Attention
@@ -152,6 +152,25 @@ class DecoderConfig:
         """A head's width in the first layer with attention; 0 where there is none."""
         return self._first_attention("head_dim")
 
+    def part(self, layers: range) -> "DecoderConfig":
+        """A decoder of some of the layers, which count from 0 there.
+
+        Args:
+            layers: Which ones, step 1.
+
+        Raises:
+            ConfigError: A layer needs what is left out, or layers have inputs that are made for all of them at once.
+        """
+        require(self.per_layer_embedding is None, self, "no part can be had of layers that have inputs of their own")
+        for number in layers:
+            source = self.kv_layer(number)
+            require(
+                source in layers,
+                self,
+                f"layer {number} attends to the keys and values of layer {source}, which layers={layers} leaves out",
+            )
+        return replace(self, layers=tuple(_counted_from(layers.start, self.layers[number]) for number in layers))
+
     def layers_with(self, kind: type[Any]) -> tuple[int, ...]:
         """The layers that have a block of a class."""
         return tuple(n for n, layer in enumerate(self.layers) if any(isinstance(b, kind) for b in layer.blocks))
@@ -232,6 +251,14 @@ class DecoderConfig:
     def _first_attention(self, attribute: str) -> int:
         mixers = (layer.mixer for layer in self.layers)
         return next((getattr(mixer, attribute) for mixer in mixers if hasattr(mixer, attribute)), 0)
+
+
+def _counted_from(start: int, layer: Layer) -> Layer:
+    """A layer of a part that begins at `start`: what it shares keys and values with is counted from there, too."""
+    mixer = layer.mixer
+    if not isinstance(mixer, Attention) or mixer.kv_layer is None:
+        return layer
+    return replace(layer, mixer=replace(mixer, kv_layer=mixer.kv_layer - start))
 
 
 def _roles(layer: Layer) -> Iterator[tuple[str, Sizes, Mapping[str, int]]]:

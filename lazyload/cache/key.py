@@ -49,4 +49,6 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 48 else f"{text[:32]}..."
+    # Digests differ from their start; long lists may not.
+    most = 48 if isinstance(value, str) else 400
+    return text if len(text) <= most else f"{text[: most - 16]}..."

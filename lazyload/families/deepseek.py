@@ -129,6 +129,31 @@ def _query_scale(fields: Fields, head_dim: int) -> float:
     return scale * magnitude * magnitude
 
 
-DEEPSEEK_V2 = Family("deepseek_v2", ("deepseek_v2",), deepseek_v2_config, deepseek_v2_huggingface)
-DEEPSEEK_V3 = Family("deepseek_v3", ("deepseek_v3",), deepseek_v3_config, deepseek_v3_huggingface)
-KIMI = Family("kimi_k2", ("kimi_k2", "kimi_k25"), kimi_config, kimi_huggingface)
+DEEPSEEK_V2 = Family(
+    "deepseek_v2",
+    ("deepseek_v2",),
+    deepseek_v2_config,
+    deepseek_v2_huggingface,
+    title="DeepSeek V2",
+    covered="latent attention, shared experts, routing in groups",
+    since="0.1",
+)
+DEEPSEEK_V3 = Family(
+    "deepseek_v3",
+    ("deepseek_v3",),
+    deepseek_v3_config,
+    deepseek_v3_huggingface,
+    title="DeepSeek V3, R1",
+    covered="latent attention, shared experts, routing in groups by a sigmoid; without the layers that "
+    "predict further tokens",
+    since="0.1",
+)
+KIMI = Family(
+    "kimi_k2",
+    ("kimi_k2", "kimi_k25"),
+    kimi_config,
+    kimi_huggingface,
+    title="Kimi K2, K2.5",
+    covered="DeepSeek V3's form; the text model of K2.5",
+    since="0.2",
+)

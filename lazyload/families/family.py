@@ -18,12 +18,18 @@ class Family:
         model_types: The values of `model_type` in `config.json` that it reads.
         config: Reads a parsed `config.json`; raises `ConfigError` for what it lacks or switches on in vain.
         huggingface: How the hub's checkpoints of such a model lie.
+        title: What people call its models, for the README's table.
+        covered: What is particular to it and covered, for the same.
+        since: The version of this library that it came with.
     """
 
     name: str
     model_types: tuple[str, ...]
     config: Callable[[Mapping[str, Any]], DecoderConfig]
     huggingface: Callable[[DecoderConfig], Layout]
+    title: str = ""
+    covered: str = ""
+    since: str = ""
 
     def read(self, values: Mapping[str, Any]) -> Any:
         """What a parsed `config.json` means.

@@ -136,6 +136,29 @@ def _decoder(fields: Fields, layers: list[Layer], *, final_softcap: float | None
     return decoder(fields, layers, tied=True, embed_scale=embed_scale, final_softcap=final_softcap)
 
 
-GEMMA = Family("gemma", ("gemma",), gemma_config, huggingface.decoder)
-GEMMA2 = Family("gemma2", ("gemma2",), gemma2_config, gemma2_huggingface)
-GEMMA3 = Family("gemma3", ("gemma3", "gemma3_text"), gemma3_config, gemma3_huggingface)
+GEMMA = Family(
+    "gemma",
+    ("gemma",),
+    gemma_config,
+    huggingface.decoder,
+    title="Gemma",
+    since="0.1",
+)
+GEMMA2 = Family(
+    "gemma2",
+    ("gemma2",),
+    gemma2_config,
+    gemma2_huggingface,
+    title="Gemma 2",
+    covered="soft caps, local and global layers",
+    since="0.1",
+)
+GEMMA3 = Family(
+    "gemma3",
+    ("gemma3", "gemma3_text"),
+    gemma3_config,
+    gemma3_huggingface,
+    title="Gemma 3",
+    covered="two RoPE bases; the text model of multimodal repositories, in old and new names",
+    since="0.1",
+)

@@ -169,5 +169,12 @@ def _experts(fields: Fields, activation: Activation) -> Experts | None:
 
 
 GEMMA4 = Family(
-    "gemma4", ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), gemma4_config, gemma4_huggingface
+    "gemma4",
+    ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
+    gemma4_config,
+    gemma4_huggingface,
+    title="Gemma 4",
+    covered="head sizes by kind of layer, K = V, shared keys and values, per-layer embeddings, experts beside the MLP; "
+    "the text model of multimodal repositories",
+    since="0.2",
 )

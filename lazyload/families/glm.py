@@ -82,5 +82,21 @@ def glm4_moe_huggingface(config: DecoderConfig) -> Layout:
     return huggingface.decoder(config, rows, skipped=huggingface.prediction_layers(config))
 
 
-GLM4 = Family("glm4", ("glm4",), glm4_config, glm4_huggingface)
-GLM4_MOE = Family("glm4_moe", ("glm4_moe",), glm4_moe_config, glm4_moe_huggingface)
+GLM4 = Family(
+    "glm4",
+    ("glm4",),
+    glm4_config,
+    glm4_huggingface,
+    title="GLM 4 (GLM-4-0414, GLM-Z1-0414)",
+    covered="norms around the blocks, fused gate and up projection, partial rotary",
+    since="0.2",
+)
+GLM4_MOE = Family(
+    "glm4_moe",
+    ("glm4_moe",),
+    glm4_moe_config,
+    glm4_moe_huggingface,
+    title="GLM 4 with experts (4.5, 4.6, 4.7)",
+    covered="sigmoid router, partial rotary; without the layers that predict further tokens",
+    since="0.2",
+)

@@ -66,4 +66,12 @@ def gpt_oss_huggingface(config: DecoderConfig) -> Layout:
     return huggingface.decoder(config, huggingface.ATTENTION | huggingface.NORMS | _EXPERTS)
 
 
-GPT_OSS = Family("gpt_oss", ("gpt_oss",), gpt_oss_config, gpt_oss_huggingface)
+GPT_OSS = Family(
+    "gpt_oss",
+    ("gpt_oss",),
+    gpt_oss_config,
+    gpt_oss_huggingface,
+    title="gpt-oss",
+    covered="attention sinks, clamped experts",
+    since="0.1",
+)

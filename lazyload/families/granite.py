@@ -31,4 +31,12 @@ def granite_config(values: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
-GRANITE = Family("granite", ("granite",), granite_config, huggingface.decoder)
+GRANITE = Family(
+    "granite",
+    ("granite",),
+    granite_config,
+    huggingface.decoder,
+    title="Granite",
+    covered="its four multipliers",
+    since="0.1",
+)

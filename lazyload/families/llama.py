@@ -41,5 +41,21 @@ def mistral(fields: Fields) -> DecoderConfig:
     return decoder(fields, (layer,) * count)
 
 
-LLAMA = Family("llama", ("llama",), llama_config, huggingface.decoder)
-MISTRAL = Family("mistral", ("mistral",), mistral_config, huggingface.decoder)
+LLAMA = Family(
+    "llama",
+    ("llama",),
+    llama_config,
+    huggingface.decoder,
+    title="Llama 2, 3, 3.1, 3.2, 3.3, and what has its form (SmolLM 2, TinyLlama, ...)",
+    covered="biases, tied or not, all RoPE scalings",
+    since="0.1",
+)
+MISTRAL = Family(
+    "mistral",
+    ("mistral",),
+    mistral_config,
+    huggingface.decoder,
+    title="Mistral",
+    covered="sliding window",
+    since="0.1",
+)

@@ -81,5 +81,21 @@ def _ministral3(fields: Fields) -> DecoderConfig:
     return decoder(fields, (layer,) * fields.size("num_hidden_layers"))
 
 
-MINISTRAL3 = Family("ministral3", ("ministral3",), ministral3_config, huggingface.decoder)
-MISTRAL3 = Family("mistral3", ("mistral3",), mistral3_config, mistral3_huggingface)
+MINISTRAL3 = Family(
+    "ministral3",
+    ("ministral3",),
+    ministral3_config,
+    huggingface.decoder,
+    title="Ministral 3",
+    covered="queries that grow with their position",
+    since="0.2",
+)
+MISTRAL3 = Family(
+    "mistral3",
+    ("mistral3",),
+    mistral3_config,
+    mistral3_huggingface,
+    title="Mistral 3",
+    covered="the text model of multimodal repositories: a Mistral or a Ministral 3",
+    since="0.2",
+)

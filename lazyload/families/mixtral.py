@@ -40,4 +40,12 @@ def mixtral_huggingface(config: DecoderConfig) -> Layout:
     return huggingface.decoder(config, huggingface.ATTENTION | huggingface.NORMS | _EXPERTS)
 
 
-MIXTRAL = Family("mixtral", ("mixtral",), mixtral_config, mixtral_huggingface)
+MIXTRAL = Family(
+    "mixtral",
+    ("mixtral",),
+    mixtral_config,
+    mixtral_huggingface,
+    title="Mixtral",
+    covered="experts, sliding window",
+    since="0.1",
+)

@@ -55,5 +55,21 @@ def _layer(fields: Fields, mixer: Attention) -> Layer:
     return Layer(mixer=mixer, feed_forward=mlp(fields), norm=norm(fields), pre_norms=False, post_norms=True)
 
 
-OLMO2 = Family("olmo2", ("olmo2",), olmo2_config, olmo_huggingface)
-OLMO3 = Family("olmo3", ("olmo3",), olmo3_config, olmo_huggingface)
+OLMO2 = Family(
+    "olmo2",
+    ("olmo2",),
+    olmo2_config,
+    olmo_huggingface,
+    title="OLMo 2",
+    covered="norms after the blocks",
+    since="0.1",
+)
+OLMO3 = Family(
+    "olmo3",
+    ("olmo3",),
+    olmo3_config,
+    olmo_huggingface,
+    title="OLMo 3",
+    covered="norms after the blocks, sliding layers",
+    since="0.1",
+)

@@ -42,4 +42,12 @@ def phi3_huggingface(config: DecoderConfig) -> Layout:
     return huggingface.decoder(config, huggingface.NORMS | _FUSED)
 
 
-PHI3 = Family("phi3", ("phi3",), phi3_config, phi3_huggingface)
+PHI3 = Family(
+    "phi3",
+    ("phi3",),
+    phi3_config,
+    phi3_huggingface,
+    title="Phi 3, 3.5, 4",
+    covered="fused projections, partial rotary, LongRoPE",
+    since="0.1",
+)

@@ -95,6 +95,30 @@ def qwen3_moe_huggingface(config: DecoderConfig) -> Layout:
     return huggingface.decoder(config, huggingface.LAYER | huggingface.EXPERTS)
 
 
-QWEN2 = Family("qwen2", ("qwen2",), qwen2_config, huggingface.decoder)
-QWEN3 = Family("qwen3", ("qwen3",), qwen3_config, huggingface.decoder)
-QWEN3_MOE = Family("qwen3_moe", ("qwen3_moe",), qwen3_moe_config, qwen3_moe_huggingface)
+QWEN2 = Family(
+    "qwen2",
+    ("qwen2",),
+    qwen2_config,
+    huggingface.decoder,
+    title="Qwen 2, 2.5",
+    covered="biases, sliding window from a layer on",
+    since="0.1",
+)
+QWEN3 = Family(
+    "qwen3",
+    ("qwen3",),
+    qwen3_config,
+    huggingface.decoder,
+    title="Qwen 3",
+    covered="q/k norms, sliding window from a layer on",
+    since="0.1",
+)
+QWEN3_MOE = Family(
+    "qwen3_moe",
+    ("qwen3_moe",),
+    qwen3_moe_config,
+    qwen3_moe_huggingface,
+    title="Qwen 3 with experts",
+    covered="dense layers among the sparse ones, `norm_topk_prob`",
+    since="0.1",
+)

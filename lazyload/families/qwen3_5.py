@@ -61,5 +61,21 @@ def _fields(values: Mapping[str, Any], multimodal: bool, **defaults: Any) -> Fie
     return fields
 
 
-QWEN3_5 = Family("qwen3_5", ("qwen3_5", "qwen3_5_text"), qwen3_5_config, qwen3_5_huggingface)
-QWEN3_5_MOE = Family("qwen3_5_moe", ("qwen3_5_moe", "qwen3_5_moe_text"), qwen3_5_moe_config, qwen3_5_huggingface)
+QWEN3_5 = Family(
+    "qwen3_5",
+    ("qwen3_5", "qwen3_5_text"),
+    qwen3_5_config,
+    qwen3_5_huggingface,
+    title="Qwen 3.5",
+    covered="as Qwen 3 Next, dense; the text model of multimodal repositories",
+    since="0.2",
+)
+QWEN3_5_MOE = Family(
+    "qwen3_5_moe",
+    ("qwen3_5_moe", "qwen3_5_moe_text"),
+    qwen3_5_moe_config,
+    qwen3_5_huggingface,
+    title="Qwen 3.5 with experts",
+    covered="the same with experts",
+    since="0.2",
+)

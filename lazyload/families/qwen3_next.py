@@ -109,4 +109,13 @@ def qwen3_next_huggingface(config: DecoderConfig) -> Layout:
     return huggingface.decoder(config, _LAYER, skipped=["mtp.*"])
 
 
-QWEN3_NEXT = Family("qwen3_next", ("qwen3_next",), qwen3_next_config, qwen3_next_huggingface)
+QWEN3_NEXT = Family(
+    "qwen3_next",
+    ("qwen3_next",),
+    qwen3_next_config,
+    qwen3_next_huggingface,
+    title="Qwen 3 Next",
+    covered="gated delta nets with a short convolution, gated attention, partial rotary, gated shared expert; "
+    "without the layers that predict further tokens",
+    since="0.2",
+)

@@ -56,5 +56,21 @@ def _fields(values: Mapping[str, Any], **defaults: Any) -> Fields:
     return fields
 
 
-QWEN3_VL = Family("qwen3_vl", ("qwen3_vl", "qwen3_vl_text"), qwen3_vl_config, qwen3_vl_huggingface)
-QWEN3_VL_MOE = Family("qwen3_vl_moe", ("qwen3_vl_moe", "qwen3_vl_moe_text"), qwen3_vl_moe_config, qwen3_vl_huggingface)
+QWEN3_VL = Family(
+    "qwen3_vl",
+    ("qwen3_vl", "qwen3_vl_text"),
+    qwen3_vl_config,
+    qwen3_vl_huggingface,
+    title="Qwen 3 VL",
+    covered="the text model",
+    since="0.2",
+)
+QWEN3_VL_MOE = Family(
+    "qwen3_vl_moe",
+    ("qwen3_vl_moe", "qwen3_vl_moe_text"),
+    qwen3_vl_moe_config,
+    qwen3_vl_huggingface,
+    title="Qwen 3 VL with experts",
+    covered="the text model",
+    since="0.2",
+)

@@ -44,4 +44,12 @@ def _mixers(fields: Fields, plain: Attention) -> list[Attention]:
     ]
 
 
-SMOLLM3 = Family("smollm3", ("smollm3",), smollm3_config, huggingface.decoder)
+SMOLLM3 = Family(
+    "smollm3",
+    ("smollm3",),
+    smollm3_config,
+    huggingface.decoder,
+    title="SmolLM 3",
+    covered="layers without RoPE",
+    since="0.1",
+)

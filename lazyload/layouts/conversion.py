@@ -17,10 +17,12 @@ import numpy as np
 
 from lazyload.errors import LayoutError, TensorMismatchError
 from lazyload.layouts.axes import Axes
+from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
 from lazyload.layouts.lazy import LazyTensor, Region
 from lazyload.layouts.match import StoredRole, fill
 from lazyload.layouts.notation import Operations
+from lazyload.layouts.part import Part
 from lazyload.layouts.pattern import Array, Pattern
 from lazyload.layouts.source import TensorSource
 from lazyload.layouts.unroll import unroll, unroll_tree
@@ -38,12 +40,14 @@ class Conversion:
         axes: By target path, the logical axis of every dimension, for sharding.
         skipped: Source tensors that are knowingly not used.
         unread: Source tensors that neither layout knows, and that the caller lets pass.
+        other_layers: Those of the skipped tensors that belong to layers beside the part that is converted.
     """
 
     tensors: Mapping[str, LazyTensor]
     axes: Mapping[str, tuple[str, ...]]
     skipped: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    other_layers: tuple[str, ...] = ()
 
 
 def digest(source: Layout, target: Layout, model: Axes) -> str:
@@ -70,7 +74,9 @@ def target_axes(target: Layout, model: Axes) -> dict[str, tuple[tuple[int, ...],
     return {path: (array.shape, array.logical_axes) for path, array in unroll_tree(target, model).items()}
 
 
-def target_form(target: Layout, model: Axes, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+def target_form(
+    target: Layout, model: Axes, dtype: np.dtype | DTypes
+) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
     """The shape of every array of a layout, by path, and the dtypes that it may have.
 
     Arrays that are not of floating-point numbers keep the source's dtype instead.
@@ -78,8 +84,9 @@ def target_form(target: Layout, model: Axes, dtype: np.dtype) -> dict[str, tuple
     Raises:
         LayoutError: As for `target_axes`.
     """
+    dtypes = dtype if isinstance(dtype, DTypes) else DTypes(dtype)
     return {
-        path: (array.shape, _possible_dtypes(array.patterns[0].operations, dtype))
+        path: (array.shape, _possible_dtypes(array.patterns[0].operations, dtypes.of(array)))
         for path, array in unroll_tree(target, model).items()
     }
 
@@ -89,8 +96,9 @@ def resolve(
     source_layout: Layout,
     target: Layout,
     model: Axes,
-    dtype: np.dtype,
+    dtype: np.dtype | DTypes,
     passes: Callable[[str], bool] = lambda name: False,
+    part: Part | None = None,
 ) -> Conversion:
     """Resolves the conversion of a checkpoint.
 
@@ -99,22 +107,27 @@ def resolve(
         source_layout: How its tensors are named and laid out.
         target: The layout wanted.
         model: The sizes of the axes.
-        dtype: What floating-point tensors become, where the target does not name a dtype of its own.
+        dtype: What floating-point tensors become, where the target does not name a dtype of its own; or what some of
+            them become.
         passes: Whether a tensor that neither layout knows may be left aside.
+        part: Where the model is some layers of a larger one: of which, whose tensors the source has.
 
     Raises:
         LayoutError: A layout does not fit the model, its paths make no tree, or the layouts do not fit each other.
         TensorMismatchError: Tensors are missing, unexpected or of the wrong shape; all of them are listed.
     """
-    stored = _stored(source, source_layout, model)
+    stored, others = _stored(source, source_layout, model if part is None else part.whole), list[Array]()
+    if part is not None:
+        stored, others = part.cut(stored, model)
     _require_roles(source_layout, target, model)
     wanted = unroll_tree(target, model)
     regions = _regions(wanted, stored)
     used = {each.tensor for some in regions.values() for region in some for each in region.contributions.values()}
     left = [name for name in source.tensors if name not in used]
     globs = _globs((*source_layout.skipped, *target.skipped), source)
-    skipped = tuple(sorted(name for name in left if any(fnmatch.fnmatchcase(name, glob) for glob in globs)))
-    unknown = sorted(set(left) - set(skipped))
+    other_layers = tuple(sorted({array.path for array in others}.intersection(left)))
+    skipped = {name for name in left if any(fnmatch.fnmatchcase(name, glob) for glob in globs)}.union(other_layers)
+    unknown = sorted(set(left) - skipped)
     unread = tuple(name for name in unknown if passes(name))
     problems = _shape_problems(source, stored) + [
         f"{name}: in the checkpoint, but layout {target.name!r} has no use for it"
@@ -126,11 +139,13 @@ def resolve(
             "files, and that they are complete",
             problems,
         )
+    dtypes = dtype if isinstance(dtype, DTypes) else DTypes(dtype)
     tensors = {
-        path: LazyTensor(array.shape, _dtype(path, regions[path], source, dtype), regions[path], source)
+        path: LazyTensor(array.shape, _dtype(path, regions[path], source, dtypes.of(array)), regions[path], source)
         for path, array in wanted.items()
     }
-    return Conversion(tensors, {path: array.logical_axes for path, array in wanted.items()}, skipped, unread)
+    axes = {path: array.logical_axes for path, array in wanted.items()}
+    return Conversion(tensors, axes, tuple(sorted(skipped)), unread, other_layers)
 
 
 def _regions(wanted: Mapping[str, Array], stored: Sequence[Array]) -> dict[str, tuple[Region, ...]]:
@@ -213,7 +228,7 @@ def _dtype(path: str, regions: Sequence[Region], source: TensorSource, wanted: n
     if all(_is_floating(dtype) for dtype in stored):
         if operations.unrounded and not all(_holds(wanted, dtype) for dtype in stored):
             return np.dtype(np.float32)
-        return operations.dtype or wanted
+        return wanted
     if len(stored) > 1 or operations.arithmetic:
         raise LayoutError(f"{path}: cannot combine {', '.join(sorted(str(dtype) for dtype in stored))}")
     return stored.pop()
@@ -221,7 +236,7 @@ def _dtype(path: str, regions: Sequence[Region], source: TensorSource, wanted: n
 
 def _possible_dtypes(operations: Operations, wanted: np.dtype) -> tuple[str, ...]:
     """The names of the dtypes that `_dtype` chooses from for floating-point numbers."""
-    usual = (operations.dtype or wanted).name
+    usual = wanted.name
     return (usual, "float32") if operations.unrounded and usual != "float32" else (usual,)
 
 

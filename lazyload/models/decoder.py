@@ -77,13 +77,14 @@ class DecoderLayer(nnx.Module):
         x = x + _normed(self.post_mlp_norm, branch) * self.residual_scale
         if self.per_layer is not None:
             x = x + getattr(self, self.per_layer)(x, own_input)
-        return x if self.layer_scalar is None else x * self.layer_scalar[...], kept
+        return x if self.layer_scalar is None else x * self.layer_scalar[...].astype(x.dtype), kept
 
 
 class Decoder(nnx.Module):
     """A decoder-only transformer, whatever its family.
 
-    Parameters and activations have one dtype; norms, rotary embedding, softmax and routing are computed in float32.
+    Activations have the dtype of the embedding. Products with parameters of another dtype are computed in the wider of
+    the two; norms, rotary embedding, softmax and routing in float32, whatever dtype their parameters have.
     The model runs without a mesh and on any mesh, with automatic or explicit axes, whether or not one is set. Made with
     `rngs=None`, its parameters have shapes and no values.
 
@@ -144,9 +145,10 @@ class Decoder(nnx.Module):
                 narrow either, counted in slots.
 
         Returns:
-            Logits, float32 `[batch, length, vocab]` (the projection itself is computed in the activations' dtype),
-            and the cache with these tokens, None where none was given. Inside `jax.jit`, where it cannot be known
-            beforehand that tokens do not fit into the cache, they are no numbers then (NaN).
+            Logits, float32 `[batch, length, vocab]` (the projection itself is computed in the activations' dtype, or
+            in its own where that is wider), and the cache with these tokens, None where none was given. Inside
+            `jax.jit`, where it cannot be known beforehand that tokens do not fit into the cache, they are no numbers
+            then (NaN).
 
         Raises:
             InputError: The tokens do not fit into the cache, or the mask has another shape.
@@ -196,7 +198,11 @@ class Decoder(nnx.Module):
         return logits, kept
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        logits = self.embed.attend(x) if self.config.tied else self.lm_head(x)
+        if self.config.tied:
+            logits = self.embed.attend(x)
+        else:
+            # Not rounded to the activations' dtype where the projection has a wider one.
+            logits = self.lm_head(x.astype(jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)))
         logits = logits.astype(jnp.float32) * self.config.logits_scale
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)

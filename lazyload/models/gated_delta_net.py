@@ -103,7 +103,8 @@ class GatedDeltaNet(nnx.Module):
         qkv, gate, beta, alpha = self._projected(x)
         qkv, conv = self.conv1d(qkv, conv, real)
         query, key, value = jnp.split(ACTIVATIONS[block.activation](qkv), [block.key_dim, 2 * block.key_dim], axis=-1)
-        log_decay = -jnp.exp(self.A_log[...]) * jax.nn.softplus(alpha.astype(jnp.float32) + self.dt_bias[...])
+        rate = jnp.exp(self.A_log[...].astype(jnp.float32))
+        log_decay = -rate * jax.nn.softplus(alpha.astype(jnp.float32) + self.dt_bias[...])
         values = (*x.shape[:2], block.num_value_heads)
         mixed, state = gated_delta_rule(
             query,

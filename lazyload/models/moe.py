@@ -172,9 +172,13 @@ class MixtureOfExperts(nnx.Module):
 def _grouped(
     rows: jax.Array, kernels: jax.Array, group_sizes: jax.Array, bias: jax.Array | None, owners: jax.Array
 ) -> jax.Array:
-    """Each row times its expert's kernel; the rows are sorted by expert, `owners` names each row's."""
-    product = jax.lax.ragged_dot(rows, kernels, group_sizes)
-    return product if bias is None else product + bias[owners]
+    """Each row times its expert's kernel; the rows are sorted by expert, `owners` names each row's.
+
+    As in `Projection`, the dtype of the parameters may be another one.
+    """
+    wide = jnp.promote_types(rows.dtype, kernels.dtype)
+    product = jax.lax.ragged_dot(rows.astype(wide), kernels.astype(wide), group_sizes)
+    return (product if bias is None else product + bias[owners]).astype(rows.dtype)
 
 
 def _usable(mesh: AbstractMesh, axes: str | tuple[str, ...] | None, size: int) -> tuple[str, ...]:

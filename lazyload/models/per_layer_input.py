@@ -32,7 +32,7 @@ class PerLayerEmbedding(nnx.Module):
         shape = (*tokens.shape, self.block.num_layers, self.block.dim)
         own = self.embed(tokens).reshape(shape) * jnp.asarray(math.sqrt(self.block.dim), x.dtype)
         projected = self.norm((self.projection(x) * x.shape[-1] ** -0.5).reshape(shape))
-        return (projected + own) * 2**-0.5
+        return ((projected + own) * 2**-0.5).astype(x.dtype)
 
 
 class PerLayerInput(nnx.Module):

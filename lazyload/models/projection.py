@@ -27,12 +27,15 @@ class Projection(nnx.Module):
         self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The map's value: `[batch, length, *inputs]` to `[batch, length, *outputs]`."""
+        """The map's value: `[batch, length, *inputs]` to `[batch, length, *outputs]`.
+
+        It is computed in the wider of the dtypes of `x` and the parameters, and returned in that of `x`.
+        """
         kernel = self.kernel[...]
         free = [letter for letter in ascii_lowercase if letter not in "bt"][: kernel.ndim]
         summed, kept = "".join(free[: self.inputs]), "".join(free[self.inputs :])
         y = jnp.einsum(f"bt{summed},{summed}{kept}->bt{kept}", x, kernel)
-        return y if self.bias is None else y + self.bias[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
 class Embedding(nnx.Module):

@@ -57,9 +57,15 @@ lazyload.convert("m", dtype=np.dtype("float16"))
 lazyload.plan("m", dtype=tokens)
 lazyload.from_pretrained("m", dtype="auto")
 lazyload.convert("m", dtype="bf16")
+lazyload.from_pretrained("m", dtype={"*norm*": "float32", "router": jnp.float32, "*": "auto"})
+lazyload.plan("m", dtype={"*norm*": "float33"})  # rejected: dict-item
 lazyload.from_pretrained("m", dtype="bf17")  # rejected: call-overload
 lazyload.convert("m", dtype="bf17")  # rejected: arg-type
 lazyload.plan("m", dtype=16)  # rejected: arg-type
+
+# Layers are a range.
+lazyload.from_pretrained("m", layers=range(0, 8))
+lazyload.convert("m", layers=8)  # rejected: arg-type
 
 # Layouts are one name, or values.
 lazyload.convert("m", layout="nnx")

@@ -1,0 +1,123 @@
+"""The values of the command's options: what is typed, as the arguments that Python takes."""
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+from lazyload.config_json.overrides import overridden
+from lazyload.formats.maxtext import MaxText
+from lazyload.layouts.dtypes import ALL
+
+_WORD = re.compile(r"[A-Za-z_][\w./-]*")
+_NOT_JSON = {"None": "null", "True": "true", "False": "false", "NaN": "null"}
+
+
+def layout(name: str, vocab_size: int | None) -> Any:
+    """The layout that `--layout` and `--vocab-size` mean."""
+    if name.startswith("maxtext"):
+        if name not in ("maxtext", "maxtext-unscanned"):
+            raise typer.BadParameter(f"{name!r}: there are nnx, maxtext and maxtext-unscanned", param_hint="--layout")
+        return MaxText(scan_layers=name == "maxtext", vocab_size=vocab_size)
+    if vocab_size is not None:
+        raise typer.BadParameter("is for the maxtext layouts", param_hint="--vocab-size")
+    return name
+
+
+def config_fields(typed: Sequence[str]) -> Mapping[str, Any] | None:
+    """The fields that `--config` gives, each `FIELD=JSON`, `PART.FIELD=JSON` or an object; later ones win.
+
+    Example:
+        >>> config_fields(["rope_theta=1e6", "hidden_act=silu", "text_config.note=null", '{"vocab_size": 8}'])
+        {'rope_theta': 1000000.0, 'hidden_act': 'silu', 'text_config': {'note': None}, 'vocab_size': 8}
+    """
+    if not typed:
+        return None
+    nothing: Mapping[str, Any] = {}
+    return functools.reduce(overridden, map(_fields, typed), nothing)
+
+
+def dtypes(typed: Sequence[str]) -> Any:
+    """The dtype, or dtypes by pattern, that `--dtype` gives: one `DTYPE` at most, and any number of `PATTERN=DTYPE`.
+
+    Example:
+        >>> dtypes(["bf16"])
+        'bf16'
+        >>> dtypes(["float16", "*norm*=float32"])
+        {'*norm*': 'float32', '*': 'float16'}
+    """
+    pairs = [text.rpartition("=") for text in typed]
+    by_pattern = {pattern: dtype for pattern, sign, dtype in pairs if sign}
+    plain = [dtype for _, sign, dtype in pairs if not sign]
+    if len(plain) > 1 or len(by_pattern) + len(plain) < len(typed) or (plain and ALL in by_pattern):
+        raise typer.BadParameter(
+            f"{' '.join(typed)}: give one DTYPE for all, and PATTERN=DTYPE for others, each pattern once",
+            param_hint="--dtype",
+        )
+    default = plain[0] if plain else "bfloat16"
+    if not by_pattern:
+        return default
+    return by_pattern if ALL in by_pattern else {**by_pattern, ALL: default}
+
+
+def layers(text: str | None) -> range | None:
+    """The layers that `--layers` gives, as a slice: `0:8`.
+
+    Example:
+        >>> layers("0:8"), layers(":8")
+        (range(0, 8), range(0, 8))
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{0,9}):(\d{1,9})", text)
+    if not match:
+        raise typer.BadParameter(
+            f"{text!r}: give the first layer and the one behind the last, 0:8", param_hint="--layers"
+        )
+    return range(int(match[1] or 0), int(match[2]))
+
+
+def quantity(text: str | None, option: str, units: Mapping[str, float]) -> float | None:
+    """A number with a unit, such as 30d."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]+)", text)
+    by_name = {name.lower(): factor for name, factor in units.items()}
+    if not match or match[2].lower() not in by_name or match[1].count(".") > 1:
+        raise typer.BadParameter(f"{text!r}: give a number and one of {', '.join(units)}", param_hint=option)
+    return float(match[1]) * by_name[match[2].lower()]
+
+
+def _fields(text: str) -> Mapping[str, Any]:
+    """One `--config`: the object, or the field below the parts that its name leads through."""
+    if text.lstrip().startswith("{"):
+        fields: Mapping[str, Any] = _json(text, text)
+        return fields
+    path, sign, value = text.partition("=")
+    *parts, field = path.strip().split(".")
+    if not sign or not all((*parts, field)):
+        raise _mistyped(f"{text!r}: give FIELD=JSON, PART.FIELD=JSON or an object")
+    # As other commands with such options have it, a word needs no quotes.
+    is_word = _WORD.fullmatch(value) and value not in ("null", "true", "false", *_NOT_JSON)
+    fields = {field: value if is_word else _json(value, text)}
+    for part in reversed(parts):
+        fields = {part: fields}
+    return fields
+
+
+def _json(value: str, text: str) -> Any:
+    if value in _NOT_JSON:
+        raise _mistyped(f"{text!r}: {value} is none of JSON's values; is {_NOT_JSON[value]} meant?")
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise _mistyped(
+            f"{text!r}: {value!r} is no JSON; give a number, true, false, null, a word, or '\"a text\"'"
+        ) from None
+
+
+def _mistyped(message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint="--config")

@@ -1,0 +1,64 @@
+"""Decoders whose parameters differ in dtype: activations have the embedding's, products the wider one's precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from support.decoders import CONFIGS, TOKENS, build, run, weights
+
+from lazyload.models.decoder import DecoderLayer
+
+
+def rounded(name):
+    """The weights of a configuration, in float32, with values that bfloat16 has, too."""
+    return {
+        path: jnp.asarray(array, jnp.bfloat16).astype(jnp.float32) for path, array in weights(CONFIGS[name]).items()
+    }
+
+
+def mixed(name, dtype_of):
+    arrays = {path: array.astype(dtype_of(path)) for path, array in rounded(name).items()}
+    return build(CONFIGS[name], jnp.bfloat16, arrays)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_with_an_embedding_in_float32_all_is_computed_in_float32(name):
+    model = mixed(name, lambda path: jnp.float32 if path == "embed.embedding" else jnp.bfloat16)
+    expected, _ = run(build(CONFIGS[name], jnp.float32, rounded(name)), TOKENS)
+    cache = model.init_cache(4, 12, jnp.float32)
+    np.testing.assert_allclose(run(model, TOKENS, cache=cache)[0], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_with_an_embedding_in_bfloat16_activations_stay_in_bfloat16(name, monkeypatch):
+    model = mixed(name, lambda path: jnp.bfloat16 if path == "embed.embedding" else jnp.float32)
+    call, seen = DecoderLayer.__call__, []
+
+    def recorded(self, *args):
+        y, kept = call(self, *args)
+        seen.append(y.dtype)
+        return y, kept
+
+    monkeypatch.setattr(DecoderLayer, "__call__", recorded)
+    jax.eval_shape(lambda: model(TOKENS))
+    cache = model.init_cache(4, 12, jnp.bfloat16)
+    _, filled = jax.eval_shape(lambda cache: model(TOKENS, cache=cache), cache)
+    assert seen == [jnp.bfloat16] * 2 * len(model.layers)
+    assert jax.tree.all(jax.tree.map(lambda after, before: after.dtype == before.dtype, filled, cache))
+
+
+def test_logits_are_as_exact_as_the_projection():
+    model = mixed("plain", lambda path: jnp.float32 if "lm_head" in path else jnp.bfloat16)
+    logits, _ = run(model, TOKENS)
+    plain, _ = run(mixed("plain", lambda path: jnp.bfloat16), TOKENS)
+    assert not np.array_equal(logits, logits.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(plain, plain.astype(jnp.bfloat16))
+    np.testing.assert_allclose(logits, plain, rtol=0.01, atol=0.01)
+
+
+def test_gradients_have_the_dtypes_of_their_parameters():
+    model = mixed("qwen3_next", lambda path: jnp.float32 if "norm" in path or "router" in path else jnp.bfloat16)
+    graphdef, state = nnx.split(model)
+    gradients = jax.eval_shape(jax.grad(lambda state: jnp.sum(nnx.merge(graphdef, state)(TOKENS)[0] ** 2)), state)
+    assert jax.tree.all(jax.tree.map(lambda gradient, param: gradient.dtype == param.dtype, gradients, state))
