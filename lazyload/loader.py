@@ -263,7 +263,7 @@ def plan(
         open_request, reference, dtype, layout, storage, cache_dir, family, strict, config, dry_run=True, layers=layers
     )
     with opened() as request:
-        conversion = request.settled.conversion
+        conversion = request.settled().conversion()
         entry = request.cache.find(request.key, *request.forms) if request.may_be_cached else None
         reasons = () if entry else tuple(request.reasons())
 
@@ -303,11 +303,11 @@ def _used(
     An entry that is there is used without a lock, so that others may remove it until its lease begins; what is lost
     then, or damaged, is looked for and converted under the lock.
     """
+    planned = None
     if request.strict or not request.source.is_identified:
         # An entry does not tell whether tensors were left aside; and weights need not be read to tell which they are
         # where they cannot be converted.
-        with stopwatch.stage("plan"):
-            request.require_convertible()
+        planned = _planned(request, stopwatch)
     with stopwatch.stage("open"):
         cache, key = request.cache, request.key
     found = cache.find(key, *request.forms)
@@ -322,9 +322,7 @@ def _used(
     reasons: tuple[str, ...] | None = ("asked to convert again",)
     if not force:
         reasons = tuple(request.reasons())
-    with stopwatch.stage("plan"):
-        request = request.settled
-        conversion = request.conversion
+    request, conversion = planned or _planned(request, stopwatch)
     with contextlib.ExitStack() as lease:
         with stopwatch.entering("wait", cache.lock(key, lock_timeout, request.source.name)):
             published = cache.find(key, *request.forms)
@@ -337,6 +335,13 @@ def _used(
                 with stopwatch.stage("convert"):
                     entry = _convert(request, conversion, progress, lease)
         return use(entry), entry, reasons
+
+
+def _planned(request: Request, stopwatch: Stopwatch) -> tuple[Request, Conversion]:
+    """The request for what is stored, and its conversion."""
+    with stopwatch.stage("plan"):
+        settled = request.settled()
+        return settled, settled.conversion()
 
 
 def _report(

@@ -90,7 +90,7 @@ class Request:
     cache: Cache
     fields: Mapping[str, Any]
 
-    @functools.cached_property
+    @property
     def key(self) -> Key:
         """The entry that all of this amounts to.
 
@@ -99,7 +99,6 @@ class Request:
         """
         return Key({"source": dict(self.source.identity), **self.fields})
 
-    @functools.cached_property
     def conversion(self) -> Conversion:
         """The lazy tensors that the entry consists of; looks at the headers of the source's files.
 
@@ -143,11 +142,6 @@ class Request:
             return [f"{name} has not been converted into {root}: nothing there was made of files of the same sizes"]
         return self.cache.explain(self.key, self.source.name)
 
-    def require_convertible(self) -> None:
-        """Plans the conversion; see `conversion` for what is raised."""
-        _ = self.settled.conversion
-
-    @functools.cached_property
     def settled(self) -> "Request":
         """The request for what is stored: a model that `config.json` calls tied may have a head of its own.
 

@@ -17,8 +17,8 @@ from lazyload.checkpoint.records import ArrayRecord
 from lazyload.errors import CacheError
 from lazyload.storage import Storage
 
-# Data files of OCDBT, and chunks of either zarr format; what is not complete yet has another ending.
-_COMPLETE = re.compile(r"[0-9a-f]{32}|[0-9]+(\.[0-9]+)*")
+# The name of a chunk in either zarr format; what is not complete yet has another ending.
+_CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 class WrittenFiles:
@@ -32,9 +32,12 @@ class WrittenFiles:
         self._lock = threading.Lock()
 
     def note(self, path: str) -> None:
-        """Takes note of new files, once a chunk of an array is committed; from any thread."""
-        for file in files_below(self._folder / ("d" if self._ocdbt else path)):
-            if file not in self._sizes and _COMPLETE.fullmatch(os.path.basename(file)):
+        """Takes note of new files, once a chunk of an array is committed; from any thread.
+
+        An OCDBT database says itself what it needs of its files.
+        """
+        for file in () if self._ocdbt else files_below(self._folder / path):
+            if file not in self._sizes and _CHUNK.fullmatch(os.path.basename(file)):
                 with contextlib.suppress(OSError):
                     size = os.path.getsize(file)
                     with self._lock:

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -86,13 +87,14 @@ def write(
         _write_scalars(arrays, scalars or {}, storage)
 
     def write_chunk(path: str, number: int, box: Box) -> None:
-        memory, chunk = writes.array([cut.stop - cut.start for cut in box], tensors[path].dtype)
+        chunk = writes.array([cut.stop - cut.start for cut in box], tensors[path].dtype)
         overflowed[path][number] = tensors[path].read_into(chunk, box)
         checksums[path][number] = chunk_checksum(chunk)
         with _explained(folder):
-            write = stores[path][box].write(chunk)
+            # Its memory is used again only when TensorStore, too, has let go of it.
+            write = stores[path][box].write(chunk, can_reference_source_data_indefinitely=True)
             write.commit.add_done_callback(lambda _: files.note(path))
-            writes.add(write, memory)
+            writes.add(write, chunk.nbytes)
         advance(chunk.nbytes)
 
     work = ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path])))
@@ -178,6 +180,13 @@ def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]]) -> None:
             raise
 
 
+class _Loan:
+    """Memory that is in use for as long as an array made of it, or a view of one, is referred to."""
+
+    def __init__(self, memory: np.ndarray):
+        self.__array_interface__ = memory.__array_interface__
+
+
 class _Writes:
     """Writes that TensorStore is at, and the memory that they are from: so many bytes, used again and again.
 
@@ -190,9 +199,10 @@ class _Writes:
         self._limit = limit
         self._largest = largest
         self._lock = threading.Lock()
-        self._pending: collections.deque[tuple[ts.WriteFutures, np.ndarray]] = collections.deque()
+        self._pending: collections.deque[tuple[ts.WriteFutures, int]] = collections.deque()
         self._nbytes = 0
-        self._free: list[np.ndarray] = []
+        # What puts memory back runs wherever the last reference is dropped, also under the lock.
+        self._free: collections.deque[np.ndarray] = collections.deque()
 
     def __enter__(self) -> Self:
         return self
@@ -208,21 +218,25 @@ class _Writes:
             for write, _ in self._pending:
                 write.commit.exception()
 
-    def array(self, shape: Sequence[int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Memory, and an array with arbitrary content in it to be filled and written from."""
+    def array(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """An array with arbitrary content, to be filled and written from."""
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < _LARGE_ARRAY_BYTES:
-            memory = np.empty(nbytes, np.uint8)
-        else:
-            with self._lock:
-                memory = self._free.pop() if self._free else np.empty(self._largest, np.uint8)
-        return memory, memory[:nbytes].view(dtype).reshape(shape)
+            return np.empty(shape, dtype)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(self._largest, np.uint8)
+        loan = _Loan(memory)
+        weakref.finalize(loan, self._free.append, memory).atexit = False
+        return np.asarray(loan)[:nbytes].view(dtype).reshape(shape)
 
-    def add(self, write: ts.WriteFutures, memory: np.ndarray) -> None:
+    def add(self, write: ts.WriteFutures, nbytes: int) -> None:
         """Takes note of a write, and waits for the oldest ones while there are too many bytes."""
+        held = self._largest if nbytes >= _LARGE_ARRAY_BYTES else nbytes
         with self._lock:
-            self._pending.append((write, memory))
-            self._nbytes += memory.nbytes
+            self._pending.append((write, held))
+            self._nbytes += held
         self._wait_until(self._limit)
 
     def _wait_until(self, limit: int) -> None:
@@ -230,13 +244,10 @@ class _Writes:
             with self._lock:
                 if self._nbytes <= limit:
                     return
-                write, memory = self._pending.popleft()
-                self._nbytes -= memory.nbytes
+                write, held = self._pending.popleft()
+                self._nbytes -= held
             with _settled([write.commit]):
                 write.commit.result()
-            if memory.nbytes >= _LARGE_ARRAY_BYTES:
-                with self._lock:
-                    self._free.append(memory)
 
 
 @contextlib.contextmanager

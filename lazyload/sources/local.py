@@ -97,7 +97,8 @@ class LocalFiles:
         """Reads files as a whole, and says what their SHA-256 is."""
         nbytes = sum(map(self.size, names))
         with (
-            show_progress(self._progress, f"hashing {self.name}", nbytes) as advance,
+            _first_to_hash(self._place) as is_first,
+            show_progress(self._progress if is_first else False, f"hashing {self.name}", nbytes) as advance,
             ThreadPoolExecutor(_HASHED_AT_ONCE, thread_name_prefix="lazyload") as pool,
         ):
             hashes = pool.map(functools.partial(self._hash_one, advance=advance), names)
@@ -190,3 +191,22 @@ class LocalFiles:
             if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
                 raise SourceNotFoundError(f"{path}: {error.strerror}") from None
             raise CorruptSourceError(f"{path} cannot be read: {error.strerror}; check the disk") from None
+
+
+_hashing: set[Path] = set()
+"""The folders that this process is hashing."""
+
+
+@contextmanager
+def _first_to_hash(folder: Path) -> Iterator[bool]:
+    """Whether nobody else in this process hashes a folder while the body runs.
+
+    Others show no progress: a progress function that loads the same folder would be called by that load, and so on.
+    """
+    is_first = folder not in _hashing
+    _hashing.add(folder)
+    try:
+        yield is_first
+    finally:
+        if is_first:
+            _hashing.discard(folder)

@@ -47,6 +47,7 @@ class Source:
         self.name = files.name
         self.config = config
         self._files = files
+        self._identity: Mapping[str, Any] | None = None
         self._nbytes_read = 0
         self._scratch, self._unpacked = Scratch(), Scratch()
         self._lock = threading.Lock()
@@ -61,19 +62,22 @@ class Source:
         """Where it came from, for the manifest."""
         return self._files.origin
 
-    @functools.cached_property
+    @property
     def identity(self) -> Mapping[str, Any]:
         """What changes whenever the content does, for the key; the first use may read the weights as a whole.
 
         Raises:
             CorruptSourceError: A file is being written.
         """
-        return self._files.identity()
+        # Not a cached property: in Python 3.11 these have one lock for all sources, and this may take minutes.
+        if self._identity is None:
+            self._identity = self._files.identity()
+        return self._identity
 
     @property
     def is_identified(self) -> bool:
         """Whether `identity` is known to read no weights as a whole."""
-        return "identity" in self.__dict__ or self._files.is_identified
+        return self._identity is not None or self._files.is_identified
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:

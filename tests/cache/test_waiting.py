@@ -114,6 +114,20 @@ def test_a_conversion_cannot_wait_for_itself(model: Path, tmp_path: Path) -> Non
     assert len(errors) == 1
 
 
+def test_a_folder_that_is_hashed_cannot_be_loaded_by_the_progress_of_that(model: Path, tmp_path: Path) -> None:
+    """Not without end, that is: the load within converts, of which the progress cannot load it once more."""
+    tasks = []
+
+    def report(task: str, done: int, total: int) -> None:
+        tasks.append(task.split(maxsplit=1)[0])
+        lazyload.convert(model, cache_dir=tmp_path, progress=report)
+
+    with pytest.raises(CacheError, match="is being converted by the call whose progress this is"):
+        lazyload.convert(model, cache_dir=tmp_path, progress=report)
+    assert tasks[0] == "hashing"
+    assert "converting" in tasks
+
+
 def test_the_same_key_of_another_cache_may_be_converted_meanwhile(model: Path, tmp_path: Path) -> None:
     converted = []
 

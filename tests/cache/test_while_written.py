@@ -32,14 +32,17 @@ def longer(path: Path) -> None:
 
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "gone": Path.unlink,
-    "shorter": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "shorter": lambda path: os.truncate(path, path.stat().st_size // 2),
     "empty": lambda path: os.truncate(path, 0),
     "longer": longer,
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("storage", FLAVOURS, ids=lambda storage: "-".join(map(str, storage.fields().values())))
+# What stands behind the values of an OCDBT file is read by nobody.
+CASES = [(storage, damage) for storage in FLAVOURS for damage in DAMAGES if not (storage.ocdbt and damage == "longer")]
+
+
+@pytest.mark.parametrize(("storage", "damage"), CASES, ids=lambda value: str(value).replace(" ", ""))
 def test_a_data_file_that_is_changed_meanwhile_keeps_all_from_being_published(
     model: Path, tmp_path: Path, storage: lazyload.Storage, damage: str
 ) -> None:
@@ -51,8 +54,10 @@ def test_a_data_file_that_is_changed_meanwhile_keeps_all_from_being_published(
         return max(filter(Path.is_file, files), key=lambda path: path.stat().st_size, default=None)
 
     def report(task: str, done: int, total: int) -> None:
-        deadline = time.monotonic() + 20
+        # Of what is converted, little is on the disk yet.
+        deadline = time.monotonic() + 0.3
         while done > total / 2 and not damaged and time.monotonic() < deadline:
+            time.sleep(0.01)
             if largest():
                 # That it is complete is noted by another thread.
                 time.sleep(0.2)

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from support.in_memory import STORAGES, lazy
 
 from lazyload.checkpoint import read as reading
+from lazyload.checkpoint import write as writing
 from lazyload.checkpoint.chunks import boxes, choose_chunks
 from lazyload.checkpoint.read import read, through_orbax
 from lazyload.checkpoint.records import ArrayRecord
@@ -247,3 +248,16 @@ def test_what_the_source_raises_is_left_as_it_is(
     with pytest.raises(type(error)) as caught:
         write(tmp_path, lazy(values(np.dtype(np.float32))), STORAGES[0])
     assert caught.value is error
+
+
+def test_memory_is_used_again_only_when_nobody_refers_to_it() -> None:
+    """TensorStore may refer to what it writes after it says that it is done."""
+    writes, size = writing._Writes(Path(), limit=1 << 30, largest=2 << 20), (2 << 20,)
+    first = writes.array(size, np.dtype(np.uint8))
+    kept, address = first[5:].reshape(-1, 1), first.ctypes.data
+    del first
+    assert not np.may_share_memory(writes.array(size, np.dtype(np.uint8)), kept)
+    writes = writing._Writes(Path(), limit=1 << 30, largest=2 << 20)
+    again = [writes.array(size, np.dtype(np.uint8)).ctypes.data for _ in range(3)]
+    assert len(set(again)) == 1
+    assert address not in again

@@ -145,7 +145,7 @@ def test_what_is_remembered_of_a_branch_is_not_read_from_where_it_moved(
         hub.add(MODEL, copied(folder, tmp_path))
         os.utime(tmp_path / "copy" / "config.json", ns=(1, 1))
         with pytest.raises(errors.SourceNotFoundError, match="has no revision"):
-            request.require_convertible()
+            request.conversion()
 
 
 def test_offline_and_not_cached(hub: Hub, cache: Path) -> None:
