@@ -128,7 +128,11 @@ class Request:
                 self.source.name,
                 ", ".join(conversion.unread),
             )
-        return replace(conversion, skipped=tuple(sorted({*conversion.skipped, *self.source.skipped})))
+        skipped = tuple(sorted({*conversion.skipped, *self.source.skipped}))
+        if skipped:
+            among = f"{len(skipped)} tensors, {skipped[0]} to {skipped[-1]}"
+            logger.info("%s: knowingly not used: %s; lazyload.plan(...).skipped lists them", self.source.name, among)
+        return replace(conversion, skipped=skipped)
 
     @property
     def may_be_cached(self) -> bool:

@@ -42,9 +42,14 @@ def plan(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> lazyload.
 
 
 @pytest.mark.parametrize("name", checkpoints.NAMES)
-def test_every_tensor_is_used_or_knowingly_skipped(name: str, tmp_path: Path) -> None:
+def test_every_tensor_is_used_or_knowingly_skipped(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = checkpoints.make(name, tmp_path)
-    found = lazyload.plan(folder, cache_dir=tmp_path / "cache")
+    with caplog.at_level("INFO", logger="lazyload"):
+        found = lazyload.plan(folder, cache_dir=tmp_path / "cache")
+    told = [record.getMessage() for record in caplog.records if "knowingly not used" in record.getMessage()]
+    assert [f"{len(found.skipped)} tensors, {found.skipped[0]} to" in line for line in told] == [True] * bool(
+        found.skipped
+    )
     used = {source for parameter in found.parameters.values() for source in parameter.sources}
     with contextlib.closing(open_source(ModelReference(folder))) as source:
         assert used | set(found.skipped) == set(source.tensors) | source.skipped
