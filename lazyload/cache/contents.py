@@ -55,11 +55,11 @@ class Contents:
         return found
 
     def remember(self, folder: Path, files: Files) -> None:
-        """Remembers what the files of a folder contain, instead of what was remembered of it before."""
+        """Remembers what some files of a folder contain; what is known of others, such as another variant's, stays."""
         if not self.writable:
             return
         path = _path(self.root, folder)
-        content = {"folder": str(folder), "files": files}
+        content = {"folder": str(folder), "files": {**_read(path).get("files", {}), **files}}
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         with contextlib.suppress(OSError):
             make_folder(path.parent, self.root)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-_BLOCK_BYTES = 1 << 20
+_BYTES_AT_ONCE = 1 << 20
 
 _TICK_SECONDS = 0.02
 """File systems take the time from the kernel's tick, which on Linux is 10 ms long at most."""
@@ -26,7 +26,7 @@ class Contents(Protocol):
         """What is remembered of a folder's files, by name: `status_of` each one then, and its `sha256`."""
 
     def remember(self, folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-        """Remembers that, instead of what was remembered before."""
+        """Remembers that of some files of a folder."""
 
 
 class NoContents:
@@ -77,12 +77,12 @@ def sha256_of(read_into: Callable[[int, memoryview], None], size: int, advance: 
         advance: Called with the number of bytes that were just read.
     """
     digest = hashlib.sha256()
-    memory = memoryview(bytearray(min(size, _BLOCK_BYTES)))
-    for start in range(0, size, _BLOCK_BYTES):
-        block = memory[: min(_BLOCK_BYTES, size - start)]
-        read_into(start, block)
-        digest.update(block)
-        advance(len(block))
+    memory = memoryview(bytearray(min(size, _BYTES_AT_ONCE)))
+    for start in range(0, size, _BYTES_AT_ONCE):
+        piece = memory[: min(_BYTES_AT_ONCE, size - start)]
+        read_into(start, piece)
+        digest.update(piece)
+        advance(len(piece))
     return digest.hexdigest()
 
 

@@ -162,6 +162,20 @@ def test_only_the_file_that_changed_is_read_again(folder: Path, cache: Path, rea
     assert reads.of_file[other.stat().st_ino] < other.stat().st_size
 
 
+def test_variants_in_one_folder_are_remembered_side_by_side(folder: Path, cache: Path, reads: Reads) -> None:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for file in weights(folder):
+        shutil.copy(file, folder / f"variant-{file.name}")
+    index["weight_map"] = {name: f"variant-{file}" for name, file in index["weight_map"].items()}
+    (folder / "model.safetensors.index.other.json").write_text(json.dumps(index))
+    for variant in (None, "other"):
+        assert lazyload.convert(folder, variant=variant, cache_dir=cache).converted
+    reads.of_file.clear()
+    for variant in (None, "other"):
+        assert not lazyload.convert(folder, variant=variant, cache_dir=cache).converted
+    assert reads.nbytes == 0
+
+
 def test_snapshots_of_the_hub_are_named_by_their_content(original: Path, tmp_path: Path, cache: Path) -> None:
     blobs, snapshot = tmp_path / "models--a--b/blobs", tmp_path / "models--a--b/snapshots/4f0e"
     blobs.mkdir(parents=True)
