@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import lazyload
 from lazyload import families
 from lazyload.families import Family
 from lazyload.formats import maxtext
 from support.checkpoints import GOLDEN
 from support.decoders import FULL_BLOCKS
 
-PACKAGE = Path(lazyload.__file__).parent
-PAGES = {"models": PACKAGE.parent / "README.md", "roles": PACKAGE / "README.md"}
+ROOT = Path(__file__).parents[2]
+PAGES = {"models": ROOT / "README.md", "roles": ROOT / "lazyload" / "README.md"}
 HUB_CONFIGS = Path(__file__).parents[1] / "families" / "hub_configs"
 
 
