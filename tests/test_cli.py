@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from support import checkpoints
 
 import lazyload
-from lazyload.cli_values import config_fields
+from lazyload.cli.values import config_fields
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ PACKAGE = Path(__file__).parents[1] / "lazyload"
 ROWS = (
     ("cli", "integrations"),
     ("lazyload",),
-    ("cli_values",),
     ("loader",),
     ("request", "verification"),
     ("options", "results"),
