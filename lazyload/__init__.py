@@ -17,7 +17,7 @@ from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.layout import Layout, Table
-from lazyload.loader import convert, from_pretrained, plan
+from lazyload.loader import config, convert, from_pretrained, plan
 from lazyload.report import LoadReport, last_report
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.storage import Storage
@@ -58,6 +58,7 @@ __all__ = [
     "Table",
     "Target",
     "Verification",
+    "config",
     "convert",
     "errors",
     "fill",

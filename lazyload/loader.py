@@ -1,4 +1,4 @@
-"""`from_pretrained`, `convert` and `plan`: the life of a call.
+"""`from_pretrained`, `convert`, `plan` and `config`: the life of a call.
 
 A call opens the source, derives from two layouts what the conversion is, and looks the resulting key up in the cache.
 On a miss it converts under the key's lock. Either way it ends with an entry, from which every device reads its own
@@ -22,20 +22,23 @@ from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.layout import Layout
-from lazyload.options import DTypeOption, LayoutOption, LoadOptions, StorageOption, explains_arguments
+from lazyload.options import ConfigOptions, DTypeOption, LayoutOption, LoadOptions, StorageOption, explains_arguments
 from lazyload.progress import ProgressOption, require_progress, show_progress
 from lazyload.report import LoadReport, Stopwatch, set_last_report
-from lazyload.request import Request, open_request
+from lazyload.request import Request, open_request, read_config
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.sources import ModelReference
 
 if TYPE_CHECKING:
     import jax
+    from flax import nnx
 
+    from lazyload.architecture import DecoderConfig
     from lazyload.models.decoder import Decoder
     from lazyload.sharding import Rules
 
 Built = TypeVar("Built")
+Module = TypeVar("Module", bound="nnx.Module")
 Used = TypeVar("Used")
 
 logger = logging.getLogger("lazyload")
@@ -43,16 +46,24 @@ logger = logging.getLogger("lazyload")
 
 @overload
 def from_pretrained(
-    model: str | os.PathLike[str], *, layout: Literal["nnx"] = "nnx", **options: Unpack[LoadOptions]
+    model: str | os.PathLike[str], *, layout: Literal["nnx"] = "nnx", into: None = None, **options: Unpack[LoadOptions]
 ) -> "Decoder": ...
 @overload
 def from_pretrained(
-    model: str | os.PathLike[str], *, layout: Layout | MaxText, **options: Unpack[LoadOptions]
+    model: str | os.PathLike[str], *, layout: Layout | MaxText, into: None = None, **options: Unpack[LoadOptions]
 ) -> dict[str, Any]: ...
 @overload
 def from_pretrained(
-    model: str | os.PathLike[str], *, layout: Target[Built], **options: Unpack[LoadOptions]
+    model: str | os.PathLike[str], *, layout: Target[Built], into: None = None, **options: Unpack[LoadOptions]
 ) -> Built: ...
+@overload
+def from_pretrained(
+    model: str | os.PathLike[str],
+    *,
+    layout: Literal["nnx"] | Layout = "nnx",
+    into: Module,
+    **options: Unpack[LoadOptions],
+) -> Module: ...
 @explains_arguments
 def from_pretrained(
     model: str | os.PathLike[str],
@@ -64,6 +75,7 @@ def from_pretrained(
     rules: "Rules | None" = None,
     dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
+    into: "nnx.Module | None" = None,
     layers: range | None = None,
     storage: StorageOption = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -99,6 +111,13 @@ def from_pretrained(
             it unless a pattern is its very role or path.
         layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, a
             `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build from it, too.
+        into: A module that is filled and returned, instead of a new one: a `Decoder` of the same config, or a module of
+            your own whose `nnx.Param`s have the paths of the layout, `"nnx"` or a `Layout`. Each array goes where its
+            parameter lies, or is to lie (the sharding of a `jax.ShapeDtypeStruct`), else to the default mesh; `mesh=`
+            and `rules=` say otherwise. `nnx.LoRAParam`s that the layout does not have stay as they are. The module
+            changes only once all has been read, so that a failed call leaves it as it was; until then its old arrays
+            and the new ones exist both, which abstract parameters (`Decoder(config, rngs=None)`, `nnx.eval_shape`)
+            avoid.
         layers: Which layers of the decoder, `range(0, 8)`, with embedding, last norm and output projection all the
             same; None for all. What is returned is a model of so many layers, numbered from 0.
         storage: How the converted checkpoint is stored, a `Storage` or its flags in a dictionary; None for the
@@ -120,7 +139,10 @@ def from_pretrained(
 
     Returns:
         An `nnx.Module` for `"nnx"`: `model(tokens, positions) -> (logits, cache)`; for another layout the nested
-        dictionary of its arrays; for a target what its `build` makes.
+        dictionary of its arrays; for a target what its `build` makes; with `into` that module. Its parameters as a
+        plain pytree of arrays, for optax or a step that is written in JAX alone, are `nnx.to_pure_dict(nnx.state(model,
+        nnx.Param))`, and `nnx.merge(nnx.graphdef(model), parameters)` is a model again, inside `jax.jit`, too;
+        `nnx.update(model, parameters)` puts them back into this one.
 
     Raises:
         LazyLoadError: One of the errors in `lazyload.errors`; the cache is left as it was.
@@ -129,19 +151,19 @@ def from_pretrained(
         >>> model = lazyload.from_pretrained("Qwen/Qwen3-8B", mesh=mesh)  # doctest: +SKIP
     """
     from lazyload.checkpoint.read import read
-    from lazyload.sharding import mesh_or_default, shardings
+    from lazyload.placement import Placement
 
     require_progress(progress)
     stopwatch = Stopwatch()
-    mesh = mesh_or_default(mesh)
+    placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, progress, layers=layers)
     with cleaning_up(), stopwatch.entering("open", opened) as request:
-        wanted = shardings(mesh, rules, request.axes)
+        placement.require(request)
 
         def restore(entry: Entry) -> "tuple[Request, dict[str, jax.Array]]":
             stored = request.as_stored(entry.manifest.arrays)
-            places = wanted if stored is request else shardings(mesh, rules, stored.axes)
+            places = placement.of(stored)
             with stopwatch.stage("restore"):
                 if verify:
                     entry.require_undamaged_files()
@@ -149,7 +171,7 @@ def from_pretrained(
 
         (stored, arrays), entry, reasons = _used(request, restore, force_convert, progress, lock_timeout, stopwatch)
         with stopwatch.stage("build"):
-            built = stored.build(arrays)
+            built = placement.build(stored, arrays)
         _report(request, entry, reasons, stopwatch, restored=True)
     return built
 
@@ -288,6 +310,59 @@ def plan(
         reasons=reasons,
         _key=key,
     )
+
+
+@overload
+def config(
+    model: str | os.PathLike[str], *, family: None = None, **options: Unpack[ConfigOptions]
+) -> "DecoderConfig": ...
+@overload
+def config(model: str | os.PathLike[str], *, family: Family, **options: Unpack[ConfigOptions]) -> Any: ...
+@explains_arguments
+def config(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    layers: range | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    config: Mapping[str, Any] | None = None,
+    family: Family | None = None,
+) -> Any:
+    """Says what a model's `config.json` means.
+
+    Nothing else of the model is read, and nothing is written but the hub's own copy of the file; where the cache has an
+    entry of a hub model, the hub may be out of reach. Whether a model that `config.json` calls tied has an output
+    projection of its own all the same is seen in its weights: then `tied` is False in the config of the loaded model.
+
+    Args:
+        model: A hub id, a local folder, or a URL; see `from_pretrained`, here and below.
+        revision: A branch, tag or commit.
+        subfolder: Where in the repository or folder the checkpoint lies.
+        variant: Which files of weights, by whose entries in the cache the hub need not be asked.
+        layers: Which layers of the decoder; None for all.
+        cache_dir: The cache's root.
+        token: A hub token.
+        local_files_only: Whether the hub must not be asked.
+        config: Fields of `config.json` that are to have other values.
+        family: The architecture, where it is none of those that are known.
+
+    Returns:
+        A `DecoderConfig`, of which `lazyload.Decoder(config, rngs=None)` makes a module without values; of an
+        architecture of your own, what its `Family` reads.
+
+    Raises:
+        LazyLoadError: One of the errors in `lazyload.errors`.
+
+    Example:
+        >>> lazyload.config("Qwen/Qwen3-8B").num_layers  # doctest: +SKIP
+        36
+    """
+    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
+    return read_config(reference, cache_dir, family, config, layers)
 
 
 def _used(

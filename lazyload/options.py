@@ -94,6 +94,19 @@ class LoadOptions(TypedDict, total=False):
     family: Family | None
 
 
+class ConfigOptions(TypedDict, total=False):
+    """The options of `config` that do not decide what it returns."""
+
+    revision: str | None
+    subfolder: str | None
+    variant: str | None
+    layers: range | None
+    cache_dir: str | os.PathLike[str] | None
+    token: str | bool | None
+    local_files_only: bool
+    config: Mapping[str, Any] | None
+
+
 _SHARDED = "parameters go where mesh= and rules= say"
 _DTYPE = "packed weights are unpacked to dtype=, and nothing is quantised"
 _ATTENTION = "there is one implementation of attention"

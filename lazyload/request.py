@@ -194,10 +194,14 @@ class Request:
         return target_axes(self.target.layout, self.architecture)
 
     @property
+    def candidates(self) -> list[Self]:
+        """What the entry can be: what `config.json` says, or the same with a head of its own."""
+        return [self] if self._untied is None else [self, self._untied]
+
+    @property
     def forms(self) -> list[Form]:
-        """What the entry's arrays can be, shapes and dtypes by path: as `config.json` has it, or untied."""
-        requests = [self] if self._untied is None else [self, self._untied]
-        return [target_form(request.target.layout, request.architecture, request.dtypes) for request in requests]
+        """What the entry's arrays can be, shapes and dtypes by path."""
+        return [target_form(request.target.layout, request.architecture, request.dtypes) for request in self.candidates]
 
     @functools.cached_property
     def _untied(self) -> Self | None:
@@ -228,13 +232,10 @@ def open_request(
     The source is open while the body runs. In a dry run nothing is written, not even what is found out about a folder.
     """
     flags = storage_of(storage).resolve()
-    if not isinstance(family, Family | None):
-        raise ArgumentError(f"family={family!r:.200} is no lazyload.Family")
-    if not isinstance(cache_dir, str | os.PathLike | None):
-        raise ArgumentError(f"cache_dir={cache_dir!r:.200}: give a folder")
+    _require_family(family)
     patterns = dtype_patterns(dtype)
     require_layers(layers)
-    cache = Cache(cache_dir)
+    cache = _cache(cache_dir)
     contents = cache.contents.read_only() if dry_run else cache.contents
     with contextlib.closing(_open_source(reference, cache, contents, progress)) as source:
         values = overridden(source.config, config)
@@ -262,6 +263,34 @@ def open_request(
         if layers is not None:
             fields["layers"] = [layers.start, layers.stop]
         yield Request(source, family, whole, layers, architecture, target, layout, strict, dtypes, flags, cache, fields)
+
+
+def read_config(
+    reference: ModelReference,
+    cache_dir: str | os.PathLike[str] | None,
+    family: Family | None,
+    config: Mapping[str, Any] | None,
+    layers: range | None,
+) -> Any:
+    """What a model's `config.json` means; see `lazyload.config` for the arguments and for what is raised."""
+    _require_family(family)
+    require_layers(layers)
+    cache = _cache(cache_dir)
+    with contextlib.closing(_open_source(reference, cache, cache.contents.read_only(), False)) as source:
+        values = overridden(source.config, config)
+        whole = (family or families.find(values)).read(values)
+        return _part(whole, _fewer(layers, whole))
+
+
+def _require_family(family: object) -> None:
+    if not isinstance(family, Family | None):
+        raise ArgumentError(f"family={family!r:.200} is no lazyload.Family")
+
+
+def _cache(cache_dir: str | os.PathLike[str] | None) -> Cache:
+    if not isinstance(cache_dir, str | os.PathLike | None):
+        raise ArgumentError(f"cache_dir={cache_dir!r:.200}: give a folder")
+    return Cache(cache_dir)
 
 
 def _open_source(

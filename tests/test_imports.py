@@ -18,6 +18,7 @@ ROWS = (
     ("cli", "integrations"),
     ("lazyload",),
     ("loader",),
+    ("placement",),
     ("request", "verification"),
     ("options", "results"),
     ("cache", "checkpoint", "sources", "families", "models"),

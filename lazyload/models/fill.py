@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lazyload.errors import TensorMismatchError
@@ -16,11 +17,13 @@ def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
     """Puts arrays in the place of a module's parameters; for the `build` of a `lazyload.Target`.
 
     Each parameter's partitioning metadata become its array's `PartitionSpec`, so that `nnx.get_partition_spec` tells
-    how the module really lies.
+    how the module really lies. A tree of parameters is `{".".join(map(str, path)): array for path, array in
+    flax.traverse_util.flatten_dict(tree).items()}`.
 
     Args:
         model: The module; with abstract parameters, such as `nnx.eval_shape` makes, nothing is allocated in vain.
-        arrays: Every `nnx.Param` by its dotted path, `blocks.0.kernel`; an array keeps its dtype.
+        arrays: Every `nnx.Param` by its dotted path, `blocks.0.kernel`; an array keeps its dtype. What is left out of
+            `nnx.LoRAParam`s stays as it is.
 
     Returns:
         The same module.
@@ -34,11 +37,41 @@ def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
         >>> fill(module, {"kernel": jnp.ones((2, 3))})(jnp.ones(2)).tolist()
         [2.0, 2.0, 2.0]
     """
-    parameters = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
-    _check_fit({path: parameter.shape for path, parameter in parameters.items()}, arrays)
-    for path, parameter in parameters.items():
-        _place(parameter, arrays[path])
+    if problems := misfits(model, {path: array.shape for path, array in arrays.items()}):
+        raise TensorMismatchError("the arrays do not fit the model's parameters:", problems)
+    parameters = _parameters(model)
+    for path, array in arrays.items():
+        _place(parameters[path], array)
     return model
+
+
+def misfits(model: nnx.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """How a module's parameters differ from arrays of these shapes, by path: sentences."""
+    parameters = _parameters(model)
+    problems = [
+        f"{path} is missing, shape {parameter.shape}"
+        for path, parameter in parameters.items()
+        if path not in shapes and not isinstance(parameter, nnx.LoRAParam)
+    ]
+    problems += [f"{path} is no parameter of the model" for path in shapes if path not in parameters]
+    problems += [
+        f"{path} has shape {shape}, the model needs {parameters[path].shape}"
+        for path, shape in shapes.items()
+        if path in parameters and shape != parameters[path].shape
+    ]
+    return problems
+
+
+def values_of(model: nnx.Module) -> dict[str, Any]:
+    """The arrays of a module's parameters, or the `jax.ShapeDtypeStruct`s in their place, by dotted path."""
+    return {
+        ".".join(map(str, path)): value
+        for path, value in flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()
+    }
+
+
+def _parameters(model: nnx.Module) -> "dict[str, nnx.Param[jax.Array]]":
+    return {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
 
 
 def _place(parameter: nnx.Param[jax.Array], array: jax.Array) -> None:
@@ -49,16 +82,3 @@ def _place(parameter: nnx.Param[jax.Array], array: jax.Array) -> None:
     metadata = {**parameter.get_metadata(), **placed.get_metadata()}
     parameter.update_from_state(placed)
     parameter.set_metadata(metadata)
-
-
-def _check_fit(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, jax.Array]) -> None:
-    """Compares arrays with the parameters that they are for."""
-    problems = [f"{path} is missing, shape {shapes[path]}" for path in shapes if path not in arrays]
-    problems += [f"{path} is no parameter of the model" for path in arrays if path not in shapes]
-    problems += [
-        f"{path} has shape {array.shape}, the model needs {shapes[path]}"
-        for path, array in arrays.items()
-        if path in shapes and array.shape != shapes[path]
-    ]
-    if problems:
-        raise TensorMismatchError("the arrays do not fit the model's parameters:", problems)
