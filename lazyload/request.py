@@ -13,7 +13,8 @@ from lazyload.architecture import DecoderConfig
 from lazyload.cache.cache import Cache
 from lazyload.cache.contents import Contents
 from lazyload.cache.entry import Entry, Form
-from lazyload.cache.key import Key
+from lazyload.cache.key import ENTRY_FORMAT, Key
+from lazyload.cache.upgrade import tell_outdated
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import (
     AccessDeniedError,
@@ -53,9 +54,6 @@ if TYPE_CHECKING:
     from lazyload.models.decoder import Decoder
 
 logger = logging.getLogger("lazyload")
-
-ENTRY_FORMAT = 2
-"""Raised whenever entries of the same key come to look different on disk."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,9 @@ class Request:
         """Why the cache has no such entry: sentences."""
         if not self.may_be_cached:
             root, name = self.cache.root, self.source.name
-            return [f"{name} has not been converted into {root}: nothing there was made of files of the same sizes"]
+            return self.cache.explain_outdated(name) or [
+                f"{name} has not been converted into {root}: nothing there was made of files of the same sizes"
+            ]
         return self.cache.explain(self.key, self.source.name)
 
     def settled(self) -> "Request":
@@ -237,6 +237,8 @@ def open_request(
     require_layers(layers)
     cache = _cache(cache_dir)
     contents = cache.contents.read_only() if dry_run else cache.contents
+    if not dry_run:
+        tell_outdated(cache)
     with contextlib.closing(_open_source(reference, cache, contents, progress)) as source:
         values = overridden(source.config, config)
         family = family or families.find(values)
@@ -304,7 +306,12 @@ def _open_source(
     entries = cache.recall(reference.name, reference.revision) if reference.is_hub_id else []
     entries = [entry for entry in entries if _is_of_place(entry, reference)]
     if not entries:
-        return open_source(reference, contents, progress)
+        try:
+            return open_source(reference, contents, progress)
+        except SourceNotFoundError as error:
+            if outdated := cache.explain_outdated(reference.name):
+                raise SourceNotFoundError(f"{error}; {outdated[0]}, which must convert it again") from None
+            raise
     reachable = reference
     try:
         commit = _commit_of(reference)

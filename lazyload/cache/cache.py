@@ -3,6 +3,7 @@
 <root>/CACHEDIR.TAG
 <root>/.locks/<key>.lock
 <root>/.contents/<folder>.json                            what the files of a source folder contain
+<root>/.told/<formats>                                    an upgrade to these formats has said what it does not read
 <root>/models--Qwen--Qwen3-8B/<key>/manifest.json         there = the entry is complete
                                    /data-<unique>/...     the Orbax checkpoint that the manifest names
 """
@@ -25,7 +26,14 @@ from lazyload.cache.disk import explained, make_folder, share
 from lazyload.cache.entry import Entry, Form, problem_of, read_entry
 from lazyload.cache.key import Key
 from lazyload.cache.lock import hold
-from lazyload.cache.manifest import FILE_NAME, AbsentError, InaccessibleError, NewerFormatError, UnreadableManifestError
+from lazyload.cache.manifest import (
+    FILE_NAME,
+    AbsentError,
+    InaccessibleError,
+    NewerFormatError,
+    OlderFormatError,
+    UnreadableManifestError,
+)
 from lazyload.cache.removal import Removal, leftovers, remove, size
 from lazyload.cache.staging import Staging, new_staging
 from lazyload.errors import CacheError, LockTimeoutError
@@ -83,8 +91,7 @@ class Cache:
 
     def _entries(self, model: str | None = None, *, shared: bool = False) -> list[Entry]:
         found = []
-        models = "models--*" if model is None else glob.escape(_folder_name(model))
-        for folder in self._folders(models, shared=shared):
+        for folder in self._folders(_models(model), shared=shared):
             with contextlib.suppress(UnreadableManifestError):
                 found.append(read_entry(folder))
         return sorted(found, key=lambda entry: (entry.model, entry.manifest.created))
@@ -93,6 +100,11 @@ class Cache:
         """Folders whose manifest or data keep them from being entries, and why."""
         found = {folder: problem_of(folder) for folder in self._folders()}
         return {folder: str(problem) for folder, problem in found.items() if problem}
+
+    def outdated(self, model: str | None = None) -> dict[Path, OlderFormatError]:
+        """Folders of entries that an older version made and this one does not read; all, or those of one model."""
+        found = {folder: problem_of(folder) for folder in self._folders(_models(model))}
+        return {folder: problem for folder, problem in found.items() if isinstance(problem, OlderFormatError)}
 
     def find(self, key: Key, *forms: Form) -> Entry | None:
         """The entry of a key; None, with the reason logged, where there is none, or one that is damaged.
@@ -141,9 +153,15 @@ class Cache:
                 return [f"what there is of it is damaged: {folder}"]
         others = [entry for entry in self.entries(model) if entry.key != key.digest]
         if not others:
-            return [f"{model} has not been converted into {self.root}"]
+            return self.explain_outdated(model) or [f"{model} has not been converted into {self.root}"]
         differences = [key.differences(Key(entry.manifest.fields)) for entry in others]
         return min(differences, key=len)
+
+    def explain_outdated(self, model: str) -> list[str]:
+        """What an older version has made of a model, a sentence; none where it has made nothing."""
+        versions = {error.version for error in self.outdated(model).values()}
+        made_by = ", ".join(sorted(versions))
+        return [f"what lazyload {made_by} converted of {model} is not read by this version"] if versions else []
 
     def has_made(self, origin: Mapping[str, Any]) -> bool:
         """Whether an entry was made of files of the same names and sizes, `sizes` of where a source came from."""
@@ -281,8 +299,9 @@ class Cache:
     ) -> list[Removal]:
         """Removes what no load can use, and on demand what has not been used for long.
 
-        That is: what unfinished conversions and removals left behind, data that a newer conversion replaced, what is
-        proven to be damaged, and what is remembered of source folders that are gone. What somebody writes or reads
+        That is: what unfinished conversions and removals left behind, data that a newer conversion replaced, what an
+        older version made and this one does not read, what is proven to be damaged, and what is remembered of source
+        folders that are gone. What somebody writes or reads
         stays, and so does what cannot be looked at now.
 
         Args:
@@ -394,6 +413,11 @@ def _lock_timeout() -> float | None:
         if (seconds := float(text)) >= 0:
             return seconds
     raise CacheError(f"LAZYLOAD_LOCK_TIMEOUT={text!r}: give a number of seconds")
+
+
+def _models(model: str | None) -> str:
+    """A pattern of the folders that hold the entries of a model; None for all models."""
+    return "models--*" if model is None else glob.escape(_folder_name(model))
 
 
 def _entry_folder(path: Path) -> Path:

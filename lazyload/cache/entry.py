@@ -10,13 +10,14 @@ from pathlib import Path
 from lazyload.cache import generation
 from lazyload.cache.disk import explained, share
 from lazyload.cache.files import changed_files, damaged_files
-from lazyload.cache.key import Key
+from lazyload.cache.key import ENTRY_FORMAT, Key
 from lazyload.cache.manifest import (
     FILE_NAME,
     AbsentError,
     DamagedError,
     InaccessibleError,
     Manifest,
+    OlderFormatError,
     UnreadableManifestError,
     read_manifest,
 )
@@ -156,6 +157,9 @@ def read_entry(folder: Path) -> Entry:
         raise DamagedError(f"{where}: {error}") from None
     if not belongs:
         raise DamagedError(f"{where}: the key does not belong to this folder")
+    made_in = manifest.fields.get("format")
+    if isinstance(made_in, int) and made_in < ENTRY_FORMAT:
+        raise OlderFormatError(where, {"versions": manifest.versions, "nbytes": manifest.nbytes})
     entry = Entry(folder, manifest)
     try:
         is_empty = not any(entry.path.iterdir())

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+ENTRY_FORMAT = 2
+"""Raised whenever entries of the same key come to look different on disk."""
+
 
 @dataclass(frozen=True)
 class Key:

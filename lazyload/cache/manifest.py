@@ -35,7 +35,22 @@ class DamagedError(UnreadableManifestError):
 
 
 class OlderFormatError(UnreadableManifestError):
-    """It is of an older format, which says too little."""
+    """It was made by an older version, in a format that this one does not read.
+
+    Attributes:
+        version: The version of lazyload that made it.
+        nbytes: Bytes of all arrays.
+    """
+
+    def __init__(self, path: Path, content: Mapping[str, Any]):
+        versions, nbytes = content.get("versions"), content.get("nbytes")
+        named = versions.get("lazyload") if isinstance(versions, Mapping) else None
+        self.version = named if isinstance(named, str) else "0.1"
+        self.nbytes = nbytes if isinstance(nbytes, int) else 0
+        super().__init__(
+            f"{path}: made by lazyload {self.version:.50}, whose entries this version does not read; it is converted "
+            "again when it is asked for"
+        )
 
 
 class NewerFormatError(UnreadableManifestError):
@@ -132,7 +147,7 @@ def read_manifest(path: Path) -> Manifest:
     if not isinstance(content, dict):
         raise DamagedError(f"{path}: not a JSON object")
     if checksum is None and content.get("format") == 1:
-        raise OlderFormatError(f"{path}: made by lazyload 0.1, whose manifests do not list their files")
+        raise OlderFormatError(path, content)
     if not is_sound:
         raise DamagedError(f"{path}: its checksum is not that of its content")
     if isinstance(content.get("format"), int) and content["format"] > FORMAT:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lazyload.cache import generation, liveness
 from lazyload.cache.entry import read_entry
-from lazyload.cache.manifest import FILE_NAME, AbsentError, DamagedError, UnreadableManifestError
+from lazyload.cache.manifest import FILE_NAME, AbsentError, DamagedError, OlderFormatError, UnreadableManifestError
 
 _KEPT_SECONDS = 3600.0
 """How long data that a newer conversion has replaced is kept for the loads that began before."""
@@ -32,7 +32,7 @@ class Removal:
 def leftovers(folder: Path) -> list[Removal]:
     """What is in an entry's folder that neither a load nor a conversion can still use.
 
-    Where a manifest is there but cannot be read, or is of another format, no data is known to be unused.
+    Where a manifest is there but cannot be read, or is of a newer format, no data is known to be unused.
     """
     removals = list(_dead_files(folder))
     owners = {generation.owner_of(data): data for data in _generations(folder)}
@@ -42,6 +42,10 @@ def leftovers(folder: Path) -> list[Removal]:
         named = ""
     except DamagedError as error:
         return [*removals, Removal(folder, size(folder), f"damaged: {error}")]
+    except OlderFormatError as error:
+        in_use = any(map(generation.user_of, owners.values()))
+        unread = f"made by lazyload {error.version}, which this version does not read"
+        return removals if in_use else [*removals, Removal(folder, size(folder), unread)]
     except UnreadableManifestError:
         return removals
     for owner, data in owners.items():

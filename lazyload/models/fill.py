@@ -16,9 +16,8 @@ Module = TypeVar("Module", bound=nnx.Module)
 def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
     """Puts arrays in the place of a module's parameters; for the `build` of a `lazyload.Target`.
 
-    Each parameter's partitioning metadata become its array's `PartitionSpec`, so that `nnx.get_partition_spec` tells
-    how the module really lies. A tree of parameters is `{".".join(map(str, path)): array for path, array in
-    flax.traverse_util.flatten_dict(tree).items()}`.
+    Each parameter's partitioning metadata become its array's `PartitionSpec`, with an entry a dimension, so that
+    `nnx.get_partition_spec` tells how the module really lies.
 
     Args:
         model: The module; with abstract parameters, such as `nnx.eval_shape` makes, nothing is allocated in vain.
@@ -77,7 +76,8 @@ def _parameters(model: nnx.Module) -> "dict[str, nnx.Param[jax.Array]]":
 def _place(parameter: nnx.Param[jax.Array], array: jax.Array) -> None:
     """Gives a parameter its array, and the array's `PartitionSpec` beside the metadata that it has."""
     spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
-    annotated: Callable[[], Any] = nnx.with_partitioning(lambda: array, tuple(spec))
+    names = (*spec, *(None,) * (array.ndim - len(spec)))
+    annotated: Callable[[], Any] = nnx.with_partitioning(lambda: array, names)
     placed = nnx.Param(annotated(), eager_sharding=False)
     metadata = {**parameter.get_metadata(), **placed.get_metadata()}
     parameter.update_from_state(placed)

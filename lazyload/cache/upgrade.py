@@ -1,0 +1,72 @@
+"""What an upgrade says once: which entries this version does not read, and what becomes of them."""
+
+import contextlib
+import logging
+import threading
+from pathlib import Path
+
+from lazyload.cache.cache import Cache
+from lazyload.cache.disk import make_folder, share
+from lazyload.cache.key import ENTRY_FORMAT
+from lazyload.cache.manifest import FORMAT, OlderFormatError
+
+logger = logging.getLogger("lazyload")
+
+_MARK = f".told/{FORMAT}.{ENTRY_FORMAT}"
+"""The file in a cache's root that says that it has been told; versions of the same formats say the same."""
+
+_told: set[Path] = set()
+"""The roots that this process has looked at."""
+
+_lock = threading.Lock()
+
+
+def tell_outdated(cache: Cache) -> None:
+    """Logs once a cache, and once a process where it cannot be written to, what of it this version does not read.
+
+    Where it has been told already, that costs a `stat`, and nothing after the process's first call. What is only looked
+    in, the roots before the last one of `$LAZYLOAD_CACHE`, is left to those who write there.
+    """
+    with _lock:
+        if cache.root in _told or not cache.root.is_dir():
+            return
+        _told.add(cache.root)
+        if not _is_first(cache.root):
+            return
+    outdated = list(cache.outdated().values())
+    if outdated:
+        logger.warning("%s: %s", cache.root, _told_of(outdated))
+
+
+def _is_first(root: Path) -> bool:
+    """Leaves the mark; False where somebody else has left it."""
+    mark = root / _MARK
+    if mark.exists():
+        return False
+    with contextlib.suppress(FileExistsError, OSError):
+        make_folder(mark.parent, root)
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    share(mark, root)
+    return True
+
+
+def _told_of(outdated: list[OlderFormatError]) -> str:
+    made_by = ", ".join(sorted({error.version for error in outdated}))
+    amount = _amount(sum(error.nbytes for error in outdated))
+    some = f"{len(outdated)} converted checkpoint{'s' * (len(outdated) > 1)}"
+    return (
+        f"{some} ({amount}) of lazyload {made_by} {'are' if len(outdated) > 1 else 'is'} not read by this version; each "
+        "is converted again when it is asked for, and `lazyload cache prune` removes the old ones"
+    )
+
+
+def _amount(nbytes: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.1f} {unit}"
+    return f"{nbytes / 1e3:.1f} kB"
