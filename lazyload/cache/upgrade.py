@@ -59,9 +59,10 @@ def _told_of(outdated: list[OlderFormatError]) -> str:
     made_by = ", ".join(sorted({error.version for error in outdated}))
     amount = _amount(sum(error.nbytes for error in outdated))
     some = f"{len(outdated)} converted checkpoint{'s' * (len(outdated) > 1)}"
+    are = "are" if len(outdated) > 1 else "is"
     return (
-        f"{some} ({amount}) of lazyload {made_by} {'are' if len(outdated) > 1 else 'is'} not read by this version; each "
-        "is converted again when it is asked for, and `lazyload cache prune` removes the old ones"
+        f"{some} ({amount}) of lazyload {made_by} {are} not read by this version; each is converted again when it is "
+        "asked for, and `lazyload cache prune` removes the old ones"
     )
 
 
