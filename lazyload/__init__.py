@@ -2,7 +2,7 @@
 
 >>> model = lazyload.from_pretrained("Qwen/Qwen3-8B", mesh=mesh)  # doctest: +SKIP
 
-Every function, and every `Cache`, may be called from several threads at once: the same checkpoint is converted once, and
+Every function and every `Cache` may be used by several threads at once: the same checkpoint is converted once, and
 `last_report` is the thread's own. Three things belong to one thread at a time: a module while it is filled, `register`
 before others load what it reads, and the environment, which is read in every call. SIGTERM cleans up after a conversion
 of the main thread only; what other threads leave is removed by the next conversion or `lazyload cache prune`.
