@@ -50,6 +50,9 @@ class TensorMismatchError(LazyLoadError, ValueError):
         problems: One sentence a problem.
     """
 
+    headline: str
+    problems: tuple[str, ...]
+
     def __init__(self, headline: str, problems: Sequence[str]):
         self.headline = headline
         self.problems = tuple(problems)

@@ -42,6 +42,9 @@ class OlderFormatError(UnreadableManifestError):
         nbytes: Bytes of all arrays.
     """
 
+    version: str
+    nbytes: int
+
     def __init__(self, path: Path, content: Mapping[str, Any]):
         versions, nbytes = content.get("versions"), content.get("nbytes")
         named = versions.get("lazyload") if isinstance(versions, Mapping) else None

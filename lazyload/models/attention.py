@@ -58,6 +58,14 @@ class Attention(nnx.Module):
     A block whose keys and values are another layer's has no projections for them.
     """
 
+    q_proj: Projection
+    k_proj: Projection | None
+    v_proj: Projection | None
+    o_proj: Projection
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
+    sinks: nnx.Param[jax.Array]
+
     def __init__(self, block: architecture.Attention, parameters: Parameters):
         self.block = block
         self.q_proj = Projection(parameters["q_proj"])

@@ -39,6 +39,20 @@ class DecoderLayer(nnx.Module):
     feed-forward, and a further branch for the layer's own input.
     """
 
+    mixer: str
+    feed_forward: str
+    experts: str | None
+    per_layer: str | None
+    residual_scale: float
+    attn_norm: RMSNorm | None
+    post_attn_norm: RMSNorm | None
+    mlp_norm: RMSNorm | None
+    post_mlp_norm: RMSNorm | None
+    moe_norm: RMSNorm | None
+    post_moe_norm: RMSNorm | None
+    post_dense_norm: RMSNorm | None
+    layer_scalar: nnx.Param[jax.Array] | None
+
     def __init__(self, layer: Layer, parameters: Parameters):
         self.mixer, self.feed_forward = layer.mixer.name, layer.feed_forward.name
         self.experts = None if layer.experts is None else layer.experts.name
@@ -96,6 +110,12 @@ class Decoder(nnx.Module):
         final_norm: The norm before the output projection.
         lm_head: The output projection; absent where the embedding is used for it, too.
     """
+
+    embed: Embedding
+    per_layer_embedding: nnx.Module
+    layers: nnx.List[DecoderLayer]
+    final_norm: RMSNorm
+    lm_head: Projection
 
     def __init__(self, config: DecoderConfig, *, dtype: DTypeLike = jnp.bfloat16, rngs: nnx.Rngs | None):
         self.config = config

@@ -77,6 +77,18 @@ class _Chunk(NamedTuple):
 class GatedDeltaNet(nnx.Module):
     """The mixer: projections, a convolution of queries, keys and values, the rule, and a gated norm of its outputs."""
 
+    in_proj_qkvz: Projection
+    in_proj_ba: Projection
+    in_proj_qkv: Projection
+    in_proj_z: Projection
+    in_proj_b: Projection
+    in_proj_a: Projection
+    conv1d: "DepthwiseConv"
+    A_log: nnx.Param[jax.Array]
+    dt_bias: nnx.Param[jax.Array]
+    norm: RMSNorm
+    out_proj: Projection
+
     def __init__(self, block: architecture.GatedDeltaNet, parameters: Parameters):
         self.block = block
         if block.fused:
@@ -136,6 +148,8 @@ class GatedDeltaNet(nnx.Module):
 
 class DepthwiseConv(nnx.Module):
     """A causal convolution of each channel alone; `kernel` is `[width, *channels]`."""
+
+    kernel: nnx.Param[jax.Array]
 
     def __init__(self, parameters: Parameters):
         self.kernel = parameters.declare("kernel", nnx.initializers.normal(0.02))

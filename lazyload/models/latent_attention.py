@@ -24,6 +24,15 @@ class LatentAttention(nnx.Module):
     attended to: the key part of `kv_b_proj` is applied to the queries instead, the value part to what was attended.
     """
 
+    q_proj: Projection
+    q_a_proj: Projection
+    q_a_layernorm: RMSNorm
+    q_b_proj: Projection
+    kv_a_proj_with_mqa: Projection
+    kv_a_layernorm: RMSNorm
+    kv_b_proj: Projection
+    o_proj: Projection
+
     def __init__(self, block: architecture.LatentAttention, parameters: Parameters):
         self.block = block
         if block.q_rank is None:

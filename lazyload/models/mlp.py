@@ -21,6 +21,10 @@ ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
 class MLP(nnx.Module):
     """`down(activation(gate(x)) * up(x))`."""
 
+    gate_proj: Projection
+    up_proj: Projection
+    down_proj: Projection
+
     def __init__(self, block: architecture.MLP, parameters: Parameters):
         self.activation = block.activation
         self.gate_proj = Projection(parameters["gate_proj"])

@@ -24,6 +24,9 @@ from lazyload.models.routing import route
 class ExpertProjection(nnx.Module):
     """One linear map an expert: `kernel` is `[expert, input, output]`, `bias` `[expert, output]` or None."""
 
+    kernel: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array] | None
+
     def __init__(self, parameters: Parameters):
         zeros = nnx.initializers.zeros_init()
         self.kernel = parameters.declare("kernel", nnx.initializers.lecun_normal(batch_axis=0))
@@ -43,6 +46,16 @@ class _Weights(NamedTuple):
 
 class MixtureOfExperts(nnx.Module):
     """Routed experts, and optionally a shared one that sees every token."""
+
+    router: Projection
+    router_norm: RMSNorm
+    expert_scale: nnx.Param[jax.Array]
+    selection_bias: nnx.Param[jax.Array]
+    gate_proj: ExpertProjection
+    up_proj: ExpertProjection
+    down_proj: ExpertProjection
+    shared_experts: MLP
+    shared_gate: Projection
 
     def __init__(self, block: Experts, parameters: Parameters):
         self.block = block

@@ -15,6 +15,10 @@ class RMSNorm(nnx.Module):
         scale: The weights as checkpoints store them; `offset` is added to them before use.
     """
 
+    eps: float
+    offset: float
+    scale: nnx.Param[jax.Array]
+
     def __init__(self, parameters: Parameters, norm: Norm):
         self.eps = norm.eps
         self.offset = norm.offset

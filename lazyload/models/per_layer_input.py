@@ -16,6 +16,10 @@ from lazyload.models.projection import Embedding, Projection
 class PerLayerEmbedding(nnx.Module):
     """The inputs of all layers, from the tokens and from their embeddings."""
 
+    embed: Embedding
+    projection: Projection
+    norm: RMSNorm
+
     def __init__(self, block: architecture.PerLayerEmbedding, parameters: Parameters):
         self.block = block
         self.embed = Embedding(parameters["embed"])
@@ -37,6 +41,10 @@ class PerLayerEmbedding(nnx.Module):
 
 class PerLayerInput(nnx.Module):
     """What a layer makes of its input: `norm(projection(activation(gate(x)) * input))`."""
+
+    gate: Projection
+    projection: Projection
+    norm: RMSNorm
 
     def __init__(self, block: architecture.PerLayerInput, parameters: Parameters):
         self.activation = block.activation

@@ -17,6 +17,9 @@ class Projection(nnx.Module):
         bias: The outputs' dimensions; None for a map without one.
     """
 
+    kernel: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array] | None
+
     def __init__(self, parameters: Parameters, *, inputs: int = 1):
         """`inputs` is the number of the kernel's leading dimensions that are summed over."""
         axes = tuple(range(len(parameters.shape("kernel"))))
@@ -40,6 +43,8 @@ class Projection(nnx.Module):
 
 class Embedding(nnx.Module):
     """A table of token vectors, `[vocab, embed]`, used forwards and, where tied, backwards."""
+
+    embedding: nnx.Param[jax.Array]
 
     def __init__(self, parameters: Parameters):
         self.embedding = parameters.declare("embedding", nnx.initializers.normal(0.02))

@@ -1,6 +1,7 @@
+# pyright: strict
 """What users write. A type checker rejects the lines that end in `# rejected: <error code>`, and accepts the others.
 
-Never run: `test_typing.py` gives it to mypy.
+Never run: `test_typing.py` gives it to mypy, whose error codes these are, and `with_pyright.py` to pyright.
 """
 
 import pathlib
@@ -14,8 +15,9 @@ from flax import nnx
 
 import lazyload
 
-mesh = jax.make_mesh((4, 2), ("fsdp", "tp"))
-tokens = jnp.zeros((1, 8), jnp.int32)
+# Of these two functions of JAX pyright does not know all.
+mesh = jax.make_mesh((4, 2), ("fsdp", "tp"))  # pyright: ignore[reportUnknownMemberType]
+tokens = jnp.zeros((1, 8), jnp.int32)  # pyright: ignore[reportUnknownMemberType]
 
 # What is returned follows the layout.
 model = lazyload.from_pretrained("Qwen/Qwen3-8B")
@@ -46,8 +48,24 @@ target = lazyload.Target(lazyload.Layout({"table": "embed : vocab embed"}), buil
 own = lazyload.from_pretrained("m", layout=target, rules={"vocab": None})
 assert_type(own, Bigrams)
 own.typo()  # rejected: attr-defined
+assert_type(lazyload.fill(own, {"table": tokens}), Bigrams)
 lazyload.Target(lazyload.Layout({}), build=7)  # rejected: arg-type
 lazyload.Layout({"table": 7})  # rejected: dict-item
+
+# A module that exists is filled, and is what it was.
+config = lazyload.config("m", revision="v1", layers=range(0, 8))
+assert_type(config, lazyload.DecoderConfig)
+assert_type(config.num_layers, int)
+empty = lazyload.Decoder(config, rngs=None)
+assert_type(lazyload.from_pretrained("m", into=empty, mesh=mesh), lazyload.Decoder)
+assert_type(lazyload.from_pretrained("m", layout=target.layout, into=own, dtype="float32"), Bigrams)
+lazyload.from_pretrained("m", layout=lazyload.MaxText(), into=empty)  # rejected: call-overload
+lazyload.from_pretrained("m", layout=target, into=own)  # rejected: call-overload
+lazyload.from_pretrained("m", into="module")  # rejected: call-overload
+lazyload.config("m", mesh=mesh)  # rejected: call-overload
+lazyload.config("m", layers=8)  # rejected: call-overload
+family = lazyload.Family("mine", ("mine",), lambda values: config, lambda config: target.layout)
+assert_type(lazyload.config("m", family=family), Any)
 
 # Dtypes are a few names, or what JAX takes for a dtype.
 lazyload.from_pretrained("m", dtype="bfloat16")
