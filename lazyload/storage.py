@@ -70,7 +70,7 @@ class Storage:
 
     @classmethod
     def from_fields(cls, values: Any) -> "Storage":
-        """The flags that `fields` gave, read back.
+        """The flags that `fields` gave, read back from its `values`.
 
         Raises:
             StorageError: A flag is missing, malformed, or none that this version knows.

@@ -117,7 +117,7 @@ class DecoderConfig:
             self._require_keys_and_values(number)
 
     def kv_layer(self, number: int) -> int:
-        """The layer whose keys and values, or states, a layer attends to: its own, if it does not share another's."""
+        """The layer whose keys and values, or states, layer `number` attends to: itself, if it shares no other's."""
         mixer = self.layers[number].mixer
         shared = mixer.kv_layer if isinstance(mixer, Attention) else None
         return number if shared is None else shared
@@ -172,11 +172,11 @@ class DecoderConfig:
         return replace(self, layers=tuple(_counted_from(layers.start, self.layers[number]) for number in layers))
 
     def layers_with(self, kind: type[Any]) -> tuple[int, ...]:
-        """The layers that have a block of a class."""
+        """The layers that have a block of the class `kind`."""
         return tuple(n for n, layer in enumerate(self.layers) if any(isinstance(b, kind) for b in layer.blocks))
 
     def first(self, kind: type[B]) -> B | None:
-        """The first block of a class; None where no layer has one."""
+        """The first block of the class `kind`; None where no layer has one."""
         return next((block for layer in self.layers for block in layer.blocks if isinstance(block, kind)), None)
 
     @property

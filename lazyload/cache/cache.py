@@ -164,7 +164,7 @@ class Cache:
         return [f"what lazyload {made_by} converted of {model} is not read by this version"] if versions else []
 
     def has_made(self, origin: Mapping[str, Any]) -> bool:
-        """Whether an entry was made of files of the same names and sizes, `sizes` of where a source came from."""
+        """Whether an entry was made of files of the same names and sizes, which `origin["sizes"]` has by name."""
         entries = self._entries(shared=True)
         return any(entry.manifest.source.get("sizes") == origin.get("sizes") for entry in entries)
 
@@ -215,7 +215,12 @@ class Cache:
 
     @contextlib.contextmanager
     def staging(self, key: Key, model: str, nbytes: int) -> Iterator[Staging]:
-        """A fresh data folder for an entry of so many bytes; removed again unless the body publishes it.
+        """A fresh data folder for an entry; removed again unless the body publishes it.
+
+        Args:
+            key: The entry's key.
+            model: The model's name.
+            nbytes: Bytes that the entry will take.
 
         Raises:
             CacheError: The cache cannot be written to, or the disk has not the space.

@@ -108,7 +108,7 @@ class Entry:
             share(used, self.folder.parents[1])
 
     def differences(self, form: Form) -> list[str]:
-        """How the recorded arrays differ from those wanted: sentences."""
+        """How the recorded arrays differ from those wanted, which `form` describes: sentences."""
         records = self.manifest.arrays
         problems = [f"{path}: is no array of this layout" for path in records.keys() - form.keys()]
         for path, (shape, dtypes) in form.items():

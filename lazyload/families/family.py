@@ -32,7 +32,7 @@ class Family:
     since: str = ""
 
     def read(self, values: Mapping[str, Any]) -> Any:
-        """What a parsed `config.json` means.
+        """What a parsed `config.json`, given as `values`, means.
 
         Raises:
             ConfigError: It cannot be read, for whatever reason.
@@ -47,7 +47,7 @@ class Family:
             ) from error
 
     def stored(self, architecture: Any) -> Layout:
-        """How the hub's checkpoints of a model lie.
+        """How the hub's checkpoints of a model lie, whose `config.json` was read as `architecture`.
 
         Raises:
             LayoutError: The family does not say, for whatever reason.

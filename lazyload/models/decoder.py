@@ -138,7 +138,13 @@ class Decoder(nnx.Module):
         return self.config.vocab_size
 
     def init_cache(self, batch_size: int, cache_size: int, dtype: DTypeLike) -> KVCache:
-        """An empty cache (see `kv_cache`) for sequences of up to `cache_size` tokens."""
+        """An empty cache, as `lazyload/models/kv_cache.py` describes it.
+
+        Args:
+            batch_size: The number of sequences.
+            cache_size: The tokens that each of them may have.
+            dtype: The dtype of keys and values.
+        """
         return kv_cache.init_cache(self.config, batch_size, cache_size, dtype)
 
     def get_model_input(self) -> dict[str, Any]:

@@ -72,7 +72,14 @@ class MaxText:
         """The checkpoint of one model: the tree as MaxText's loaders look for it.
 
         The tree is the item `items` of a composite checkpoint, whose metadata is the only one in which MaxText looks
-        `scan_layers` up; `step` is what it restores training from. For arguments and errors see `layout`.
+        `scan_layers` up; `step` is what it restores training from.
+
+        Args:
+            family: The name of the model's family.
+            config: What its `config.json` means.
+
+        Raises:
+            LayoutError: There is no such checkpoint; see `layout`.
         """
         return Target(
             self.layout(family, config),
