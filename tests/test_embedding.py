@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,13 @@ class TestConfig:
             lazyload.config(tmp_path)
         assert lazyload.config(tmp_path, family=family, config={"vocab_size": 9}) == 9
 
+    def test_it_imports_no_jax(self, qwen: Path) -> None:
+        heavy = {"jax", "flax", "tensorstore"}
+        code = f"import lazyload, sys; lazyload.config({str(qwen)!r}); print({heavy} & {{*sys.modules}})"
+        environment = os.environ | {"PYTHONPATH": str(Path(lazyload.__file__).parents[1])}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == "set()"
+
     def test_mistakes_are_told(self, qwen: Path) -> None:
         with pytest.raises(errors.ArgumentError, match="give dtype="):
             lazyload.config(qwen, torch_dtype="bfloat16")
@@ -186,6 +196,15 @@ class TestInto:
         lazyload.from_pretrained(qwen, cache_dir=warm, into=empty)
         assert kernel[...].sharding == place
         assert empty.embed.embedding[...].sharding.mesh.devices.size == 8
+
+    def test_parameters_that_are_to_lie_in_the_host_s_memory_do(self, qwen: Path, warm: Path) -> None:
+        empty = lazyload.Decoder(lazyload.config(qwen), rngs=None)
+        place = NamedSharding(mesh_of(8), PartitionSpec("fsdp"), memory_kind="pinned_host")
+        shape = empty.embed.embedding.shape
+        nnx.update(empty, {"embed": {"embedding": jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)}})
+        lazyload.from_pretrained(qwen, cache_dir=warm, into=empty)
+        assert empty.embed.embedding[...].sharding == place
+        require_equal(empty, lazyload.from_pretrained(qwen, cache_dir=warm))
 
     def test_a_mesh_without_devices_is_that_which_is_set(self, qwen: Path, warm: Path) -> None:
         mesh = mesh_of(4, 2)

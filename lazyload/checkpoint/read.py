@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import tensorstore as ts
-from jax.sharding import Sharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.records import ArrayRecord, Records, chunk_checksum, combined
@@ -133,8 +133,15 @@ def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratc
             _bits(shards[limits])[_within(common, limits)] = _bits(chunk)[_within(common, chunk_limits)]
     if verify and (found := combined(checksums)) != record.checksum:
         raise ValueError(f"is {found}, was written as {record.checksum}")
-    placed = [jax.device_put(shards[limits], device, may_alias=True) for device, limits in holders]
+    placed = [jax.device_put(shards[limits], _memory(device, sharding), may_alias=True) for device, limits in holders]
     return jax.make_array_from_single_device_arrays(record.shape, sharding, placed)
+
+
+def _memory(device: jax.Device, sharding: Sharding) -> "jax.Device | SingleDeviceSharding":
+    """Which memory of a device holds its shards: its own, or that of its host."""
+    kind = sharding.memory_kind
+    is_usual = kind is None or kind == device.default_memory().kind
+    return device if is_usual else SingleDeviceSharding(device, memory_kind=kind)
 
 
 def _own_memory(
