@@ -27,23 +27,24 @@ def tell_outdated(cache: Cache) -> None:
     Where it has been told already, that costs a `stat`, and nothing after the process's first call. What is only looked
     in, the roots before the last one of `$LAZYLOAD_CACHE`, is left to those who write there.
     """
-    with _lock:
-        if cache.root in _told or not cache.root.is_dir():
-            return
-        _told.add(cache.root)
-        if not _is_first(cache.root):
-            return
-    outdated = list(cache.outdated().values())
-    if outdated:
-        logger.warning("%s: %s", cache.root, _told_of(outdated))
+    mark = cache.root / _MARK
+    # A load that finds the disk failing says so by itself.
+    with contextlib.suppress(OSError):
+        with _lock:
+            if cache.root in _told or not (mark.exists() or any(cache.root.glob("models--*"))):
+                return
+            _told.add(cache.root)
+            if not _is_first(mark, cache.root):
+                return
+        if outdated := list(cache.outdated().values()):
+            logger.warning("%s: %s", cache.root, _told_of(outdated))
 
 
-def _is_first(root: Path) -> bool:
+def _is_first(mark: Path, root: Path) -> bool:
     """Leaves the mark; False where somebody else has left it."""
-    mark = root / _MARK
     if mark.exists():
         return False
-    with contextlib.suppress(FileExistsError, OSError):
+    with contextlib.suppress(OSError):
         make_folder(mark.parent, root)
     try:
         mark.touch(exist_ok=False)
