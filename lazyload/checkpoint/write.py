@@ -30,6 +30,7 @@ from lazyload.checkpoint.store import context, new_array_spec
 from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box
+from lazyload.progress import Advance
 from lazyload.storage import Storage
 
 logger = logging.getLogger("lazyload")
@@ -54,7 +55,7 @@ def write(
     metadata: Mapping[str, Any] | None = None,
     scalars: Mapping[str, int] | None = None,
     item: str = "",
-    advance: Callable[[int], None] = lambda nbytes: None,
+    advance: Advance = lambda nbytes: None,
 ) -> dict[str, dict[str, Any]]:
     """Writes a checkpoint.
 
