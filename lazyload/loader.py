@@ -322,6 +322,7 @@ def _used(
     with stopwatch.stage("open"):
         cache, key = request.cache, request.key
     found = cache.find(key, *request.forms)
+    logger.debug("%s: key %s is %s", request.source.name, key.digest, found.folder if found else "in no cache")
     if found and not force:
         try:
             with found.in_use():
@@ -333,6 +334,7 @@ def _used(
     reasons: tuple[str, ...] | None = ("asked to convert again",)
     if not force:
         reasons = tuple(request.reasons())
+    logger.debug("%s: to be converted: %s", request.source.name, "; ".join(reasons))
     request, conversion = planned or _planned(request, stopwatch)
     with contextlib.ExitStack() as lease:
         with stopwatch.entering("wait", cache.lock(key, lock_timeout, request.source.name)):

@@ -78,12 +78,12 @@ def in_one_sentence(report: LoadReport, arrays: Mapping[str, Mapping[str, Any]],
         sizes[array["dtype"]] += array["nbytes"]
     what = f"{_rounded(count)} parameters, {_rounded(sum(sizes.values()), ' ', 'kMGTP')}B of {_listed(sizes)}"
     done = {
-        (False, False): "converted into the cache",
-        (False, True): "is in the cache already",
-        (True, False): f"converted and restored onto {where}",
-        (True, True): f"restored from the cache onto {where}",
+        (False, False): "converted into the cache in",
+        (False, True): "in the cache already; found in",
+        (True, False): f"converted, and restored onto {where} in",
+        (True, True): f"restored from the cache onto {where} in",
     }[bool(where), report.hit]
-    return f"{report.model}: {what}, {done} in {report.total_seconds:.1f} s"
+    return f"{report.model}: {what}, {done} {report.total_seconds:.{1 if report.total_seconds >= 1 else 2}f} s"
 
 
 def _rounded(number: float, space: str = "", units: str = "KMBT") -> str:

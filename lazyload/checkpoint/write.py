@@ -98,6 +98,7 @@ def write(
             writes.add(write, chunk.nbytes)
         advance(chunk.nbytes)
 
+    logger.debug("writing %d arrays to %s", len(tensors), arrays)
     work = ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path])))
     largest = max((math.prod(chunks[path]) * lazy.dtype.itemsize for path, lazy in tensors.items()), default=0)
     with _sent_to_disk_meanwhile(folder), _Writes(folder, _BYTES_IN_FLIGHT, largest) as writes:

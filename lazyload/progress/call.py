@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from lazyload.progress.line import Line, screen_of
-from lazyload.progress.value import Progress, ProgressOption, Stage
+from lazyload.progress.value import Now, Progress, ProgressOption, Stage
 
 logger = logging.getLogger("lazyload")
 
@@ -28,13 +28,13 @@ class CallProgress:
     """How far a call is; one object for all stages of one call, and for no other.
 
     Attributes:
-        now: How far it is, and the word for what it is doing; None before the first stage.
+        now: What it is at; None before the first stage.
         sentence: What the call did, once it is done.
     """
 
     def __init__(self, option: ProgressOption, model: str):
         """`model` is what the call loads."""
-        self.now: tuple[str, Progress] | None = None
+        self.now: Now | None = None
         self.sentence = ""
         self._model = model
         self._function = option if callable(option) else None
@@ -66,7 +66,7 @@ class CallProgress:
             with self._lock:
                 done += nbytes
                 progress = Progress(stage, self._model, done, total)
-                self.now = doing, progress
+                self.now = Now(doing, started, progress)
                 if self._function is None:
                     return
                 try:

@@ -9,11 +9,12 @@ import contextvars
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from lazyload.progress.value import Progress, ProgressOption, ScreenName
+from lazyload.progress.value import Now, ProgressOption, ScreenName
 
 if TYPE_CHECKING:
     from lazyload.progress.screens import Bar, Screen
@@ -49,12 +50,12 @@ class Line:
         sentence: What the line ends as.
     """
 
-    def __init__(self, screen: ScreenName, look: Callable[[], tuple[str, Progress] | None]):
+    def __init__(self, screen: ScreenName, look: Callable[[], Now | None]):
         """Shows nothing yet.
 
         Args:
             screen: Where.
-            look: What the call is at, and a word for that; None for nothing.
+            look: What the call is at.
         """
         self.sentence = ""
         self._name: ScreenName = screen
@@ -100,13 +101,12 @@ class Line:
         now = self._look()
         if now is None:
             return
-        doing, progress = now
-        title = f"{doing} {_shortened(progress.model)}"
+        title, progress = f"{now.doing} {_shortened(now.progress.model)}", now.progress
         if self._bar is None or (title, progress.total) != (self._title, self._bar.total):
             if self._bar is not None:
                 self._bar.close()
             self._title = title
-            self._bar = self._opened().bar(title, progress.done, progress.total)
+            self._bar = self._opened().bar(title, progress.done, progress.total, time.perf_counter() - now.since)
         elif progress.done > self._bar.n:
             self._bar.update(progress.done - self._bar.n)
         else:

@@ -26,8 +26,9 @@ class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
 
     monitor_interval = 0
 
-    def __init__(self, title: str, done: int, total: int, **options: Any):
-        """`done` are the bytes that are done, of `total`, when it is first shown."""
+    def __init__(self, title: str, done: int, total: int, seconds: float, **options: Any):
+        """`done` are the bytes that are done, of `total`, when it is first shown, and `seconds` what that has taken."""
+        self._seconds = seconds
         super().__init__(
             desc=title,
             initial=done,
@@ -41,6 +42,12 @@ class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
             **options,
         )
 
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What the meter speaks of: of what was done before it was first shown, too."""
+        values = dict(super().format_dict)
+        return values | {"initial": 0, "elapsed": values["elapsed"] + self._seconds}
+
 
 # tqdm's own would be shared by processes, for which it starts one more.
 Bar.set_lock(threading.RLock())
@@ -49,9 +56,9 @@ Bar.set_lock(threading.RLock())
 class _DrawnBar(Bar):
     """A bar that something else than a terminal shows."""
 
-    def __init__(self, draw: "Callable[[_DrawnBar], None]", title: str, done: int, total: int):
+    def __init__(self, draw: "Callable[[_DrawnBar], None]", title: str, done: int, total: int, seconds: float):
         self._draw = draw
-        super().__init__(title, done, total, file=io.StringIO())
+        super().__init__(title, done, total, seconds, file=io.StringIO(), ascii=False)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draws it; with a text tqdm asks for its end."""
@@ -68,8 +75,8 @@ class Screen(Protocol):
 
     seconds_between: float
 
-    def bar(self, title: str, done: int, total: int) -> Bar:
-        """Begins to draw a bar."""
+    def bar(self, title: str, done: int, total: int, seconds: float) -> Bar:
+        """Begins to draw a bar; see `Bar`."""
 
     def end(self, text: str) -> None:
         """Draws the last state of the line."""
@@ -80,9 +87,9 @@ class Terminal:
 
     seconds_between = 0.1
 
-    def bar(self, title: str, done: int, total: int) -> Bar:
+    def bar(self, title: str, done: int, total: int, seconds: float) -> Bar:
         """Begins to draw a bar."""
-        return Bar(title, done, total, file=sys.stderr, dynamic_ncols=True)
+        return Bar(title, done, total, seconds, file=sys.stderr, dynamic_ncols=True)
 
     def end(self, text: str) -> None:
         """Writes a line that stays, above what is still being drawn."""
@@ -97,9 +104,9 @@ class Notebook:
     def __init__(self) -> None:
         self._output: Any = None
 
-    def bar(self, title: str, done: int, total: int) -> Bar:
+    def bar(self, title: str, done: int, total: int, seconds: float) -> Bar:
         """Begins to draw a bar."""
-        return _DrawnBar(self._draw, title, done, total)
+        return _DrawnBar(self._draw, title, done, total, seconds)
 
     def end(self, text: str) -> None:
         """Makes the output a text."""
@@ -124,9 +131,9 @@ class Lines:
 
     seconds_between = 10.0
 
-    def bar(self, title: str, done: int, total: int) -> Bar:
+    def bar(self, title: str, done: int, total: int, seconds: float) -> Bar:
         """Begins to write lines."""
-        return _DrawnBar(lambda bar: self.end(str(bar)), title, done, total)
+        return _DrawnBar(lambda bar: self.end(str(bar)), title, done, total, seconds)
 
     def end(self, text: str) -> None:
         """Writes a line."""

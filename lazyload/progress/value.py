@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lazyload.errors import ArgumentError
 
@@ -35,6 +35,20 @@ class Progress:
     model: str
     done: int
     total: int
+
+
+class Now(NamedTuple):
+    """What a call is at.
+
+    Attributes:
+        doing: A word for it, such as `converting`.
+        since: When that began, by `time.perf_counter`.
+        progress: How far it is.
+    """
+
+    doing: str
+    since: float
+    progress: Progress
 
 
 ProgressOption = bool | Callable[[Progress], Any] | None

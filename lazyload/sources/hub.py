@@ -7,6 +7,7 @@ when they are converted.
 import errno
 import functools
 import hashlib
+import logging
 import math
 import threading
 import time
@@ -47,6 +48,8 @@ from lazyload.sources.hub_internals import (
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
 from lazyload.sources.secrets import without_secrets
+
+logger = logging.getLogger("lazyload")
 
 _FIRST_BYTES = 1 << 17
 """Read of a file to learn its size; most headers are shorter."""
@@ -206,6 +209,7 @@ class HubFiles:
         count = DownloadCount(self.size(name), advance)
         path = self._download(name, self._commit, count)
         count.reach(count.size)
+        logger.debug("downloaded %s", path)
         expected = sha256_of_download(path)
         with path.open("rb") as file:
             known, size = self._starts.get(name, (b"", path.stat().st_size))
