@@ -106,7 +106,7 @@ def with_checkpoint(
         dtype: What weights are stored in. MaxText casts to its own `weight_dtype` as it restores.
         cache_dir: The cache's root.
         local_files_only: Whether the hub must not be asked.
-        progress: How progress is shown.
+        progress: How progress is shown; see `lazyload.from_pretrained`.
 
     Returns:
         The config, of the type it was given in.

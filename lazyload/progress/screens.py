@@ -48,6 +48,11 @@ class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
         values = dict(super().format_dict)
         return values | {"initial": 0, "elapsed": values["elapsed"] + self._seconds}
 
+    def close(self) -> None:
+        """Takes it away; not while something is written above it, which moves it."""
+        with self.get_lock():
+            super().close()
+
 
 # tqdm's own would be shared by processes, for which it starts one more.
 Bar.set_lock(threading.RLock())
@@ -87,13 +92,18 @@ class Terminal:
 
     seconds_between = 0.1
 
+    def __init__(self) -> None:
+        # Where bars have been drawn, the cursor stands anywhere in its line.
+        self._start = ""
+
     def bar(self, title: str, done: int, total: int, seconds: float) -> Bar:
         """Begins to draw a bar."""
+        self._start = "\r"
         return Bar(title, done, total, seconds, file=sys.stderr, dynamic_ncols=True)
 
     def end(self, text: str) -> None:
         """Writes a line that stays, above what is still being drawn."""
-        Bar.write(text, file=sys.stderr)
+        Bar.write(self._start + text, file=sys.stderr)
 
 
 class Notebook:

@@ -173,7 +173,7 @@ for thread in threads: thread.join()
     lines = terminal.end()
     assert sorted(re.findall(r"of (\w+), converted", "\n".join(lines))) == ["bfloat16", "float16", "float32"]
     assert len(lines) == 3
-    assert all(line.startswith(f"{folder}: ") for line in lines)
+    assert all(line.startswith(f"{folder}: ") for line in lines), (lines, terminal.written[-3000:])
 
 
 def test_where_nobody_is_looking_nothing_is_shown_unless_asked_for(folder: Path, tmp_path: Path) -> None:
