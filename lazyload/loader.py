@@ -24,7 +24,7 @@ from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.layout import Layout
 from lazyload.monitoring import tell
 from lazyload.options import DTypeOption, LayoutOption, LoadOptions, StorageOption, explains_arguments
-from lazyload.progress import CallProgress, Noted, ProgressOption, require_progress, show_progress
+from lazyload.progress import CallProgress, Noted, ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, open_request
 from lazyload.results import CachedCheckpoint, Parameter, Plan
@@ -133,7 +133,6 @@ def from_pretrained(
     from lazyload.checkpoint.read import read
     from lazyload.sharding import mesh_or_default, shardings
 
-    require_progress(progress)
     stopwatch = Stopwatch()
     mesh = mesh_or_default(mesh)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
@@ -209,7 +208,6 @@ def convert(
     Example:
         >>> lazyload.convert("Qwen/Qwen3-8B").path  # doctest: +SKIP
     """
-    require_progress(progress)
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with cleaning_up(), show_progress(progress, reference.name) as shown, contextlib.ExitStack() as stack:
@@ -273,13 +271,13 @@ def plan(
     opened = functools.partial(
         open_request, reference, dtype, layout, storage, cache_dir, family, strict, config, dry_run=True, layers=layers
     )
-    with opened() as request:
+    with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
         conversion = request.settled().conversion()
         entry = request.cache.find(request.key, *request.forms) if request.may_be_cached else None
         reasons = () if entry else tuple(request.reasons())
 
     def key() -> str:
-        with opened() as request:
+        with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
             return request.key.digest
 
     parameters = {
@@ -334,7 +332,7 @@ def _used(
     reasons: tuple[str, ...] | None = ("asked to convert again",)
     if not force:
         reasons = tuple(request.reasons())
-    logger.debug("%s: to be converted: %s", request.source.name, "; ".join(reasons))
+    logger.debug("%s: to be converted: %s", request.source.name, "; ".join(reasons or ()))
     request, conversion = planned or _planned(request, stopwatch)
     with contextlib.ExitStack() as lease:
         with stopwatch.entering("wait", cache.lock(key, lock_timeout, request.source.name)):

@@ -11,7 +11,7 @@ Stages that have nothing to do are left out. Who loads only counts bytes; what i
 """
 
 from lazyload.progress.call import Advance, CallProgress, Noted, show_progress
-from lazyload.progress.value import Progress, ProgressOption, Stage, require_progress
+from lazyload.progress.value import Progress, ProgressOption, Stage
 
 __all__ = [
     "Advance",
@@ -20,6 +20,5 @@ __all__ = [
     "Progress",
     "ProgressOption",
     "Stage",
-    "require_progress",
     "show_progress",
 ]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from lazyload.progress.line import Line, screen_of
-from lazyload.progress.value import Now, Progress, ProgressOption, Stage
+from lazyload.progress.value import Now, Progress, ProgressOption, Stage, require_progress
 
 logger = logging.getLogger("lazyload")
 
@@ -96,7 +96,11 @@ def show_progress(option: ProgressOption, model: str) -> Iterator[CallProgress]:
     Args:
         option: How.
         model: What the call loads.
+
+    Raises:
+        ArgumentError: It is no way to show progress.
     """
+    require_progress(option)
     progress = CallProgress(option, model)
     screen = screen_of(option)
     if screen is None:

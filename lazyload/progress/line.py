@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -80,19 +80,18 @@ class Line:
         self._end.set()
         self._thread.join()
         logger.removeFilter(self._make_room)
-        # A screen that cannot be written to is no reason to lose what has been loaded.
-        with contextlib.suppress(OSError, ValueError):
+        with _harmless():
             last = self.sentence
             if self._bar is not None:
                 if error is not None:
-                    last = f"{self._title}: stopped at {self._bar.n / max(self._bar.total, 1):.0%}"
+                    last = f"{self._title}: stopped at {self._bar.n / self._bar.total:.0%}"
                 self._bar.close()
-            if last:
+            if last or self._bar is not None:
                 self._opened().end(last)
 
     def _draw_until_the_end(self) -> None:
         seconds = _SECONDS_BEFORE
-        with contextlib.suppress(OSError, ValueError):
+        with _harmless():
             while not self._end.wait(seconds):
                 seconds = self._opened().seconds_between
                 self._draw()
@@ -122,9 +121,19 @@ class Line:
 
     def _make_room(self, record: logging.LogRecord) -> bool:
         """Takes the bar away where something is logged; it comes back below."""
-        if self._bar is not None:
-            self._bar.clear()
+        with contextlib.suppress(Exception):
+            if self._bar is not None:
+                self._bar.clear()
         return True
+
+
+@contextlib.contextmanager
+def _harmless() -> Iterator[None]:
+    """Leaves it at a line in the log if a screen cannot be written to: that is no reason to lose what is loaded."""
+    try:
+        yield
+    except Exception:
+        logger.debug("progress cannot be shown", exc_info=True)
 
 
 def _shortened(model: str) -> str:

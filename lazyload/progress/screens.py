@@ -84,7 +84,7 @@ class Screen(Protocol):
         """Begins to draw a bar; see `Bar`."""
 
     def end(self, text: str) -> None:
-        """Draws the last state of the line."""
+        """Makes the line a text; empty where nothing of it is to stay."""
 
 
 class Terminal:
@@ -103,7 +103,8 @@ class Terminal:
 
     def end(self, text: str) -> None:
         """Writes a line that stays, above what is still being drawn."""
-        Bar.write(self._start + text, file=sys.stderr)
+        if text:
+            Bar.write(self._start + text, file=sys.stderr)
 
 
 class Notebook:
@@ -147,7 +148,8 @@ class Lines:
 
     def end(self, text: str) -> None:
         """Writes a line."""
-        print(text, file=sys.stderr, flush=True)
+        if text:
+            print(text, file=sys.stderr, flush=True)
 
 
 def open_screen(name: ScreenName) -> Screen:

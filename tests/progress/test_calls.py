@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import checkpoints
@@ -33,14 +34,22 @@ def require_whole_stages(seen: list[lazyload.Progress], model: str) -> None:
         assert (done[0], done[-1]) == (0, total)
 
 
-@pytest.mark.parametrize("storage", [{}, {"ocdbt": False, "zarr3": False, "chunk_bytes": 4096}], ids=str)
-@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"storage": {"ocdbt": False, "zarr3": False, "chunk_bytes": 4096}, "verify": True},
+        {"layout": lazyload.MaxText()},
+        {"layers": range(1, 3), "rules": {"embed": None}},
+    ],
+    ids=str,
+)
 def test_every_stage_is_told_from_its_beginning_to_its_end(
-    hub: Hub, folder: Path, tmp_path: Path, storage: dict[str, object], verify: bool
+    hub: Hub, folder: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     hub.add(MODEL, folder)
     seen: list[lazyload.Progress] = []
-    load = functools.partial(lazyload.from_pretrained, cache_dir=tmp_path, storage=storage, verify=verify)
+    load = functools.partial(lazyload.from_pretrained, cache_dir=tmp_path, **options)
     load(MODEL, progress=seen.append)
     require_whole_stages(seen, MODEL)
     totals = {progress.stage: progress.total for progress in seen}

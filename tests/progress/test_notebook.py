@@ -39,7 +39,7 @@ converted = lazyload.convert('{MODEL}', force_convert=True)""",
 }
 
 
-class Recorder(NotebookClient):  # type: ignore[misc]  # nbclient has no types
+class Recorder(NotebookClient):
     """Executes a notebook, and keeps what its cells showed one after the other."""
 
     def __init__(self, notebook: Any, **options: Any):

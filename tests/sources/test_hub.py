@@ -313,7 +313,7 @@ def test_what_a_progress_function_raises_is_not_taken_for_the_hub_s(
 def test_a_download_cannot_wait_for_what_waits_for_it(hub: Hub, cache: Path) -> None:
     def report(progress: lazyload.Progress) -> None:
         if progress.stage == "fetch":
-            lazyload.convert(MODEL, cache_dir=cache)
+            lazyload.convert(MODEL, cache_dir=cache, lock_timeout=5)
 
     with pytest.raises(errors.CacheError, match="is being converted by the call whose progress this is"):
         lazyload.convert(MODEL, cache_dir=cache, progress=report)
