@@ -23,10 +23,14 @@ from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.layout import Layout, Table
 from lazyload.loader import config, convert, from_pretrained, plan
+from lazyload.log import show_log
+from lazyload.progress import Progress
 from lazyload.report import LoadReport, last_report
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.storage import Storage
 from lazyload.verification import Verification, verify
+
+show_log()
 
 _LAZY = {"Decoder": "lazyload.models.decoder", "fill": "lazyload.models.fill"}
 """Where the names are that need Flax, which takes a while to import: only once they are asked for."""
@@ -58,6 +62,7 @@ __all__ = [
     "MaxText",
     "Parameter",
     "Plan",
+    "Progress",
     "Removal",
     "Storage",
     "Table",

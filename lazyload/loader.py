@@ -22,9 +22,10 @@ from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.layout import Layout
+from lazyload.monitoring import tell
 from lazyload.options import ConfigOptions, DTypeOption, LayoutOption, LoadOptions, StorageOption, explains_arguments
-from lazyload.progress import ProgressOption, require_progress, show_progress
-from lazyload.report import LoadReport, Stopwatch, set_last_report
+from lazyload.progress import CallProgress, Noted, ProgressOption, show_progress
+from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, open_request, read_config
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.sources import ModelReference
@@ -129,8 +130,9 @@ def from_pretrained(
         lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
             `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
         verify: Whether to compare what is restored with its checksums while it is read.
-        progress: None shows a bar where a person is looking and logs a line where not; True and False decide that;
-            a function is called with `(task, bytes done, bytes in all)`.
+        progress: None shows one line where a person is looking, on a terminal or in a notebook: what is downloaded,
+            converted, restored, and in the end what was done. True shows it anywhere, False nowhere; a function is
+            called with a `lazyload.Progress`. The log has a line for each stage in any case.
         strict: Whether every tensor without use is an error. Otherwise a warning names those that no model reads:
             rotary tables, a value head (`v_head.*`), biases that are zero.
         config: Fields of `config.json` that are to have other values: `{"field": None}` for one that does not matter,
@@ -153,26 +155,30 @@ def from_pretrained(
     from lazyload.checkpoint.read import read
     from lazyload.placement import Placement
 
-    require_progress(progress)
     stopwatch = Stopwatch()
     placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, progress, layers=layers)
-    with cleaning_up(), stopwatch.entering("open", opened) as request:
+    with cleaning_up(), show_progress(progress, reference.name) as shown, contextlib.ExitStack() as stack:
+        opened = open_request(
+            reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers
+        )
+        request = stack.enter_context(stopwatch.entering("open", opened))
         placement.require(request)
 
         def restore(entry: Entry) -> "tuple[Request, dict[str, jax.Array]]":
             stored = request.as_stored(entry.manifest.arrays)
             places = placement.of(stored)
-            with stopwatch.stage("restore"):
+            path, records = entry.path, entry.manifest.arrays
+            with stopwatch.stage("restore"), shown.stage("restore", entry.nbytes) as advance:
                 if verify:
                     entry.require_undamaged_files()
-                return stored, read(entry.path, entry.manifest.arrays, places, request.storage, verify=verify)
+                return stored, read(path, records, places, request.storage, verify=verify, advance=advance)
 
-        (stored, arrays), entry, reasons = _used(request, restore, force_convert, progress, lock_timeout, stopwatch)
+        (stored, arrays), entry, reasons = _used(request, restore, force_convert, shown, lock_timeout, stopwatch)
         with stopwatch.stage("build"):
             built = placement.build(stored, arrays)
-        _report(request, entry, reasons, stopwatch, restored=True)
+        report = _report(request, entry, reasons, stopwatch, restored=True)
+        shown.sentence = in_one_sentence(report, entry.manifest.arrays, _described(arrays))
     return built
 
 
@@ -224,13 +230,16 @@ def convert(
     Example:
         >>> lazyload.convert("Qwen/Qwen3-8B").path  # doctest: +SKIP
     """
-    require_progress(progress)
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    opened = open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, progress, layers=layers)
-    with cleaning_up(), stopwatch.entering("open", opened) as request:
-        _, entry, reasons = _used(request, lambda entry: None, force_convert, progress, lock_timeout, stopwatch)
-        _report(request, entry, reasons, stopwatch)
+    with cleaning_up(), show_progress(progress, reference.name) as shown, contextlib.ExitStack() as stack:
+        opened = open_request(
+            reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers
+        )
+        request = stack.enter_context(stopwatch.entering("open", opened))
+        _, entry, reasons = _used(request, lambda entry: None, force_convert, shown, lock_timeout, stopwatch)
+        report = _report(request, entry, reasons, stopwatch)
+        shown.sentence = in_one_sentence(report, entry.manifest.arrays)
     return CachedCheckpoint(entry.path, entry.key, reasons is not None, entry.manifest)
 
 
@@ -284,13 +293,13 @@ def plan(
     opened = functools.partial(
         open_request, reference, dtype, layout, storage, cache_dir, family, strict, config, dry_run=True, layers=layers
     )
-    with opened() as request:
+    with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
         conversion = request.settled().conversion()
         entry = request.cache.find(request.key, *request.forms) if request.may_be_cached else None
         reasons = () if entry else tuple(request.reasons())
 
     def key() -> str:
-        with opened() as request:
+        with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
             return request.key.digest
 
     parameters = {
@@ -369,7 +378,7 @@ def _used(
     request: Request,
     use: Callable[[Entry], Used],
     force: bool,
-    progress: ProgressOption,
+    progress: CallProgress,
     lock_timeout: float | None,
     stopwatch: Stopwatch,
 ) -> tuple[Used, Entry, tuple[str, ...] | None]:
@@ -386,6 +395,7 @@ def _used(
     with stopwatch.stage("open"):
         cache, key = request.cache, request.key
     found = cache.find(key, *request.forms)
+    logger.debug("%s: key %s is %s", request.source.name, key.digest, found.folder if found else "in no cache")
     if found and not force:
         try:
             with found.in_use():
@@ -397,6 +407,7 @@ def _used(
     reasons: tuple[str, ...] | None = ("asked to convert again",)
     if not force:
         reasons = tuple(request.reasons())
+    logger.debug("%s: to be converted: %s", request.source.name, "; ".join(reasons or ()))
     request, conversion = planned or _planned(request, stopwatch)
     with contextlib.ExitStack() as lease:
         with stopwatch.entering("wait", cache.lock(key, lock_timeout, request.source.name)):
@@ -405,10 +416,11 @@ def _used(
                 lease.enter_context(published.in_use())
                 entry, reasons = published, None
             else:
-                with stopwatch.stage("fetch"):
-                    request.source.fetch(progress is not False)
-                with stopwatch.stage("convert"):
-                    entry = _convert(request, conversion, progress, lease)
+                with in_progress(cache.root, key) as noted:
+                    with stopwatch.stage("fetch"):
+                        _fetch(request, progress, noted)
+                    with stopwatch.stage("convert"):
+                        entry = _convert(request, conversion, progress, noted, lease)
         return use(entry), entry, reasons
 
 
@@ -421,8 +433,8 @@ def _planned(request: Request, stopwatch: Stopwatch) -> tuple[Request, Conversio
 
 def _report(
     request: Request, entry: Entry, reasons: tuple[str, ...] | None, stopwatch: Stopwatch, *, restored: bool = False
-) -> None:
-    """Remembers what the load did, and logs it in a line."""
+) -> LoadReport:
+    """Remembers what the load did, logs it in a line, and tells JAX."""
     nbytes = entry.nbytes
     report = LoadReport(
         model=request.source.name,
@@ -437,9 +449,26 @@ def _report(
     )
     set_last_report(report)
     logger.info("%s", report)
+    tell(report)
+    return report
 
 
-def _convert(request: Request, conversion: Conversion, progress: ProgressOption, lease: contextlib.ExitStack) -> Entry:
+def _described(arrays: "Mapping[str, jax.Array]") -> str:
+    """The devices that arrays lie on, in words."""
+    devices = {device for array in arrays.values() for device in array.sharding.device_set}
+    kinds = sorted({device.device_kind for device in devices})
+    return f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({', '.join(kinds)})"
+
+
+def _fetch(request: Request, progress: CallProgress, noted: Noted) -> None:
+    """Downloads what reading in part would be slow for."""
+    with progress.stage("fetch", request.source.nbytes_to_fetch, noted=noted) as advance:
+        request.source.fetch(advance)
+
+
+def _convert(
+    request: Request, conversion: Conversion, progress: CallProgress, noted: Noted, lease: contextlib.ExitStack
+) -> Entry:
     """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
     # TensorStore takes a while to import, and neither plans nor the cache's commands need it.
     from lazyload.checkpoint.write import write
@@ -447,10 +476,7 @@ def _convert(request: Request, conversion: Conversion, progress: ProgressOption,
     nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
     started = time.perf_counter()
     with request.cache.staging(request.key, request.source.name, nbytes) as staging:
-        with (
-            show_progress(progress, f"converting {request.source.name}", nbytes) as report,
-            in_progress(request.cache.root, request.key, report) as advance,
-        ):
+        with progress.stage("convert", nbytes, noted=noted) as advance:
             arrays = write(
                 staging.path,
                 conversion.tensors,

@@ -1,13 +1,15 @@
 """What a load did: the record that `last_report` gives, and the stopwatch that fills it."""
 
+import collections
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lazyload.errors import NoReportError
 
@@ -60,6 +62,41 @@ class LoadReport:
             if amount
         ]
         return f"{self.model}: {'hit' if self.hit else 'miss'} ({stages}); {', '.join(moved) or 'nothing moved'}"
+
+
+def in_one_sentence(report: LoadReport, arrays: Mapping[str, Mapping[str, Any]], where: str = "") -> str:
+    """What a load did, for the person who waited for it.
+
+    Args:
+        report: Its record.
+        arrays: Shape, dtype and size of the arrays, as the manifest has them.
+        where: The devices that they were restored onto; empty for none.
+    """
+    count = sum(math.prod(array["shape"]) for array in arrays.values())
+    sizes: collections.Counter[str] = collections.Counter()
+    for array in arrays.values():
+        sizes[array["dtype"]] += array["nbytes"]
+    what = f"{_rounded(count)} parameters, {_rounded(sum(sizes.values()), ' ', 'kMGTP')}B of {_listed(sizes)}"
+    done = {
+        (False, False): "converted into the cache in",
+        (False, True): "in the cache already; found in",
+        (True, False): f"converted, and restored onto {where} in",
+        (True, True): f"restored from the cache onto {where} in",
+    }[bool(where), report.hit]
+    return f"{report.model}: {what}, {done} {report.total_seconds:.{1 if report.total_seconds >= 1 else 2}f} s"
+
+
+def _rounded(number: float, space: str = "", units: str = "KMBT") -> str:
+    """Three digits of a number, and the power of a thousand that they are to be multiplied by."""
+    power = 0
+    while number >= 999.5 and power < len(units):
+        number, power = number / 1000, power + 1
+    return f"{number:.3g}{space}{units[power - 1] if power else ''}"
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    """Names, the one of most bytes first."""
+    return " and ".join(sorted(sizes, key=lambda name: -sizes[name]))
 
 
 class Stopwatch:

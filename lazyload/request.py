@@ -43,7 +43,7 @@ from lazyload.options import (
     require_layers,
     storage_of,
 )
-from lazyload.progress import ProgressOption
+from lazyload.progress import CallProgress
 from lazyload.sources import ModelReference, Source, open_source
 from lazyload.sources.remembered import RememberedSource
 from lazyload.storage import Storage
@@ -223,7 +223,7 @@ def open_request(
     family: Family | None,
     strict: bool = False,
     config: Mapping[str, Any] | None = None,
-    progress: ProgressOption = None,
+    progress: CallProgress | None = None,
     dry_run: bool = False,
     layers: range | None = None,
 ) -> Iterator[Request]:
@@ -296,7 +296,7 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Cache:
 
 
 def _open_source(
-    reference: ModelReference, cache: Cache, contents: Contents, progress: ProgressOption
+    reference: ModelReference, cache: Cache, contents: Contents, progress: CallProgress | None
 ) -> Source | RememberedSource:
     """The source, or what the cache remembers of it.
 

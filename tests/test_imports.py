@@ -20,12 +20,12 @@ ROWS = (
     ("loader",),
     ("placement",),
     ("request", "verification"),
-    ("options", "results"),
+    ("monitoring", "options", "results"),
     ("cache", "checkpoint", "sources", "families", "models"),
     ("formats", "config_json"),
     ("architecture",),
     ("layouts",),
-    ("progress", "report", "sharding", "storage"),
+    ("log", "progress", "report", "sharding", "storage"),
     ("errors",),
 )
 ROW_OF = {room: number for number, rooms in enumerate(ROWS) for room in rooms}

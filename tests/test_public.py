@@ -9,7 +9,7 @@ import pytest
 
 import lazyload
 
-HEAVY = ("jax", "flax", "orbax", "tensorstore", "huggingface_hub", "fsspec", "rich", "typer")
+HEAVY = ("jax", "flax", "orbax", "tensorstore", "huggingface_hub", "fsspec", "rich", "tqdm", "typer", "IPython")
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -8,13 +8,14 @@ that waits for that call.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lazyload.cache.key import Key
 from lazyload.cache.lock import LOOK_SECONDS
 from lazyload.errors import CacheError
+from lazyload.progress import Advance, Noted
 
 _LONGEST_REPORT_SECONDS = 5.0
 
@@ -36,29 +37,31 @@ _conversions: dict[tuple[Path, str], _Conversion] = {}
 
 
 @contextlib.contextmanager
-def in_progress(root: Path, key: Key, advance: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+def in_progress(root: Path, key: Key) -> Iterator[Noted]:
     """Has this process known to convert a key while the body runs.
 
     Args:
         root: The cache's.
         key: The key.
-        advance: Reports progress, from any thread.
 
     Yields:
-        The same function, which notes that it is running.
+        What makes a function that reports progress, from any thread, note that it is running.
     """
     conversion = _conversions[root, key.digest] = _Conversion()
     lock = threading.Lock()
 
-    def noted(nbytes: int) -> None:
-        thread = threading.get_ident()
-        conversion.reporting.add(thread)
-        try:
-            advance(nbytes)
-        finally:
-            with lock:
-                conversion.reporting.discard(thread)
-                conversion.reports += 1
+    def noted(advance: Advance) -> Advance:
+        def noting(nbytes: int) -> None:
+            thread = threading.get_ident()
+            conversion.reporting.add(thread)
+            try:
+                advance(nbytes)
+            finally:
+                with lock:
+                    conversion.reporting.discard(thread)
+                    conversion.reports += 1
+
+        return noting
 
     try:
         yield noted

@@ -6,6 +6,7 @@ than reading the bytes. There is never a host copy of more than a few arrays. Un
 are read without TensorStore.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ from lazyload.checkpoint.verify import find_damage
 from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box
+from lazyload.progress import Advance
 from lazyload.storage import Storage, is_pathways
 
 _THREADS = min(16, max(4, os.cpu_count() or 4))
@@ -43,7 +45,13 @@ Limits = tuple[tuple[int, int], ...]
 
 
 def read(
-    folder: Path, arrays: Records, shardings: Mapping[str, Sharding], storage: Storage, *, verify: bool = False
+    folder: Path,
+    arrays: Records,
+    shardings: Mapping[str, Sharding],
+    storage: Storage,
+    *,
+    verify: bool = False,
+    advance: Advance = lambda nbytes: None,
 ) -> dict[str, jax.Array]:
     """Restores a checkpoint.
 
@@ -53,6 +61,8 @@ def read(
         shardings: Which of them are wanted, and where each goes; by dotted path.
         storage: How they are stored.
         verify: Whether to compare every array with its checksum; then all its chunks are read, needed here or not.
+        advance: Called with the number of bytes of every chunk that is read, or is not needed here, from any thread;
+            under Pathways once, in the end.
 
     Returns:
         The arrays on their devices.
@@ -63,7 +73,9 @@ def read(
     if is_pathways(os.environ):
         if verify and (problems := find_damage(folder, arrays, storage)):
             raise CacheError(f"{folder} is damaged: {problems[0]}; call again with force_convert=True")
-        return through_orbax(folder, arrays, shardings)
+        restored = through_orbax(folder, arrays, shardings)
+        advance(sum(array.nbytes for array in restored.values()))
+        return restored
     records = _records(folder, arrays, shardings)
     shared, scratch = context(), Scratch()
     budget = _Budget(_BYTES_IN_FLIGHT)
@@ -71,7 +83,8 @@ def read(
     def load(path: str) -> jax.Array:
         record = records[path]
         with budget.taken(record.nbytes), _explained(folder, path):
-            return _load(_opened(folder, path, record, storage, shared), record, shardings[path], scratch, verify)
+            read_chunk = _opened(folder, path, record, storage, shared)
+            return _load(read_chunk, record, shardings[path], scratch, verify, advance)
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool:
         return dict(zip(records, pool.map(load, records), strict=True))
@@ -105,7 +118,9 @@ def _records(folder: Path, arrays: Records, paths: Iterable[str]) -> dict[str, A
     return records
 
 
-def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratch: Scratch, verify: bool) -> jax.Array:
+def _load(
+    read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratch: Scratch, verify: bool, advance: Advance
+) -> jax.Array:
     """One array, on its devices."""
     checksums = []
     dtype = record.numpy_dtype
@@ -118,8 +133,10 @@ def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratc
             shards[limits] = _aligned([high - low for low, high in limits], dtype)
     for box in boxes(record.shape, record.chunks):
         chunk_limits = tuple((cut.start, cut.stop) for cut in box)
+        nbytes = math.prod(high - low for low, high in chunk_limits) * dtype.itemsize
         meeting = [(limits, common) for limits in shards if (common := _common(chunk_limits, limits)) is not None]
         if not meeting and not verify:
+            advance(nbytes)
             continue
         chunk = _own_memory(shards, chunk_limits, meeting)
         if chunk is not None:
@@ -131,6 +148,7 @@ def _load(read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratc
             checksums.append(chunk_checksum(chunk))
         for limits, common in meeting:
             _bits(shards[limits])[_within(common, limits)] = _bits(chunk)[_within(common, chunk_limits)]
+        advance(nbytes)
     if verify and (found := combined(checksums)) != record.checksum:
         raise ValueError(f"is {found}, was written as {record.checksum}")
     placed = [jax.device_put(shards[limits], _memory(device, sharding), may_alias=True) for device, limits in holders]

@@ -30,6 +30,7 @@ from lazyload.checkpoint.store import context, new_array_spec
 from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box
+from lazyload.progress import Advance
 from lazyload.storage import Storage
 
 logger = logging.getLogger("lazyload")
@@ -54,7 +55,7 @@ def write(
     metadata: Mapping[str, Any] | None = None,
     scalars: Mapping[str, int] | None = None,
     item: str = "",
-    advance: Callable[[int], None] = lambda nbytes: None,
+    advance: Advance = lambda nbytes: None,
 ) -> dict[str, dict[str, Any]]:
     """Writes a checkpoint.
 
@@ -97,6 +98,7 @@ def write(
             writes.add(write, chunk.nbytes)
         advance(chunk.nbytes)
 
+    logger.debug("writing %d arrays to %s", len(tensors), arrays)
     work = ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path])))
     largest = max((math.prod(chunks[path]) * lazy.dtype.itemsize for path, lazy in tensors.items()), default=0)
     with _sent_to_disk_meanwhile(folder), _Writes(folder, _BYTES_IN_FLIGHT, largest) as writes:

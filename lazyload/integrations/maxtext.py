@@ -21,6 +21,7 @@ from lazyload.formats.maxtext.qwen3_next import cycle_of
 from lazyload.formats.maxtext.tree import HEAD
 from lazyload.loader import convert
 from lazyload.options import DTypeOption
+from lazyload.progress import ProgressOption, show_progress
 from lazyload.request import Request, open_request
 from lazyload.results import CachedCheckpoint
 from lazyload.sources import ModelReference
@@ -28,8 +29,6 @@ from lazyload.storage import Storage
 
 if TYPE_CHECKING:
     import os
-
-    from lazyload.progress import ProgressOption
 
 MaxTextConfig = TypeVar("MaxTextConfig")
 
@@ -90,7 +89,7 @@ def with_checkpoint(
     dtype: DTypeOption = "bfloat16",
     cache_dir: "str | os.PathLike[str] | None" = None,
     local_files_only: bool = False,
-    progress: "ProgressOption" = None,
+    progress: ProgressOption = None,
 ) -> MaxTextConfig:
     """Fills in `load_parameters_path` with a converted checkpoint, where a config asks for conversion.
 
@@ -106,7 +105,7 @@ def with_checkpoint(
         dtype: What weights are stored in. MaxText casts to its own `weight_dtype` as it restores.
         cache_dir: The cache's root.
         local_files_only: Whether the hub must not be asked.
-        progress: How progress is shown.
+        progress: How progress is shown; see `lazyload.from_pretrained`.
 
     Returns:
         The config, of the type it was given in.
@@ -132,7 +131,10 @@ def with_checkpoint(
         local_files_only=local_files_only,
     )
     storage = _storage(config)
-    with open_request(reference, dtype, "nnx", storage, cache_dir, family=None) as request:
+    with (
+        show_progress(progress, reference.name) as shown,
+        open_request(reference, dtype, "nnx", storage, cache_dir, family=None, progress=shown) as request,
+    ):
         _check_fields(config, request)
         commit = request.source.identity.get("commit")
     converted = convert(

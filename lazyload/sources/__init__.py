@@ -4,7 +4,7 @@ import os
 import re
 
 from lazyload.errors import SourceNotFoundError, UnsupportedFormatError
-from lazyload.progress import ProgressOption
+from lazyload.progress import CallProgress
 from lazyload.sources.content import Contents
 from lazyload.sources.files import CONFIG, Files, no_config, parse_json
 from lazyload.sources.local import LocalFiles
@@ -20,7 +20,7 @@ _HUB_PAGE = re.compile(
 
 
 def open_source(
-    reference: ModelReference, contents: Contents | None = None, progress: ProgressOption = False
+    reference: ModelReference, contents: Contents | None = None, progress: CallProgress | None = None
 ) -> Source:
     """Opens a checkpoint; of its weights, nothing is read.
 
@@ -29,7 +29,7 @@ def open_source(
     Args:
         reference: Which checkpoint.
         contents: What is remembered of folders.
-        progress: How progress is shown where weights must be read to tell which they are.
+        progress: The call's, where weights must be read to tell which they are; None for nobody's.
 
     Raises:
         SourceNotFoundError: There is no such model, or it lacks a file.
@@ -48,7 +48,7 @@ def open_source(
         raise
 
 
-def _files(reference: ModelReference, contents: Contents | None, progress: ProgressOption) -> Files:
+def _files(reference: ModelReference, contents: Contents | None, progress: CallProgress | None) -> Files:
     # The hub's and other file systems' libraries take a while to import, and a folder needs neither.
     if reference.is_hub_id:
         from lazyload.sources.hub import HubFiles

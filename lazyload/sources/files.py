@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from lazyload.errors import CorruptSourceError, LazyLoadError, SourceNotFoundError, UnsupportedFormatError
+from lazyload.progress import Advance
 from lazyload.sources import strict_json
 
 CONFIG = "config.json"
@@ -84,8 +85,15 @@ class Files(Protocol):
             CorruptSourceError: The file ends before.
         """
 
-    def fetch(self, names: Iterable[str], show_progress: bool) -> None:
+    def nbytes_to_fetch(self, names: Iterable[str]) -> int:
+        """How many bytes `fetch` of these files downloads."""
+
+    def fetch(self, names: Iterable[str], advance: Advance) -> None:
         """Downloads files that are read as a whole soon, where reading them in part is slow.
+
+        Args:
+            names: The files.
+            advance: Called with the numbers of bytes that have arrived, from any thread.
 
         Raises:
             CorruptSourceError: A downloaded file is not the one that its headers were read of.

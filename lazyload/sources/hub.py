@@ -7,9 +7,11 @@ when they are converted.
 import errno
 import functools
 import hashlib
+import logging
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,28 +19,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+with warnings.catch_warnings():
+    # Of a notebook without ipywidgets, whose bars nothing here asks for.
+    warnings.simplefilter("ignore")
+    import tqdm.auto  # noqa: F401
+
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import build_hf_headers
 
 from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
+from lazyload.progress import Advance
 from lazyload.sources.files import CONFIG, MOST_JSON_BYTES, MissingFileError, index_name, no_config, single_name
 from lazyload.sources.hub_internals import (
     HTTP_ERRORS,
     Answer,
+    DownloadCount,
     ImpatientError,
     bounded,
     commit_of_file,
+    counted,
     get_range,
     is_from_xet,
     is_known_missing,
-    progress_bars,
     seconds_to_wait,
     sha256_of_download,
 )
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
 from lazyload.sources.secrets import without_secrets
+
+logger = logging.getLogger("lazyload")
 
 _FIRST_BYTES = 1 << 17
 """Read of a file to learn its size; most headers are shorter."""
@@ -88,7 +99,7 @@ class HubFiles:
         self.variant = reference.variant
         self._reference = reference
         self._offline = reference.local_files_only or constants.HF_HUB_OFFLINE
-        with self._explained(), progress_bars(False):
+        with self._explained():
             try:
                 config = self._download(CONFIG, reference.revision)
             except hub_errors.LocalEntryNotFoundError:
@@ -140,8 +151,7 @@ class HubFiles:
         if is_known_missing(self.name, _path(self._reference, name), self._commit):
             return None
         try:
-            with progress_bars(False):
-                self._download(name, self._commit)
+            self._download(name, self._commit)
             return self._local.find(name)
         except hub_errors.EntryNotFoundError as error:
             unknown = isinstance(error, hub_errors.LocalEntryNotFoundError) and not self._offline
@@ -183,18 +193,23 @@ class HubFiles:
             )
         out[:] = content
 
-    def fetch(self, names: Iterable[str], show_progress: bool) -> None:
-        """Downloads files into the hub's cache, and checks that they are what the hub says they are."""
-        remote = [name for name in names if not self._is_local(name)]
-        with (
-            self._explained(),
-            progress_bars(show_progress),
-            ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="lazyload") as pool,
-        ):
-            list(pool.map(self._fetch, remote))
+    def nbytes_to_fetch(self, names: Iterable[str]) -> int:
+        """How many bytes `fetch` of these files downloads."""
+        return sum(self.size(name) for name in self._remote(names))
 
-    def _fetch(self, name: str) -> None:
-        path = self._download(name, self._commit)
+    def fetch(self, names: Iterable[str], advance: Advance) -> None:
+        """Downloads files into the hub's cache, and checks that they are what the hub says they are."""
+        with self._explained(), ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="lazyload") as pool:
+            list(pool.map(functools.partial(self._fetch, advance=advance), self._remote(names)))
+
+    def _remote(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if not self._is_local(name)]
+
+    def _fetch(self, name: str, advance: Advance) -> None:
+        count = DownloadCount(self.size(name), advance)
+        path = self._download(name, self._commit, count)
+        count.reach(count.size)
+        logger.debug("downloaded %s", path)
         expected = sha256_of_download(path)
         with path.open("rb") as file:
             known, size = self._starts.get(name, (b"", path.stat().st_size))
@@ -217,13 +232,16 @@ class HubFiles:
     def _is_local(self, name: str) -> bool:
         return (self._local.folder / name).exists()
 
-    def _download(self, name: str, revision: str | None) -> Path:
+    def _download(self, name: str, revision: str | None, count: DownloadCount | None = None) -> Path:
         path, token = _path(self._reference, name), self._reference.token
 
         def download(local_files_only: bool) -> Path:
-            return Path(
-                hf_hub_download(self.name, path, revision=revision, token=token, local_files_only=local_files_only)
-            )
+            with counted(count) as options:
+                return Path(
+                    hf_hub_download(
+                        self.name, path, revision=revision, token=token, local_files_only=local_files_only, **options
+                    )
+                )
 
         try:
             most = MOST_JSON_BYTES if name.endswith(".json") else math.inf

@@ -10,9 +10,12 @@
 * What hf_xet raises is a `RuntimeError`, or an `OSError` of its own.
 * From 1.0 on it repeats requests by itself, for minutes, and sleeps for as long as a server asks it to; its client
   then has `event_hooks`, which see every request and every answer.
+* Up to 1.1, `file_download` makes the bars of downloads with `_get_progress_bar_context(total=, initial=, ...)`; later
+  `hf_hub_download` takes a `tqdm_class`, and from 2.0 on makes two bars a file, unless that has `update_transfer`.
 * Its loggers `file_download` and `utils._http` warn of requests that fail, with their addresses.
 """
 
+import inspect
 import logging
 import math
 import os
@@ -24,11 +27,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, file_download, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, get_session
+from huggingface_hub.utils import get_session
+from tqdm.std import tqdm
 
 from lazyload.errors import CorruptSourceError
+from lazyload.progress import Advance
 from lazyload.sources.secrets import without_secrets
 
 HTTP_ERRORS: tuple[type[Exception], ...] = (OSError, HTTPError)
@@ -61,6 +66,7 @@ class _Local(threading.local):
     """What holds for this thread."""
 
     bounds: _Bounds | None = None
+    bar: "type[tqdm] | None" = None
 
 
 _local = _Local()
@@ -198,14 +204,80 @@ def sha256_of_download(path: Path) -> str | None:
     return name if re.fullmatch("[0-9a-f]{64}", name) else None
 
 
+class DownloadCount:
+    """Counts the bytes of one file that have arrived, each of them once, however often a download begins anew.
+
+    Attributes:
+        size: The size of the file; what arrives beyond it does not count.
+    """
+
+    def __init__(self, size: int, advance: Advance):
+        """`advance` is called with the number of bytes that are new."""
+        self.size = size
+        self._advance = advance
+        self._reached = 0
+        self._lock = threading.Lock()
+
+    def reach(self, position: float) -> None:
+        """Counts what lies before a position of the file."""
+        with self._lock:
+            more = min(int(position), self.size) - self._reached
+            self._reached += max(more, 0)
+        if more > 0:
+            self._advance(more)
+
+
 @contextmanager
-def progress_bars(shown: bool) -> Iterator[None]:
-    """Keeps downloads from showing bars while the body runs, unless they are wanted."""
-    if shown or are_progress_bars_disabled():
-        yield
+def counted(count: DownloadCount | None) -> Iterator[Mapping[str, Any]]:
+    """Keeps a download of this thread from showing a bar, and counts its bytes, while the body runs.
+
+    Args:
+        count: Counts them; None where nobody asks.
+
+    Yields:
+        What `hf_hub_download` is to be given for that.
+    """
+    bar = _bar_for(count or DownloadCount(0, lambda nbytes: None))
+    if _TAKES_A_BAR:
+        yield {"tqdm_class": bar}
         return
-    disable_progress_bars()
+    before, _local.bar = _local.bar, bar
     try:
-        yield
+        yield {}
     finally:
-        enable_progress_bars()
+        _local.bar = before
+
+
+def _bar_for(count: DownloadCount) -> "type[tqdm]":
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+        """Stands for the bar of a download, and shows nothing."""
+
+        monitor_interval = 0
+
+        def __init__(self, *_: Any, initial: float = 0, **options: Any):
+            super().__init__(disable=True)
+            self._position = initial
+            count.reach(initial)
+
+        def update(self, n: float | None = 1) -> None:
+            self._position += n or 0
+            count.reach(self._position)
+
+        def update_transfer(self, n: float) -> None:
+            """What has passed the network is compressed, and in other pieces than the file."""
+
+        def set_transfer_postfix_str(self, *_: Any, **options: Any) -> None:
+            """Nor is its rate shown."""
+
+    Bar.set_lock(threading.RLock())
+    return Bar
+
+
+_TAKES_A_BAR = "tqdm_class" in inspect.signature(hf_hub_download).parameters
+if not _TAKES_A_BAR:
+    _get_bar = file_download._get_progress_bar_context
+
+    def _get_own_bar(**options: Any) -> Any:
+        return _local.bar(**options) if _local.bar else _get_bar(**options)
+
+    file_download._get_progress_bar_context = _get_own_bar

@@ -6,14 +6,14 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lazyload.errors import AccessDeniedError, CorruptSourceError, SourceNotFoundError
-from lazyload.progress import ProgressOption, show_progress
+from lazyload.progress import Advance, CallProgress
 from lazyload.sources.content import Contents, NoContents, blob_of, sha256_of, status_of, wait_for_tick
 from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, MOST_JSON_BYTES, MissingFileError, index_name, weight_files
 
@@ -29,7 +29,7 @@ class LocalFiles:
         name: str | None = None,
         variant: str = "",
         contents: Contents | None = None,
-        progress: ProgressOption = False,
+        progress: CallProgress | None = None,
     ):
         """Opens nothing yet.
 
@@ -38,14 +38,14 @@ class LocalFiles:
             name: What messages call the model; None for the folder's path.
             variant: The variant of the weights that is wanted; empty for none.
             contents: What is remembered of folders, so that weights need not be read to tell which they are.
-            progress: How progress is shown where they must.
+            progress: The call's, where they must; None for nobody's.
         """
         self.folder = folder
         self.variant = variant
         self.name = name or str(folder)
         self._contents = contents or NoContents()
         self._hashed: dict[str, Mapping[str, Any]] = {}
-        self._progress = progress
+        self._progress = progress or CallProgress(False, self.name)
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -98,13 +98,15 @@ class LocalFiles:
         nbytes = sum(map(self.size, names))
         with (
             _first_to_hash(self._place) as is_first,
-            show_progress(self._progress if is_first else False, f"hashing {self.name}", nbytes) as advance,
+            (self._progress if is_first else CallProgress(False, self.name)).stage(
+                "fetch", nbytes, "hashing"
+            ) as advance,
             ThreadPoolExecutor(_HASHED_AT_ONCE, thread_name_prefix="lazyload") as pool,
         ):
             hashes = pool.map(functools.partial(self._hash_one, advance=advance), names)
             return dict(zip(names, hashes, strict=True))
 
-    def _hash_one(self, name: str, advance: Callable[[int], None]) -> str:
+    def _hash_one(self, name: str, advance: Advance) -> str:
         wait_for_tick(self._status(name))
         status = status_of(self._status(name))
         sha256 = sha256_of(functools.partial(self.read_into, name), status["size"], advance)
@@ -153,8 +155,12 @@ class LocalFiles:
                     )
                 done += count
 
-    def fetch(self, names: Iterable[str], show_progress: bool) -> None:
-        """The files are here already."""
+    def nbytes_to_fetch(self, names: Iterable[str]) -> int:
+        """None: the files are here already."""
+        return 0
+
+    def fetch(self, names: Iterable[str], advance: Advance) -> None:
+        """Does nothing."""
 
     def close(self) -> None:
         """Closes what has been opened."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lazyload.layouts.source import Box, TensorInfo
+from lazyload.progress import Advance
 from lazyload.sources.source import Source
 
 
@@ -53,9 +54,14 @@ class RememberedSource:
         """Reads one box of a tensor."""
         return self._source.read(name, index)
 
-    def fetch(self, show_progress: bool = True) -> None:
+    @property
+    def nbytes_to_fetch(self) -> int:
+        """How many bytes `fetch` downloads."""
+        return self._source.nbytes_to_fetch
+
+    def fetch(self, advance: Advance = lambda nbytes: None) -> None:
         """Downloads the weights, where reading them in part is slow."""
-        self._source.fetch(show_progress)
+        self._source.fetch(advance)
 
     def check_unchanged(self) -> None:
         """A commit does not change."""

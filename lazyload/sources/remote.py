@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 
 from lazyload.errors import AccessDeniedError, CorruptSourceError, LazyLoadError, SourceNotFoundError
-from lazyload.progress import ProgressOption, show_progress
+from lazyload.progress import Advance, CallProgress
 from lazyload.sources.content import sha256_of
 from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, MissingFileError, index_name, weight_files
 from lazyload.sources.secrets import without_secrets
@@ -41,7 +41,7 @@ _VERSION_FIELDS = (
 class RemoteFiles:
     """The files below a URL."""
 
-    def __init__(self, url: str, subfolder: str = "", variant: str = "", progress: ProgressOption = False):
+    def __init__(self, url: str, subfolder: str = "", variant: str = "", progress: CallProgress | None = None):
         """Opens the file system.
 
         Raises:
@@ -50,7 +50,7 @@ class RemoteFiles:
         self.name = without_secrets(url).rstrip("/")
         self.variant = variant
         self._subfolder = subfolder
-        self._progress = progress
+        self._progress = progress or CallProgress(False, self.name)
         try:
             self._system, root = fsspec.url_to_fs(url.rstrip("/"))
             # What is signed for a folder is signed for its files: the query stays at the end.
@@ -119,8 +119,12 @@ class RemoteFiles:
             )
         out[:] = content
 
-    def fetch(self, names: Iterable[str], show_progress: bool) -> None:
-        """Files are read where they are."""
+    def nbytes_to_fetch(self, names: Iterable[str]) -> int:
+        """None: files are read where they are."""
+        return 0
+
+    def fetch(self, names: Iterable[str], advance: Advance) -> None:
+        """Does nothing."""
 
     def close(self) -> None:
         """Forgets what was listed, so that the next call sees what is there then."""
@@ -142,7 +146,7 @@ class RemoteFiles:
         size = int(info["size"])
         version = {field: str(info[field]) for field in _VERSION_FIELDS if info.get(field)}
         if not version:
-            with show_progress(self._progress, f"hashing {self.name}/{name}", size) as advance:
+            with self._progress.stage("fetch", size, "hashing") as advance:
                 version["sha256"] = sha256_of(functools.partial(self.read_into, name), size, advance)
         return {"size": size, **version}
 

@@ -12,6 +12,7 @@ import numpy as np
 from lazyload.errors import CorruptSourceError
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box, TensorInfo
+from lazyload.progress import Advance
 from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, Files, WeightFiles, parse_json, weight_files
 from lazyload.sources.packed import (
     Packed,
@@ -107,14 +108,22 @@ class Source:
             return self._read_stored(name, index)
         return packed.read(self._read_stored, index, self._unpacked.array)
 
-    def fetch(self, show_progress: bool = True) -> None:
+    @property
+    def nbytes_to_fetch(self) -> int:
+        """How many bytes `fetch` downloads."""
+        return self._files.nbytes_to_fetch(self._weight_files.names)
+
+    def fetch(self, advance: Advance = lambda nbytes: None) -> None:
         """Downloads the weights, where reading them in part is slow.
+
+        Args:
+            advance: Called with the numbers of bytes that have arrived, from any thread.
 
         Raises:
             CorruptSourceError: A downloaded file is not what the hub says it is, or packed weights contradict
                 themselves.
         """
-        self._files.fetch(self._weight_files.names, show_progress)
+        self._files.fetch(self._weight_files.names, advance)
         self._check(self._packed)
 
     def check_unchanged(self) -> None:

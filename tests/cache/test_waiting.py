@@ -31,8 +31,8 @@ with Cache(sys.argv[1])._lock(sys.argv[2], None):
 """
 TERMINATED = """
 import sys, lazyload
-def report(task, done, total):
-    if task.startswith("hashing"):
+def report(progress):
+    if progress.stage == "fetch":
         return
     print("converting", flush=True)
     sys.stdin.readline()
@@ -103,8 +103,8 @@ def test_removing_waits_for_nobody(holder: subprocess.Popen[str], model: Path, t
 def test_a_conversion_cannot_wait_for_itself(model: Path, tmp_path: Path) -> None:
     errors = []
 
-    def report(task: str, done: int, total: int) -> None:
-        if task.startswith("converting") and not errors:
+    def report(progress: lazyload.Progress) -> None:
+        if progress.stage == "convert" and not errors:
             with pytest.raises(CacheError, match="is being converted by the call whose progress this is") as caught:
                 lazyload.convert(model, cache_dir=tmp_path)
             errors.append(caught.value)
@@ -116,23 +116,23 @@ def test_a_conversion_cannot_wait_for_itself(model: Path, tmp_path: Path) -> Non
 
 def test_a_folder_that_is_hashed_cannot_be_loaded_by_the_progress_of_that(model: Path, tmp_path: Path) -> None:
     """Not without end, that is: the load within converts, of which the progress cannot load it once more."""
-    tasks = []
+    stages = []
 
-    def report(task: str, done: int, total: int) -> None:
-        tasks.append(task.split(maxsplit=1)[0])
+    def report(progress: lazyload.Progress) -> None:
+        stages.append(progress.stage)
         lazyload.convert(model, cache_dir=tmp_path, progress=report)
 
     with pytest.raises(CacheError, match="is being converted by the call whose progress this is"):
         lazyload.convert(model, cache_dir=tmp_path, progress=report)
-    assert tasks[0] == "hashing"
-    assert "converting" in tasks
+    assert stages[0] == "fetch"
+    assert "convert" in stages
 
 
 def test_the_same_key_of_another_cache_may_be_converted_meanwhile(model: Path, tmp_path: Path) -> None:
     converted = []
 
-    def report(task: str, done: int, total: int) -> None:
-        if task.startswith("converting") and not converted:
+    def report(progress: lazyload.Progress) -> None:
+        if progress.stage == "convert" and not converted:
             converted.append(lazyload.convert(model, cache_dir=tmp_path / "two").converted)
 
     assert lazyload.convert(model, cache_dir=tmp_path / "one", progress=report).converted
@@ -145,8 +145,8 @@ def test_a_conversion_cannot_wait_for_a_thread_that_waits_for_it(
     monkeypatch.setattr(conversions, "_LONGEST_REPORT_SECONDS", 1.0)
     errors: list[BaseException | None] = []
 
-    def report(task: str, done: int, total: int) -> None:
-        if task.startswith("converting") and not errors:
+    def report(progress: lazyload.Progress) -> None:
+        if progress.stage == "convert" and not errors:
             with ThreadPoolExecutor(1) as pool:
                 errors.append(pool.submit(lazyload.convert, model, cache_dir=tmp_path).exception(timeout=60))
 
@@ -161,8 +161,8 @@ def test_a_thread_waits_for_a_conversion_that_goes_on(
     monkeypatch.setattr(conversions, "_LONGEST_REPORT_SECONDS", 1.0)
     begun = threading.Event()
 
-    def report(task: str, done: int, total: int) -> None:
-        if task.startswith("hashing"):
+    def report(progress: lazyload.Progress) -> None:
+        if progress.stage == "fetch":
             return
         begun.set()
         time.sleep(0.3)

@@ -53,10 +53,11 @@ def test_a_data_file_that_is_changed_meanwhile_keeps_all_from_being_published(
         files = [path for path in tmp_path.glob("models--*/*/data-*/**/*") if data.fullmatch(str(path))]
         return max(filter(Path.is_file, files), key=lambda path: path.stat().st_size, default=None)
 
-    def report(task: str, done: int, total: int) -> None:
+    def report(progress: lazyload.Progress) -> None:
         # Of what is converted, little is on the disk yet.
         deadline = time.monotonic() + 0.3
-        while done > total / 2 and not damaged and time.monotonic() < deadline:
+        is_late = progress.stage == "convert" and progress.done > progress.total / 2
+        while is_late and not damaged and time.monotonic() < deadline:
             time.sleep(0.01)
             if largest():
                 # That it is complete is noted by another thread.

@@ -234,9 +234,9 @@ def test_prune_forgets_folders_that_are_gone(original: Path, folder: Path, cache
 
 
 def test_a_file_that_is_written_while_it_is_read_is_an_error(folder: Path, cache: Path) -> None:
-    def meanwhile(task: str, done: int, total: int) -> None:
-        assert task == f"hashing {folder}"
-        assert 0 < done <= total == sum(file.stat().st_size for file in weights(folder))
+    def meanwhile(progress: lazyload.Progress) -> None:
+        assert (progress.stage, progress.model) == ("fetch", str(folder))
+        assert 0 <= progress.done <= progress.total == sum(file.stat().st_size for file in weights(folder))
         for file in weights(folder):
             file.touch()
 

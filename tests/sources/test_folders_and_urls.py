@@ -203,8 +203,8 @@ def test_a_single_file_needs_no_index_and_no_special_name(original: Path, tmp_pa
 def test_files_that_change_under_a_conversion_are_not_published(put: Put, folder: Path, tmp_path: Path) -> None:
     model = put(folder)
 
-    def meanwhile(task: str, done: int, total: int) -> None:
-        if task.startswith("converting") and done == total:
+    def meanwhile(progress: lazyload.Progress) -> None:
+        if progress.stage == "convert" and progress.done == progress.total:
             flip_last_byte(shards(folder)[0])
             put(folder)
 

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors.numpy import load_file, save_file
 from support import checkpoints
-from support.hub import TOKEN, Hub
+from support.hub import TOKEN, Handler, Hub
 
 import lazyload
 from lazyload import errors
@@ -260,17 +259,61 @@ def test_what_arrives_is_what_the_hub_speaks_of(hub: Hub, folder: Path, cache: P
     assert not list(cache.rglob("manifest.json"))
 
 
-@pytest.mark.parametrize("progress", [None, False])
-def test_the_hub_s_bars_are_shown_unless_nobody_wants_them(
-    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, progress: bool | None
+@pytest.mark.parametrize("progress", [None, True, False])
+def test_the_hub_s_bars_are_never_shown_and_its_setting_stays(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], progress: bool | None
 ) -> None:
-    silent: dict[str, bool] = {}
-
-    def download(model: str, name: str, **options: Any) -> str:
-        silent[Path(name).suffix] = are_progress_bars_disabled()
-        return hf_hub_download(model, name, **options)
-
-    monkeypatch.setattr("lazyload.sources.hub.hf_hub_download", download)
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # `huggingface_hub` shows bars, terminal or not
     lazyload.convert(MODEL, cache_dir=cache, progress=progress)
-    assert silent == {".json": True, ".safetensors": progress is False}
+    assert hub.asked(r"GET .*\.safetensors$")
     assert not are_progress_bars_disabled()
+    shown = capfd.readouterr().err
+    assert "safetensors" not in shown
+    assert bool(shown) == (progress is True)
+    hf_hub_download(MODEL, "config.json", force_download=True)
+    assert "config.json" in capfd.readouterr().err
+
+
+def test_what_arrives_is_counted_once(hub: Hub, folder: Path, cache: Path) -> None:
+    """Also where a connection breaks off, so that a file is asked for again."""
+    seen: list[lazyload.Progress] = []
+
+    def broken_off(handler: Handler) -> bool:
+        hub.faults.clear()
+        content = file.read_bytes()
+        handler.send(200, content[: len(content) // 2], {"Content-Length": str(len(content))})
+        handler.close_connection = True
+        return True
+
+    file = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    hub.faults.append((rf"GET .*{file.name}$", broken_off))
+    lazyload.convert(MODEL, cache_dir=cache, progress=seen.append)
+    fetched = [progress for progress in seen if progress.stage == "fetch"]
+    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert {(progress.model, progress.total) for progress in fetched} == {(MODEL, total)}
+    assert [progress.done for progress in fetched] == sorted({progress.done for progress in fetched})
+    assert (fetched[0].done, fetched[-1].done) == (0, total)
+    assert not hub.faults
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, OSError, KeyboardInterrupt])
+def test_what_a_progress_function_raises_is_not_taken_for_the_hub_s(
+    hub: Hub, cache: Path, error: type[BaseException]
+) -> None:
+    def report(progress: lazyload.Progress) -> None:
+        if progress.stage == "fetch" and progress.done:
+            raise error("enough")
+
+    with pytest.raises(error, match=r"^enough$"):
+        lazyload.convert(MODEL, cache_dir=cache, progress=report)
+    assert not list(cache.rglob("manifest.json"))
+    assert lazyload.convert(MODEL, cache_dir=cache).converted
+
+
+def test_a_download_cannot_wait_for_what_waits_for_it(hub: Hub, cache: Path) -> None:
+    def report(progress: lazyload.Progress) -> None:
+        if progress.stage == "fetch":
+            lazyload.convert(MODEL, cache_dir=cache, lock_timeout=5)
+
+    with pytest.raises(errors.CacheError, match="is being converted by the call whose progress this is"):
+        lazyload.convert(MODEL, cache_dir=cache, progress=report)

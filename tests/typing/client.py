@@ -102,7 +102,8 @@ lazyload.from_pretrained("m", rules=[("embed", 3)])  # rejected: list-item
 # Everything else that a call takes.
 lazyload.from_pretrained("m", revision="v1", token=False, local_files_only=True, force_convert=True, cache_dir="c")
 lazyload.from_pretrained("m", storage=lazyload.Storage(ocdbt=False), progress=print)
-lazyload.from_pretrained("m", progress=lambda task, done, total: print(task.upper(), done / total))
+lazyload.from_pretrained("m", progress=lambda progress: print(progress.stage.upper(), progress.done / progress.total))
+lazyload.convert("m", progress="tqdm")  # rejected: arg-type
 lazyload.from_pretrained(7)  # rejected: call-overload
 lazyload.from_pretrained("m", mesh="fsdp=8")  # rejected: call-overload
 lazyload.from_pretrained("m", meshes=mesh)  # rejected: call-overload
