@@ -18,14 +18,15 @@ ROWS = (
     ("cli", "integrations"),
     ("lazyload",),
     ("loader",),
-    ("request", "verification"),
+    ("request", "shown", "verification"),
     ("options", "results"),
     ("cache", "checkpoint", "sources", "families", "models"),
     ("formats", "config_json"),
     ("architecture",),
     ("layouts",),
     ("progress", "report", "sharding", "storage"),
-    ("errors",),
+    ("display",),
+    ("errors", "partition"),
 )
 ROW_OF = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 
@@ -34,6 +35,7 @@ FILES = {"fsspec", "huggingface_hub", "io", "mmap", "os", "pathlib", "safetensor
 # What a room does not import, neither by itself nor through others.
 UNKNOWN_TO = {
     "errors": JAX | FILES | {"numpy", "ml_dtypes"},
+    "display": JAX | FILES | {"numpy", "ml_dtypes"},
     "layouts": JAX | FILES,
     "architecture": JAX | FILES,
     "config_json": JAX | FILES,

@@ -28,12 +28,16 @@ from lazyload.cache.lock import hold
 from lazyload.cache.manifest import FILE_NAME, AbsentError, InaccessibleError, NewerFormatError, UnreadableManifestError
 from lazyload.cache.removal import Removal, leftovers, remove, size
 from lazyload.cache.staging import Staging, new_staging
+from lazyload.display import text
+from lazyload.display.html import element, page, table
 from lazyload.errors import CacheError, LockTimeoutError
 
 logger = logging.getLogger("lazyload")
 
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Converted checkpoints; https://bford.info/cachedir/\n"
 _KEY = re.compile("[0-9a-f]{32}")
+_MOST_ROWS = 100
+"""How many entries a notebook shows."""
 
 
 class Cache:
@@ -76,6 +80,24 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
+
+    def _repr_html_(self) -> str:
+        entries = self.entries()
+        rows = [
+            (
+                entry.model,
+                element("code", entry.key[:8]),
+                str(entry.manifest.fields.get("layout", "")),
+                str(entry.manifest.fields.get("dtype", "")),
+                text.size(entry.nbytes),
+                text.moment(entry.last_used),
+            )
+            for entry in entries[:_MOST_ROWS]
+        ]
+        total = text.size(sum(entry.nbytes for entry in entries))
+        further = f"; the first {_MOST_ROWS} of them" if len(entries) > _MOST_ROWS else ""
+        shown = table(("model", "key", "layout", "dtype", "size", "used last"), rows, right=("size",))
+        return page(f"Cache {self.root}", f"{len(entries)} converted checkpoints, {total}{further}", shown).text
 
     def entries(self, model: str | None = None) -> list[Entry]:
         """All complete entries, by model and age; or just those of one model."""
