@@ -32,15 +32,20 @@ def show_sharding(model: Any, mesh: Mesh | AbstractMesh | None = None, rules: Ru
         >>> plan = lazyload.plan("Qwen/Qwen3-8B")  # doctest: +SKIP
         >>> lazyload.show_sharding(plan, AbstractMesh((4, 2), ("fsdp", "tp")))  # doctest: +SKIP
     """
+    return shards(model, mesh, rules).picture()
+
+
+def shards(model: Any, mesh: Mesh | AbstractMesh | None = None, rules: Rules | None = None) -> Shards:
+    """What `show_sharding` shows, as values."""
     if isinstance(model, Plan):
         title, arrays = model.model, _planned(model)
         mesh, rules = (model.mesh, model.rules) if mesh is None else (mesh, rules)
     else:
         title, arrays = type(model).__name__, arrays_of(model)
-    shards = shards_of(title, arrays) if mesh is None and rules is None else _on_mesh(title, arrays, mesh, rules)
-    if shards is None:
+    found = shards_of(title, arrays) if mesh is None and rules is None else _on_mesh(title, arrays, mesh, rules)
+    if found is None:
         raise ShardingError(f"{title}: its arrays lie nowhere yet; give mesh=, such as jax.make_mesh or AbstractMesh")
-    return shards.picture()
+    return found
 
 
 def _planned(plan: Plan) -> dict[str, Held]:

@@ -134,6 +134,12 @@ class DecoderConfig:
         """The layers whose keys and values others attend to, too."""
         return frozenset(source for number in range(self.num_layers) if (source := self.kv_layer(number)) != number)
 
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        # Called by treescope, with which Flax displays modules: it would spell out every layer.
+        from treescope.rendering_parts import text
+
+        return text(repr(self))
+
     @property
     def num_layers(self) -> int:
         """The number of layers."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from lazyload.display.text import size
 
-__all__ = ["dtypes", "flags", "size", "sources", "table"]
+__all__ = ["dtypes", "flags", "size", "sources", "spec", "table"]
 
 
 def dtypes(described: Any) -> str:
@@ -25,6 +25,12 @@ def flags(storage: Any) -> str:
 def sources(names: Sequence[str]) -> str:
     """The tensors that an array is made of, in short."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def spec(spec: Sequence[Any], dimensions: int) -> str:
+    """The mesh axes of each dimension, `fsdp,-,tp`; `-` for none."""
+    entries = [*spec, *[None] * (dimensions - len(spec))]
+    return ",".join("-" if entry is None else entry if isinstance(entry, str) else "+".join(entry) for entry in entries)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

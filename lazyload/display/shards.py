@@ -146,7 +146,7 @@ def _text(shards: Shards) -> str:
         text.columns(header, rows, right=("times", "a device", "in all")),
     ]
     if reasons := _reasons(kinds, shards.grid):
-        lines += ["", "whole on every device that holds a part:"]
+        lines += ["", "what is not split, and why:"]
         lines += [f"  {reason}: {', '.join(names[:2])}{_further(names[2:])}" for reason, names in reasons.items()]
     return "\n".join(lines)
 

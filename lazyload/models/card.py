@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+
+from flax import nnx
 
 from lazyload.architecture import DecoderConfig
 from lazyload.display import text, weights
@@ -10,23 +11,25 @@ from lazyload.display.html import facts, page
 from lazyload.display.shards import each
 from lazyload.models.arrays import Held, arrays_of, shards_of, weights_of
 
-if TYPE_CHECKING:
-    from lazyload.models.decoder import Decoder
 
+def as_text(model: nnx.Module, config: DecoderConfig) -> str:
+    """What it is, what it takes, and where it lies: a line each.
 
-def as_text(model: "Decoder") -> str:
-    """What it is, what it takes, and where it lies: a line each."""
+    Args:
+        model: The decoder.
+        config: What it is.
+    """
     said = _said(arrays_of(model))
-    family = f"{model.config.family}: " if model.config.family else ""
-    lines = (family + _shape(model.config), said["parameters"], said["mesh"])
+    family = f"{config.family}: " if config.family else ""
+    lines = (family + _shape(config), said["parameters"], said["mesh"])
     return "Decoder(\n" + "".join(f"  {line}\n" for line in lines) + ")"
 
 
-def as_html(model: "Decoder") -> str:
+def as_html(model: nnx.Module, config: DecoderConfig) -> str:
     """The same, with a bar of where its bytes go."""
     arrays = arrays_of(model)
     said = _said(arrays)
-    rows = [("family", model.config.family), ("layers", _shape(model.config)), ("mesh", said["mesh"])]
+    rows = [("family", config.family), ("layers", _shape(config)), ("mesh", said["mesh"])]
     return page("Decoder", said["parameters"], facts(rows), weights.bar(weights_of(arrays))).text
 
 

@@ -113,13 +113,13 @@ class Decoder(nnx.Module):
             self.lm_head = Projection(parameters["lm_head"])
 
     def __repr__(self) -> str:
-        return card.as_text(self)
+        return card.as_text(self, self.config)
 
     def __str__(self) -> str:
-        return card.as_text(self)
+        return card.as_text(self, self.config)
 
     def _repr_html_(self) -> str:
-        return card.as_html(self)
+        return card.as_html(self, self.config)
 
     @property
     def num_embed(self) -> int:
