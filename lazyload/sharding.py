@@ -171,7 +171,7 @@ def _split(
     parts = math.prod(mesh.shape[name] for name in free)
     by = " and ".join(f"{name}={mesh.shape[name]}" for name in free)
     if size % parts:
-        return Dimension(axis, size, reason=f"{axis} {size} is not divided by {by}", refused=free)
+        return Dimension(axis, size, reason=f"{axis} {size} not divided by {by}", refused=free)
     if free:
         return Dimension(axis, size, free, "" if parts > 1 else f"{by} splits nothing")
     if wanted:

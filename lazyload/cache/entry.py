@@ -46,15 +46,13 @@ class Entry:
         return named(self, repr(self.model), text.size(self.nbytes), key=self.key, **fields, folder=str(self.folder))
 
     def _repr_html_(self) -> str:
-        arrays = weights.of_records(self.manifest.arrays)
+        arrays, source = weights.of_records(self.manifest.arrays), self.manifest.source
+        made = datetime.fromisoformat(self.manifest.created).timestamp()
         rows: list[tuple[str, Html | str]] = [
             ("layout", str(self.manifest.fields.get("layout", ""))),
             ("dtype", weights.dtypes(arrays)),
-            (
-                "made of",
-                ", ".join(f"{name} {value}" for name, value in self.manifest.source.items() if name != "sizes"),
-            ),
-            ("made", f"{self.manifest.created}, in {text.duration(self.manifest.seconds)}"),
+            ("made of", ", ".join(f"{name} {value}" for name, value in source.items() if value and name != "sizes")),
+            ("made", f"{text.moment(made)}, in {text.duration(self.manifest.seconds)}"),
             ("used last", text.moment(self.last_used)),
             ("key", element("code", self.key)),
             ("path", element("code", str(self.path))),

@@ -50,9 +50,7 @@ def svg(width: float, height: float, title: str, *inner: Html, stretched: bool =
         *inner: What is drawn.
         stretched: Whether it becomes as wide as the page, its height staying what it is.
     """
-    size: dict[str, str | float] = {"width": width, "height": height}
-    if stretched:
-        size = {"width": "100%", "height": height, "preserveAspectRatio": "none"}
+    shown = "100%" if stretched else f"{_number(width)}px"
     return element(
         "svg",
         element("title", title),
@@ -62,7 +60,9 @@ def svg(width: float, height: float, title: str, *inner: Html, stretched: bool =
         role="img",
         aria_label=title,
         class_="lz-svg",
-        **size,
+        preserveAspectRatio="none" if stretched else "xMidYMid",
+        # Style sheets of notebooks make the height follow the width.
+        style=f"width:{shown};height:{_number(height)}px",
     )
 
 
@@ -119,15 +119,16 @@ margin:.3em 0;font-variant-numeric:tabular-nums}
 .lazyload table{border-collapse:collapse;border:0;margin:.5em 0;font-size:inherit;color:inherit;table-layout:auto}
 .lazyload tr,.lazyload th,.lazyload td{background:none!important;border:0;color:inherit;white-space:nowrap;
 max-width:none}
-.lazyload th,.lazyload td{padding:3px 16px 3px 0;text-align:left;vertical-align:middle;font-size:inherit}
+.lazyload th,.lazyload td{padding:3px 16px 3px 0;text-align:left!important;line-height:inherit;
+vertical-align:middle;font-size:inherit}
 .lazyload th{font-weight:400}
 .lazyload thead th,.lazyload tbody td{border-bottom:1px solid rgba(128,128,128,.28)}
 .lazyload .lz-facts td,.lazyload .lz-facts th{border:0;padding:1px 16px 1px 0;white-space:normal;vertical-align:top}
 .lazyload .lz-facts th{white-space:nowrap}
 .lazyload td.lz-l{white-space:normal;min-width:110px}
-.lazyload th.lz-r,.lazyload td.lz-r{text-align:right}
-.lazyload code{font:12px/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:none;color:inherit;
-padding:0}
+.lazyload th.lz-r,.lazyload td.lz-r{text-align:right!important}
+.lazyload code{font:12px/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:none!important;
+color:inherit;padding:0!important}
 .lazyload .lz-svg{display:block;max-width:none;color:inherit}
 .lazyload .lz-bar{margin:.5em 0 .35em}
 .lazyload .lz-legend{margin:0 0 .5em}

@@ -122,7 +122,8 @@ def _dimension(dimension: Dimension, grid: Grid) -> Html:
     parts = dimension.parts(grid.axes)
     size = f"{dimension.axis} {dimension.size}".strip()
     if parts == 1:
-        return element("div", size, element("span", f", whole: {dimension.reason}", class_="lz-dim"))
+        reason = dimension.reason.removeprefix(f"{size} ")
+        return element("div", size, element("span", f", whole: {reason}", class_="lz-dim"))
     return element("div", f"{size} = {parts} x {dimension.size // parts} over {', '.join(dimension.over)}")
 
 

@@ -18,7 +18,7 @@ from lazyload.display.picture import Picture
 
 ODD = "<script>alert('&') \"x\"<"
 KNOWN = {"div", "span", "style", "table", "thead", "tbody", "tr", "th", "td", "code", "details", "summary"}
-KNOWN |= {"svg", "title", "rect", "text", "g"}
+KNOWN |= {"svg", "title", "rect", "path", "text", "g"}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -88,6 +88,20 @@ def test_it_is_well_formed_and_loads_nothing(shown: dict[str, Any], name: str) -
         assert svg.get("role") == "img"
     # Elements without an end tag would be taken for open ones in HTML.
     assert "/>" not in written
+
+
+def test_it_is_small(shown: dict[str, Any]) -> None:
+    for name, value in shown.items():
+        most = 6_000 if name in ("model", "plan", "report", "entry", "cache", "empty") else 60_000
+        assert len(value._repr_html_()) < most, name
+
+
+@pytest.mark.parametrize("sizes", [(2, 4), (16, 16), (64, 64), (4096, 1)])
+def test_a_large_mesh_takes_no_more_than_a_small_one(sizes: tuple[int, int], folder: Path, tmp_path: Path) -> None:
+    rules = {"embed": "a", "vocab": "b", "head_dim": "b", "expert_mlp": "b"}
+    picture = lazyload.show_sharding(lazyload.plan(folder, cache_dir=tmp_path), AbstractMesh(sizes, ("a", "b")), rules)
+    ElementTree.fromstring(picture.html.text)
+    assert len(picture.html.text) < 80_000
 
 
 def test_colours_are_those_of_the_page(shown: dict[str, Any]) -> None:
