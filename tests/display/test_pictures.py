@@ -157,6 +157,25 @@ def test_the_parts_of_a_bar_are_as_long_as_their_bytes(shown: dict[str, Any]) ->
     assert blocks["moe"] == sum(moe)
 
 
+def test_the_piece_of_the_first_device_is_filled(shown: dict[str, Any]) -> None:
+    mesh, *arrays = drawn(shown["sharding"]).iter(f"{SVG}svg")
+    for drawing in (mesh, *arrays):
+        filled = [rect for rect in drawing.iter(f"{SVG}rect") if rect.get("fill")]
+        white = [word.text for word in drawing.iter(f"{SVG}text") if word.get("fill")]
+        assert len(filled) == len(white) == 1
+        assert white[0] in ("0", "0-1", "0, 2, 4, 6", "all 8")
+    table, *_ = (svg for svg in arrays if svg.get("aria-label") == "8 pieces, each on 1 device")
+    assert [word.text for word in table.iter(f"{SVG}text")] == ["0", "2", "4", "6", "1", "3", "5", "7"]
+
+
+def test_a_kind_says_of_which_layers_it_is() -> None:
+    arrays = {f"layers.{number}.{'moe' if number else 'mlp'}.up": weights.Array((2,), "int8", 2) for number in range(4)}
+    assert [line.split()[:3] for line in weights.as_text(arrays).splitlines()[1:3]] == [
+        ["layers.0.mlp.up", "1", "0"],
+        ["layers.*.moe.up", "3", "1-3"],
+    ]
+
+
 def test_every_layer_is_a_column(shown: dict[str, Any]) -> None:
     _, chart = drawn(shown["plan.show"]).iter(f"{SVG}svg")
     titles = [str(title.text) for title in chart.iter(f"{SVG}title")][1:]
