@@ -81,24 +81,6 @@ class Cache:
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
 
-    def _repr_html_(self) -> str:
-        entries = self.entries()
-        rows = [
-            (
-                entry.model,
-                element("code", entry.key[:8]),
-                str(entry.manifest.fields.get("layout", "")),
-                str(entry.manifest.fields.get("dtype", "")),
-                text.size(entry.nbytes),
-                text.moment(entry.last_used),
-            )
-            for entry in entries[:_MOST_ROWS]
-        ]
-        total = text.size(sum(entry.nbytes for entry in entries))
-        further = f"; the first {_MOST_ROWS} of them" if len(entries) > _MOST_ROWS else ""
-        shown = table(("model", "key", "layout", "dtype", "size", "used last"), rows, right=("size",))
-        return page(f"Cache {self.root}", f"{len(entries)} converted checkpoints, {total}{further}", shown).text
-
     def entries(self, model: str | None = None) -> list[Entry]:
         """All complete entries, by model and age; or just those of one model."""
         return self._entries(model)
@@ -398,6 +380,24 @@ class Cache:
                 f"{self.root}: the converted checkpoint takes {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; "
                 "make space (`lazyload cache ls`, `lazyload cache rm`) or give another cache_dir"
             )
+
+    def _repr_html_(self) -> str:
+        entries = self.entries()
+        rows = [
+            (
+                entry.model,
+                element("code", entry.key[:8]),
+                str(entry.manifest.fields.get("layout", "")),
+                str(entry.manifest.fields.get("dtype", "")),
+                text.size(entry.nbytes),
+                text.moment(entry.last_used),
+            )
+            for entry in entries[:_MOST_ROWS]
+        ]
+        total = text.size(sum(entry.nbytes for entry in entries))
+        further = f"; the first {_MOST_ROWS} of them" if len(entries) > _MOST_ROWS else ""
+        shown = table(("model", "key", "layout", "dtype", "size", "used last"), rows, right=("size",))
+        return page(f"Cache {self.root}", f"{len(entries)} converted checkpoints, {total}{further}", shown).text
 
 
 def _root(chosen: str) -> Path:
