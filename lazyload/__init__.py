@@ -32,12 +32,17 @@ from lazyload.verification import Verification, verify
 
 show_log()
 
-_LAZY = {"Decoder": "lazyload.models.decoder", "fill": "lazyload.models.fill"}
+_LAZY = {
+    "Decoder": "lazyload.models.decoder",
+    "fill": "lazyload.models.fill",
+    "show_sharding": "lazyload.shown",
+}
 """Where the names are that need Flax, which takes a while to import: only once they are asked for."""
 
 if TYPE_CHECKING:
     from lazyload.models.decoder import Decoder
     from lazyload.models.fill import fill
+    from lazyload.shown import show_sharding
 else:
     # Out of a type checker's sight: a module with a `__getattr__` has every name to it.
     def __getattr__(name: str) -> Any:
@@ -76,6 +81,7 @@ __all__ = [
     "last_report",
     "plan",
     "register",
+    "show_sharding",
     "verify",
 ]
 

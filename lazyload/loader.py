@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 from lazyload.cache.conversions import in_progress
 from lazyload.cache.entry import Entry
 from lazyload.cache.termination import cleaning_up
-from lazyload.errors import CacheError, EntryRemovedError
+from lazyload.errors import ArgumentError, CacheError, EntryRemovedError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
@@ -250,6 +250,8 @@ def plan(
     revision: str | None = None,
     subfolder: str | None = None,
     variant: str | None = None,
+    mesh: "jax.sharding.Mesh | jax.sharding.AbstractMesh | None" = None,
+    rules: "Rules | None" = None,
     dtype: DTypeOption = "bfloat16",
     layout: LayoutOption = "nnx",
     layers: range | None = None,
@@ -272,6 +274,9 @@ def plan(
         revision: A branch, tag or commit.
         subfolder: Where in the repository or folder the checkpoint lies.
         variant: Which files of weights.
+        mesh: A mesh to ask about: what of the model each of its devices would hold. It needs no devices
+            (`jax.sharding.AbstractMesh`). None for none; the plan then needs no JAX.
+        rules: The rules for that mesh.
         dtype: The dtype of floating-point parameters, or dtypes by pattern.
         layout: The layout of the converted checkpoint.
         layers: Which layers of the decoder; None for all.
@@ -284,11 +289,13 @@ def plan(
         family: The architecture, where it is none of those that are known.
 
     Raises:
-        LazyLoadError: One of the errors in `lazyload.errors`: whatever keeps the model from being loaded.
+        LazyLoadError: One of the errors in `lazyload.errors`: whatever keeps the model from being loaded, or the mesh
+            from being used.
 
     Example:
         >>> print(lazyload.plan("Qwen/Qwen3-8B").nbytes)  # doctest: +SKIP
     """
+    _require_rules_of_a_mesh(mesh, rules)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     opened = functools.partial(
         open_request, reference, dtype, layout, storage, cache_dir, family, strict, config, dry_run=True, layers=layers
@@ -306,7 +313,7 @@ def plan(
         path: Parameter(lazy.shape, lazy.dtype.name, conversion.axes[path], lazy.nbytes, lazy.sources)
         for path, lazy in conversion.tensors.items()
     }
-    return Plan(
+    made = Plan(
         model=request.source.name,
         family=request.family.name,
         layout=request.target.layout.name,
@@ -317,8 +324,24 @@ def plan(
         nbytes=sum(parameter.nbytes for parameter in parameters.values()),
         hit=entry is not None,
         reasons=reasons,
+        mesh=mesh,
+        rules=rules,
         _key=key,
     )
+    # Rules that do not fit the model are refused here.
+    _ = made.shardings
+    return made
+
+
+def _require_rules_of_a_mesh(mesh: object, rules: object) -> None:
+    """Makes sure that a mesh can be asked about, and that rules are for one."""
+    if mesh is not None:
+        # JAX takes a while to import, and without a mesh a plan does not need it.
+        from lazyload.sharding import require_mesh
+
+        require_mesh(mesh)
+    elif rules is not None:
+        raise ArgumentError("rules= say how a mesh is used: give mesh=, too, such as jax.sharding.AbstractMesh")
 
 
 @overload
@@ -446,6 +469,7 @@ def _report(
         bytes_read=request.source.nbytes_read,
         bytes_written=0 if reasons is None else nbytes,
         bytes_restored=nbytes if restored else 0,
+        _arrays=entry.manifest.arrays,
     )
     set_last_report(report)
     logger.info("%s", report)

@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lazyload.display import stages, weights
+from lazyload.display.html import Html
+from lazyload.display.picture import Picture
 from lazyload.errors import NoReportError
 
 Entered = TypeVar("Entered")
@@ -44,14 +47,32 @@ class LoadReport:
     bytes_read: int
     bytes_written: int
     bytes_restored: int
+    _arrays: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
 
     @property
     def total_seconds(self) -> float:
         """Wall-clock seconds of all stages."""
         return sum(self.seconds.values())
 
+    def show(self) -> Picture:
+        """What took time, what was moved, and where the bytes go: by block, by layer, and by kind of array."""
+        arrays = weights.of_records(self._arrays)
+        return Picture(f"{self}\n\n{weights.as_text(arrays)}", self._page(weights.as_html(arrays)))
+
+    def _repr_html_(self) -> str:
+        return self._page().text
+
+    def _page(self, *further: Html) -> Html:
+        moved = {
+            "read": (self.bytes_read, "convert"),
+            "written": (self.bytes_written, "convert"),
+            "restored": (self.bytes_restored, "restore"),
+        }
+        said = "restored from the cache" if self.hit else "converted"
+        return stages.as_html(self.model, said, self.seconds, moved, self.reasons, *further)
+
     def __str__(self) -> str:
-        stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
+        taken = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items())
         moved = [
             f"{amount / 1e6:,.1f} MB {what}"
             for amount, what in (
@@ -61,7 +82,7 @@ class LoadReport:
             )
             if amount
         ]
-        return f"{self.model}: {'hit' if self.hit else 'miss'} ({stages}); {', '.join(moved) or 'nothing moved'}"
+        return f"{self.model}: {'hit' if self.hit else 'miss'} ({taken}); {', '.join(moved) or 'nothing moved'}"
 
 
 def in_one_sentence(report: LoadReport, arrays: Mapping[str, Mapping[str, Any]], where: str = "") -> str:

@@ -3,13 +3,14 @@
 import collections
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lazyload.errors import ShardingError
+from lazyload.partition import Dimension, Grid, Partition, pieces
 
 logger = logging.getLogger("lazyload")
 
@@ -18,6 +19,9 @@ MeshAxes = str | Sequence[str] | None
 
 Rules = Mapping[str, MeshAxes] | Sequence[tuple[str, MeshAxes]]
 """From logical axis to mesh axes."""
+
+Arrays = Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
+"""Shape and logical axes by path."""
 
 _FULLY_SHARDED = ("fsdp", "zero")
 _DATA = ("data", "dp", "batch")
@@ -45,20 +49,29 @@ def mesh_or_default(mesh: Mesh | None) -> Mesh:
     if mesh is None:
         current = jax.sharding.get_mesh()
         mesh = Mesh(np.array(jax.devices()), ("fsdp",)) if current.empty else current
-    if isinstance(mesh, AbstractMesh) or not isinstance(mesh, Mesh):
+    if not isinstance(mesh, Mesh):
         raise ShardingError(f"mesh: {mesh!r} has no devices; give a jax.sharding.Mesh, such as jax.make_mesh makes")
     if mesh.empty or mesh.devices.size == 0:
         raise ShardingError("mesh: it has no devices; give jax.make_mesh((8,), ('fsdp',)), or None for all devices")
     return mesh
 
 
-def shardings(
-    mesh: Mesh, rules: Rules | None, arrays: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
-) -> dict[str, NamedSharding]:
-    """Where every array goes.
+def require_mesh(mesh: object) -> Mesh | AbstractMesh:
+    """A mesh to be asked about, for which one without devices will do.
 
-    Each dimension is sharded over the mesh axes that the rules give its logical axis, as far as they divide it and are
-    not in use for an earlier dimension. Without a rule of the user's, arrays of one dimension are replicated.
+    Raises:
+        ShardingError: It is none, or has no places for devices.
+    """
+    if not isinstance(mesh, Mesh | AbstractMesh) or mesh.empty or mesh.size == 0:
+        raise ShardingError(
+            f"mesh: {mesh!r} is no mesh with devices; give a jax.sharding.Mesh, or an AbstractMesh, which needs none: "
+            "AbstractMesh((4, 2), ('fsdp', 'tp'))"
+        )
+    return mesh
+
+
+def shardings(mesh: Mesh | AbstractMesh, rules: Rules | None, arrays: Arrays) -> dict[str, NamedSharding]:
+    """Where every array goes, as `partitions` decides it; what is not as one may expect is logged.
 
     Args:
         mesh: The mesh.
@@ -68,36 +81,105 @@ def shardings(
     Raises:
         ShardingError: A rule names an axis that the mesh, or the model, does not have, or one twice.
     """
-    named = _checked(mesh, rules, arrays)
-    defaults = _defaults(mesh, arrays)
+    places = partitions(mesh, rules, arrays)
+    if rules is None and mesh.size > 1 and all(pieces(place, mesh.shape) == 1 for place in places.values()):
+        _tell_replicated(mesh, _defaults(mesh, arrays))
     uneven: dict[tuple[str, int], list[str]] = collections.defaultdict(list)
-    places = {}
-    for path, (shape, axes) in arrays.items():
-        wanted = named if len(shape) == 1 else {**defaults, **named}
-        used: set[str] = set()
-        spec: list[tuple[str, ...] | str | None] = []
-        for size, axis in zip(shape, axes, strict=True):
-            names = tuple(name for name in wanted.get(axis, ()) if name not in used)
-            parts = math.prod(mesh.shape[name] for name in names)
-            if size % parts:
-                uneven[axis, size].append(path)
-                names = ()
-            used.update(names)
-            spec.append(names[0] if len(names) == 1 else names or None)
-        while spec and spec[-1] is None:
-            spec.pop()
-        places[path] = NamedSharding(mesh, PartitionSpec(*spec))
-    if rules is None and mesh.size > 1 and all(place.is_fully_replicated for place in places.values()):
-        _tell_replicated(mesh, defaults)
+    for path, place in places.items():
+        for dimension in place:
+            if dimension.refused:
+                uneven[dimension.axis, dimension.size].append(path)
     for (axis, size), paths in uneven.items():
         where = f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else paths[0]
         logger.info(
             "axis %s of size %d is not divided by the mesh %s: replicated in %s", axis, size, dict(mesh.shape), where
         )
-    return places
+    return {path: NamedSharding(mesh, spec_of(place)) for path, place in places.items()}
 
 
-def _defaults(mesh: Mesh, arrays: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]) -> dict[str, tuple[str, ...]]:
+def partitions(mesh: Mesh | AbstractMesh, rules: Rules | None, arrays: Arrays) -> dict[str, Partition]:
+    """Decides where every array goes, and says of each dimension that is not split why.
+
+    Each dimension is sharded over the mesh axes that the rules give its logical axis, as far as they divide it and are
+    not in use for an earlier dimension. Without a rule of the user's, arrays of one dimension are replicated.
+
+    Args:
+        mesh: See `shardings`, here and below.
+        rules: The user's rules.
+        arrays: Shape and logical axes by path.
+
+    Raises:
+        ShardingError: A rule names an axis that the mesh, or the model, does not have, or one twice.
+    """
+    named, defaults = _checked(mesh, rules, arrays), _defaults(mesh, arrays)
+    return {path: _placed(mesh, named, defaults, shape, axes) for path, (shape, axes) in arrays.items()}
+
+
+def spec_of(partition: Partition) -> PartitionSpec:
+    """The same as JAX says it, without what is None at its end."""
+    spec = [dimension.over[0] if len(dimension.over) == 1 else dimension.over or None for dimension in partition]
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec)
+
+
+def grid_of(mesh: Mesh | AbstractMesh) -> Grid:
+    """The devices of a mesh; those of an abstract one are counted from 0."""
+    if isinstance(mesh, AbstractMesh):
+        return Grid(dict(mesh.shape), tuple(range(mesh.size)))
+    devices = mesh.devices.flat
+    return Grid(dict(mesh.shape), tuple(device.id for device in devices), devices[0].device_kind)
+
+
+def _placed(
+    mesh: Mesh | AbstractMesh,
+    named: Mapping[str, tuple[str, ...]],
+    defaults: Mapping[str, tuple[str, ...]],
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+) -> Partition:
+    """Where one array goes."""
+    dimensions: list[Dimension] = []
+    for size, axis in zip(shape, axes, strict=True):
+        used = {name for dimension in dimensions for name in dimension.over}
+        if axis in named:
+            wanted, reason = named[axis], f"the rules keep {axis} whole"
+        elif len(shape) == 1:
+            wanted, reason = (), "one dimension"
+        elif axis in defaults:
+            wanted, reason = defaults[axis], f"no mesh axis for {axis}"
+        else:
+            wanted, reason = (), f"no rule for {axis}"
+        dimensions.append(_split(mesh, axis, size, wanted, used, reason))
+    return tuple(dimensions)
+
+
+def _split(
+    mesh: Mesh | AbstractMesh, axis: str, size: int, wanted: tuple[str, ...], used: Set[str], reason: str
+) -> Dimension:
+    """One dimension, split over those of the mesh axes wanted that no other one uses, if they divide it.
+
+    Args:
+        mesh: The mesh.
+        axis: Its logical axis.
+        size: Its size.
+        wanted: The mesh axes that the rules give it.
+        used: Those that earlier dimensions are split over.
+        reason: Why the rules give it none, if they do not.
+    """
+    free = tuple(name for name in wanted if name not in used)
+    parts = math.prod(mesh.shape[name] for name in free)
+    by = " and ".join(f"{name}={mesh.shape[name]}" for name in free)
+    if size % parts:
+        return Dimension(axis, size, reason=f"{axis} {size} not divided by {by}", refused=free)
+    if free:
+        return Dimension(axis, size, free, "" if parts > 1 else f"{by} splits nothing")
+    if wanted:
+        return Dimension(axis, size, reason=f"{' and '.join(wanted)} already split another dimension than {axis}")
+    return Dimension(axis, size, reason=reason)
+
+
+def _defaults(mesh: Mesh | AbstractMesh, arrays: Arrays) -> dict[str, tuple[str, ...]]:
     """For each logical axis, those of its usual mesh axes that the mesh has."""
     named = [axis for _, axes in arrays.values() for axis in axes]
     split = {axis: _TENSOR for axis in named if axis.endswith(_SPLIT_BY_TENSOR)}
@@ -108,7 +190,7 @@ def _defaults(mesh: Mesh, arrays: Mapping[str, tuple[tuple[int, ...], tuple[str,
     return {axis: tuple(name for name in names if name in mesh.axis_names) for axis, names in rules.items()}
 
 
-def _tell_replicated(mesh: Mesh, defaults: Mapping[str, tuple[str, ...]]) -> None:
+def _tell_replicated(mesh: Mesh | AbstractMesh, defaults: Mapping[str, tuple[str, ...]]) -> None:
     """Warns that nothing is sharded, with rules that would shard."""
     first, *others = sorted(mesh.axis_names, key=lambda name: -mesh.shape[name])
     by_tensor = {axis: others[0] for axis in defaults if not axis.endswith(_SPREAD) and others}
@@ -120,9 +202,7 @@ def _tell_replicated(mesh: Mesh, defaults: Mapping[str, tuple[str, ...]]) -> Non
     )
 
 
-def _checked(
-    mesh: Mesh, rules: Rules | None, arrays: Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
-) -> dict[str, tuple[str, ...]]:
+def _checked(mesh: Mesh | AbstractMesh, rules: Rules | None, arrays: Arrays) -> dict[str, tuple[str, ...]]:
     """The user's rules, each as a tuple of mesh axes."""
     pairs = _pairs(rules)
     known = {axis for _, axes in arrays.values() for axis in axes} | set(_DEFAULT_RULES)

@@ -8,6 +8,7 @@ from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry, read_entry
 from lazyload.cache.files import damaged_files
 from lazyload.cache.manifest import UnreadableManifestError
+from lazyload.display.values import named
 from lazyload.errors import StorageError
 from lazyload.storage import Storage
 
@@ -25,6 +26,10 @@ class Verification:
     folder: Path
     entry: Entry | None
     problems: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        first = self.problems[:1] + (f"and {len(self.problems) - 1} more",) * (len(self.problems) > 1)
+        return named(self, repr(self.model), key=self.key, problems=first)
 
     @property
     def key(self) -> str:

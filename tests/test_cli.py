@@ -36,7 +36,7 @@ def command(*words: object, cache: Path, code: int = 0, typed: str = "") -> subp
 
 def test_a_model_s_life(model: Path, cache: Path) -> None:
     plan = command("plan", model, cache=cache).stdout
-    assert "layers.0.attn.q_proj.kernel" in plan
+    assert "layers.*.attn.q_proj.kernel" in plan
     assert "not in the cache" in plan
     assert "has not been converted" in plan
     path = command("convert", model, cache=cache).stdout.strip()

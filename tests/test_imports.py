@@ -18,7 +18,7 @@ ROWS = (
     ("cli", "integrations"),
     ("lazyload",),
     ("loader",),
-    ("placement",),
+    ("placement", "shown"),
     ("request", "verification"),
     ("monitoring", "options", "results"),
     ("cache", "checkpoint", "sources", "families", "models"),
@@ -26,7 +26,8 @@ ROWS = (
     ("architecture",),
     ("layouts",),
     ("log", "progress", "report", "sharding", "storage"),
-    ("errors",),
+    ("display",),
+    ("errors", "partition"),
 )
 ROW_OF = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 
@@ -35,6 +36,7 @@ FILES = {"fsspec", "huggingface_hub", "io", "mmap", "os", "pathlib", "safetensor
 # What a room does not import, neither by itself nor through others.
 UNKNOWN_TO = {
     "errors": JAX | FILES | {"numpy", "ml_dtypes"},
+    "display": JAX | FILES | {"numpy", "ml_dtypes"},
     "layouts": JAX | FILES,
     "architecture": JAX | FILES,
     "config_json": JAX | FILES,

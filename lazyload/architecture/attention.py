@@ -8,6 +8,7 @@ from lazyload.architecture.block import CacheArray
 from lazyload.architecture.checks import require, require_one_of, require_positive
 from lazyload.architecture.norm import RMS_NORM, Norm
 from lazyload.architecture.rope import Rope
+from lazyload.display.values import differing_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Temperature:
 
     beta: float
     length: int
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "length")
@@ -74,6 +77,8 @@ class Attention:
     v_norm: bool = False
     v_from_k: bool = False
     kv_layer: int | None = None
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "num_kv_heads", "head_dim")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from lazyload.architecture.attention import Attention
@@ -11,6 +11,7 @@ from lazyload.architecture.checks import require, require_positive
 from lazyload.architecture.experts import Experts
 from lazyload.architecture.norm import Norm
 from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
+from lazyload.display.values import differing_fields
 from lazyload.layouts.axes import Group
 from lazyload.layouts.notation import parse_line
 
@@ -46,6 +47,8 @@ class Layer:
     per_layer_input: PerLayerInput | None = None
     residual_scale: float = 1.0
     scalar: bool = False
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require(
@@ -95,6 +98,7 @@ class DecoderConfig:
         logits_scale: What the output logits are multiplied with.
         final_softcap: Soft cap of the output logits.
         per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 4).
+        family: The name of the family that read it; empty for one made by hand. Two that differ in it only are equal.
     """
 
     vocab_size: int
@@ -106,6 +110,9 @@ class DecoderConfig:
     logits_scale: float = 1.0
     final_softcap: float | None = None
     per_layer_embedding: PerLayerEmbedding | None = None
+    family: str = field(default="", compare=False)
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab_size", "embed_dim")
@@ -126,6 +133,12 @@ class DecoderConfig:
     def shared_kv_layers(self) -> frozenset[int]:
         """The layers whose keys and values others attend to, too."""
         return frozenset(source for number in range(self.num_layers) if (source := self.kv_layer(number)) != number)
+
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        # Called by treescope, with which Flax displays modules: it would spell out every layer.
+        from treescope.rendering_parts import text
+
+        return text(repr(self))
 
     @property
     def num_layers(self) -> int:

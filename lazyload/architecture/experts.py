@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from lazyload.architecture.checks import require, require_one_of, require_positive
 from lazyload.architecture.mlp import ACTIVATIONS, MLP, Activation
 from lazyload.architecture.norm import Norm
+from lazyload.display.values import differing_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class Experts:
     expert_scale: bool = False
     bias: bool = False
     clamped_swiglu: tuple[float, float] | None = None
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "num_experts", "num_selected", "mlp_dim", "num_groups", "num_selected_groups")

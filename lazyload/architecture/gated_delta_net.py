@@ -8,6 +8,7 @@ from lazyload.architecture.block import CacheArray
 from lazyload.architecture.checks import require, require_one_of, require_positive
 from lazyload.architecture.mlp import ACTIVATIONS, Activation
 from lazyload.architecture.norm import RMS_NORM, Norm
+from lazyload.display.values import differing_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class GatedDeltaNet:
     activation: Activation = "silu"
     fused: bool = True
     norm: Norm = RMS_NORM
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "num_key_heads", "num_value_heads", "key_dim", "value_dim", "conv_width")

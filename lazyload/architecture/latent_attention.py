@@ -7,6 +7,7 @@ from typing import ClassVar
 from lazyload.architecture.block import CacheArray
 from lazyload.architecture.checks import require, require_positive
 from lazyload.architecture.rope import Rope
+from lazyload.display.values import differing_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class LatentAttention:
     query_scale: float | None = None
     a_bias: bool = False
     o_bias: bool = False
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "kv_rank", "nope_dim", "rope_dim", "v_dim")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from lazyload.architecture.checks import require_one_of, require_positive
+from lazyload.display.values import differing_fields
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 """Of a gate: "gelu" is the exact one, "gelu_tanh" its approximation."""
@@ -27,6 +28,8 @@ class MLP:
     mlp_dim: int
     activation: Activation = "silu"
     bias: bool = False
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "mlp_dim")

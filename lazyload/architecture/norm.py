@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lazyload.architecture.checks import require
+from lazyload.display.values import differing_fields
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Norm:
 
     eps: float = 1e-6
     offset: float = 0.0
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require(self.eps > 0, self, f"eps = {self.eps!r} must be positive")

@@ -11,6 +11,7 @@ from typing import ClassVar
 from lazyload.architecture.checks import require_one_of, require_positive
 from lazyload.architecture.mlp import ACTIVATIONS, Activation
 from lazyload.architecture.norm import RMS_NORM, Norm
+from lazyload.display.values import differing_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class PerLayerInput:
     dim: int
     activation: Activation = "gelu_tanh"
     norm: Norm = RMS_NORM
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "dim")
@@ -65,6 +68,8 @@ class PerLayerEmbedding:
     num_layers: int
     dim: int
     norm: Norm = RMS_NORM
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab_size", "num_layers", "dim")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lazyload.architecture.checks import require, require_one_of, require_positive
+from lazyload.display.values import differing_fields
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
 _EXTENDED = ("dynamic", "llama3", "yarn", "longrope")
@@ -48,6 +49,8 @@ class Rope:
     long_factor: tuple[float, ...] = ()
     turning_pairs: int = 0
     interleaved: bool = False
+
+    __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_one_of(self, "kind", get_args(RopeKind))

@@ -36,12 +36,16 @@ from lazyload.cache.manifest import (
 )
 from lazyload.cache.removal import Removal, leftovers, remove, size
 from lazyload.cache.staging import Staging, new_staging
+from lazyload.display import text
+from lazyload.display.html import element, page, table
 from lazyload.errors import CacheError, LockTimeoutError
 
 logger = logging.getLogger("lazyload")
 
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Converted checkpoints; https://bford.info/cachedir/\n"
 _KEY = re.compile("[0-9a-f]{32}")
+_MOST_ROWS = 100
+"""How many entries a notebook shows."""
 
 
 class Cache:
@@ -400,6 +404,24 @@ class Cache:
                 f"{self.root}: the converted checkpoint takes {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; "
                 "make space (`lazyload cache ls`, `lazyload cache rm`) or give another cache_dir"
             )
+
+    def _repr_html_(self) -> str:
+        entries = self.entries()
+        rows = [
+            (
+                entry.model,
+                element("code", entry.key[:8]),
+                str(entry.manifest.fields.get("layout", "")),
+                str(entry.manifest.fields.get("dtype", "")),
+                text.size(entry.nbytes),
+                text.moment(entry.last_used),
+            )
+            for entry in entries[:_MOST_ROWS]
+        ]
+        total = text.size(sum(entry.nbytes for entry in entries))
+        further = f"; the first {_MOST_ROWS} of them" if len(entries) > _MOST_ROWS else ""
+        shown = table(("model", "key", "layout", "dtype", "size", "used last"), rows, right=("size",))
+        return page(f"Cache {self.root}", f"{len(entries)} converted checkpoints, {total}{further}", shown).text
 
 
 def _root(chosen: str) -> Path:

@@ -21,6 +21,9 @@ from lazyload.cache.manifest import (
     UnreadableManifestError,
     read_manifest,
 )
+from lazyload.display import text, weights
+from lazyload.display.html import Html, element, facts, page
+from lazyload.display.values import named
 from lazyload.errors import CacheError, EntryRemovedError
 
 Form = Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
@@ -38,6 +41,25 @@ class Entry:
 
     folder: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        fields = {name: self.manifest.fields.get(name) for name in ("layout", "dtype")}
+        return named(self, repr(self.model), text.size(self.nbytes), key=self.key, **fields, folder=str(self.folder))
+
+    def _repr_html_(self) -> str:
+        arrays, source = weights.of_records(self.manifest.arrays), self.manifest.source
+        made = datetime.fromisoformat(self.manifest.created).timestamp()
+        rows: list[tuple[str, Html | str]] = [
+            ("layout", str(self.manifest.fields.get("layout", ""))),
+            ("dtype", weights.dtypes(arrays)),
+            ("made of", ", ".join(f"{name} {value}" for name, value in source.items() if value and name != "sizes")),
+            ("made", f"{text.moment(made)}, in {text.duration(self.manifest.seconds)}"),
+            ("used last", text.moment(self.last_used)),
+            ("key", element("code", self.key)),
+            ("path", element("code", str(self.path))),
+        ]
+        said = f"cached checkpoint, {text.size(self.nbytes)} in {len(arrays)} arrays"
+        return page(self.model, said, facts(rows), weights.bar(arrays)).text
 
     @property
     def key(self) -> str:

@@ -9,6 +9,9 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lazyload.display import text
+from lazyload.display.values import named
+
 FORMAT = 2
 """Raised whenever older programs would misread a manifest. The first one had no checksum and listed no files.
 
@@ -120,6 +123,16 @@ class Manifest:
     versions: Mapping[str, str]
     writer: Mapping[str, Any]
     format: int = FORMAT
+
+    def __repr__(self) -> str:
+        return named(
+            self,
+            repr(self.model),
+            f"{len(self.arrays)} arrays",
+            text.size(self.nbytes),
+            key=self.key,
+            created=self.created,
+        )
 
     def to_json(self) -> str:
         """The text on disk."""

@@ -2,12 +2,15 @@
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lazyload.cli import text
+from lazyload.cli import text, values
 from lazyload.cli.options import Json, ModelOptions, with_model_options
+
+if TYPE_CHECKING:
+    from lazyload.results import Plan
 
 
 @with_model_options
@@ -24,25 +27,33 @@ def convert(
 
 
 @with_model_options
-def plan(options: ModelOptions, as_json: Json = False) -> None:
+def plan(
+    options: ModelOptions,
+    as_json: Json = False,
+    full: Annotated[bool, typer.Option("--full", help="Every array in a line of its own.")] = False,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXIS=SIZE,...",
+            help="A mesh to ask about, such as fsdp=4,tp=2: what each of its devices would hold. It needs no devices.",
+        ),
+    ] = None,
+) -> None:
     """Say what a conversion would do, reading nothing but headers."""
     import lazyload
 
-    made = lazyload.plan(**options.arguments())
+    made = lazyload.plan(**options.arguments(), mesh=values.mesh(mesh))
     if as_json:
-        parameters = {
-            path: {"shape": p.shape, "dtype": p.dtype, "axes": p.axes, "nbytes": p.nbytes, "sources": p.sources}
-            for path, p in made.parameters.items()
-        }
-        fields = ("model", "family", "layout", "nbytes", "key", "hit", "reasons", "skipped", "other_layers", "unread")
-        print(json.dumps({**{name: getattr(made, name) for name in fields}, "parameters": parameters}, indent=1))
+        print(json.dumps(_plan_fields(made), indent=1))
         return
-    rows = [
-        (path, "x".join(map(str, p.shape)), p.dtype, text.size(p.nbytes), text.sources(p.sources))
-        for path, p in made.parameters.items()
-    ]
-    text.table(("parameter", "shape", "dtype", "size", "made of"), rows)
-    print(f"\n{made.model}: family {made.family}, layout {made.layout}, {len(rows)} arrays, {text.size(made.nbytes)}")
+    if full:
+        _print_arrays(made)
+    else:
+        print(made.show() if mesh is None else lazyload.show_sharding(made))
+    if full or mesh is not None:
+        each = "" if made.bytes_per_device is None else f", {text.size(made.bytes_per_device)} on each device"
+        count = f"{len(made.parameters)} arrays, {text.size(made.nbytes)}"
+        print(f"\n{made.model}: family {made.family}, layout {made.layout}, {count}{each}")
     if made.other_layers:
         print(f"skipped, of other layers: {len(made.other_layers)} tensors, such as {made.other_layers[0]}")
     if skipped := sorted({*made.skipped}.difference(made.other_layers)):
@@ -52,3 +63,35 @@ def plan(options: ModelOptions, as_json: Json = False) -> None:
     print(f"key {made.key}: in the cache" if made.hit else "not in the cache:")
     for reason in made.reasons:
         print(f"  {reason}")
+
+
+def _print_arrays(made: "Plan") -> None:
+    """Every array in a line, with its `PartitionSpec` if there is a mesh."""
+    places = made.shardings or {}
+    rows = [
+        (
+            path,
+            "x".join(map(str, p.shape)),
+            p.dtype,
+            text.size(p.nbytes),
+            *((text.spec(tuple(places[path].spec), len(p.shape)),) if places else ()),
+            text.sources(p.sources),
+        )
+        for path, p in made.parameters.items()
+    ]
+    text.table(("parameter", "shape", "dtype", "size", *(("split over",) if places else ()), "made of"), rows)
+
+
+def _plan_fields(made: "Plan") -> dict[str, Any]:
+    """A plan as JSON values; what is of a mesh only if there is one."""
+    places = made.shardings
+    parameters = {
+        path: {"shape": p.shape, "dtype": p.dtype, "axes": p.axes, "nbytes": p.nbytes, "sources": p.sources}
+        | ({} if places is None else {"spec": list(places[path].spec)})
+        for path, p in made.parameters.items()
+    }
+    names = ("model", "family", "layout", "nbytes", "key", "hit", "reasons", "skipped", "other_layers", "unread")
+    fields = {name: getattr(made, name) for name in names}
+    if made.mesh is not None:
+        fields |= {"mesh": dict(made.mesh.shape), "bytes_per_device": made.bytes_per_device}
+    return {**fields, "parameters": parameters}

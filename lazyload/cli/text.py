@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lazyload.display.text import size
+
+__all__ = ["dtypes", "flags", "size", "sources", "spec", "table"]
+
 
 def dtypes(described: Any) -> str:
     """A key's dtype, or its dtypes by pattern, in a word each."""
@@ -23,12 +27,10 @@ def sources(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def size(nbytes: float) -> str:
-    """Bytes as people say them, in powers of 1000."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.1f} {unit}"
-    return f"{nbytes:.0f} B"
+def spec(spec: Sequence[Any], dimensions: int) -> str:
+    """The mesh axes of each dimension, `fsdp,-,tp`; `-` for none."""
+    entries = [*spec, *[None] * (dimensions - len(spec))]
+    return ",".join("-" if entry is None else entry if isinstance(entry, str) else "+".join(entry) for entry in entries)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

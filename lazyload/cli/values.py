@@ -4,13 +4,16 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from lazyload.config_json.overrides import overridden
 from lazyload.formats.maxtext import MaxText
 from lazyload.layouts.dtypes import ALL
+
+if TYPE_CHECKING:
+    from jax.sharding import AbstractMesh
 
 _WORD = re.compile(r"[A-Za-z_][\w./-]*")
 _NOT_JSON = {"None": "null", "True": "true", "False": "false", "NaN": "null"}
@@ -78,6 +81,20 @@ def layers(text: str | None) -> range | None:
             f"{text!r}: give the first layer and the one behind the last, 0:8", param_hint="--layers"
         )
     return range(int(match[1] or 0), int(match[2]))
+
+
+def mesh(text: str | None) -> "AbstractMesh | None":
+    """The mesh that `--mesh` describes: its axes with their sizes, `fsdp=4,tp=2`."""
+    if text is None:
+        return None
+    pairs = [re.fullmatch(r"\s*(\w+)\s*=\s*([1-9]\d{0,6})\s*", part) for part in text.split(",")]
+    axes = {match[1]: int(match[2]) for match in pairs if match}
+    if len(axes) < len(pairs):
+        raise typer.BadParameter(f"{text!r}: give each axis once, with its size: fsdp=4,tp=2", param_hint="--mesh")
+    # JAX takes a while to import, and without a mesh the commands need it not.
+    from jax.sharding import AbstractMesh
+
+    return AbstractMesh(tuple(axes.values()), tuple(axes))
 
 
 def quantity(text: str | None, option: str, units: Mapping[str, float]) -> float | None:

@@ -1,10 +1,11 @@
 """A family of models: how its `config.json` reads, and how its checkpoints lie."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lazyload.architecture import DecoderConfig
+from lazyload.display.values import named
 from lazyload.errors import ConfigError, LayoutError, LazyLoadError
 from lazyload.layouts.layout import Layout
 
@@ -31,6 +32,9 @@ class Family:
     covered: str = ""
     since: str = ""
 
+    def __repr__(self) -> str:
+        return named(self, repr(self.name), model_types=self.model_types)
+
     def read(self, values: Mapping[str, Any]) -> Any:
         """What a parsed `config.json`, given as `values`, means.
 
@@ -38,13 +42,14 @@ class Family:
             ConfigError: It cannot be read, for whatever reason.
         """
         try:
-            return self.config(values)
+            config: Any = self.config(values)
         except LazyLoadError:
             raise
         except Exception as error:
             raise ConfigError(
                 f"config.json cannot be read as family {self.name!r}: {type(error).__name__}: {error}"
             ) from error
+        return replace(config, family=self.name) if isinstance(config, DecoderConfig) else config
 
     def stored(self, architecture: Any) -> Layout:
         """How the hub's checkpoints of a model lie, whose `config.json` was read as `architecture`.

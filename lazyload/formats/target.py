@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from lazyload.display.values import named
 from lazyload.errors import LayoutError
 from lazyload.layouts.layout import Layout
 
@@ -47,6 +48,10 @@ class Target(Generic[Built]):
             json.dumps(self.metadata, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise LayoutError(f"metadata: its values must be those of JSON: {error}") from None
+
+    def __repr__(self) -> str:
+        build = getattr(self.build, "__qualname__", type(self.build).__name__)
+        return named(self, repr(self.layout), f"build={build}", **({"item": self.item} if self.item else {}))
 
     def description(self) -> dict[str, Any]:
         """What decides bytes on disk beside the layout, as JSON values; for the cache's key."""

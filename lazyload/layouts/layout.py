@@ -13,8 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lazyload.display.text import ranges
+from lazyload.display.values import named
 from lazyload.errors import LayoutError
 from lazyload.layouts.notation import Line, parse_line
+
+_SHOWN = 4
+"""How many of its tables a layout's repr shows."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,10 @@ class Table:
                 raise LayoutError(f"a table for {axis} {indices!r:.200}: give whole numbers")
         parsed = tuple(parse_line(path, array) for path, array in self.lines.items())
         object.__setattr__(self, "parsed", parsed)
+
+    def __repr__(self) -> str:
+        only = {axis: ranges(tuple(indices)) for axis, indices in self.only.items()}
+        return named(self, f"{len(self.lines)} lines", **({"only": only} if only else {}))
 
     def description(self) -> dict[str, Any]:
         """The table as JSON values."""
@@ -124,6 +133,9 @@ class Layout:
         }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
+
+    def __repr__(self) -> str:
+        return named(self, repr(self.name), *map(repr, self.tables[:_SHOWN]), *["..."] * (len(self.tables) > _SHOWN))
 
     @property
     def roles(self) -> frozenset[str]:

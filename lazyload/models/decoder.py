@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
-from lazyload.models import attention, gated_delta_net, kv_cache, latent_attention, moe, per_layer_input
+from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, moe, per_layer_input
 from lazyload.models.context import Context, checked_mask
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
@@ -131,6 +131,15 @@ class Decoder(nnx.Module):
         self.final_norm = RMSNorm(parameters["final_norm"], config.norm)
         if not config.tied:
             self.lm_head = Projection(parameters["lm_head"])
+
+    def __repr__(self) -> str:
+        return card.as_text(self, self.config)
+
+    def __str__(self) -> str:
+        return card.as_text(self, self.config)
+
+    def _repr_html_(self) -> str:
+        return card.as_html(self, self.config)
 
     @property
     def num_embed(self) -> int:
