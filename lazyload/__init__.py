@@ -12,12 +12,14 @@ from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
 from lazyload.cache.removal import Removal
+from lazyload.explanation import Comparison, Difference, Explanation, explain
 from lazyload.families import register
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.layout import Layout, Table
 from lazyload.loader import convert, from_pretrained, plan
+from lazyload.repair import Repair, repair
 from lazyload.report import LoadReport, last_report
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.storage import Storage
@@ -43,9 +45,12 @@ else:
 __all__ = [
     "Cache",
     "CachedCheckpoint",
+    "Comparison",
     "Decoder",
     "DecoderConfig",
+    "Difference",
     "Entry",
+    "Explanation",
     "Family",
     "Layout",
     "LoadReport",
@@ -54,17 +59,20 @@ __all__ = [
     "Parameter",
     "Plan",
     "Removal",
+    "Repair",
     "Storage",
     "Table",
     "Target",
     "Verification",
     "convert",
     "errors",
+    "explain",
     "fill",
     "from_pretrained",
     "last_report",
     "plan",
     "register",
+    "repair",
     "verify",
 ]
 

@@ -15,9 +15,11 @@ PACKAGE = Path(__file__).parents[1] / "lazyload"
 
 # From top to bottom: a room (a package, or a module at the root) imports from itself and from the rows below its own.
 ROWS = (
+    ("__main__",),
     ("cli", "integrations"),
     ("lazyload",),
-    ("loader",),
+    ("repair",),
+    ("loader", "explanation"),
     ("request", "verification"),
     ("options", "results"),
     ("cache", "checkpoint", "sources", "families", "models"),

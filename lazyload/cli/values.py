@@ -1,16 +1,20 @@
 """The values of the command's options: what is typed, as the arguments that Python takes."""
 
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import typer
 
 from lazyload.config_json.overrides import overridden
+from lazyload.errors import ArgumentError
 from lazyload.formats.maxtext import MaxText
 from lazyload.layouts.dtypes import ALL
+
+Amount = TypeVar("Amount", int, float)
 
 _WORD = re.compile(r"[A-Za-z_][\w./-]*")
 _NOT_JSON = {"None": "null", "True": "true", "False": "false", "NaN": "null"}
@@ -80,15 +84,21 @@ def layers(text: str | None) -> range | None:
     return range(int(match[1] or 0), int(match[2]))
 
 
-def quantity(text: str | None, option: str, units: Mapping[str, float]) -> float | None:
-    """A number with a unit, such as 30d."""
+def amount(text: str | None, option: str, parse: Callable[[str], Amount]) -> Amount | None:
+    """The bytes of a size, or the seconds of a duration, that an option gives."""
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]+)", text)
-    by_name = {name.lower(): factor for name, factor in units.items()}
-    if not match or match[2].lower() not in by_name or match[1].count(".") > 1:
-        raise typer.BadParameter(f"{text!r}: give a number and one of {', '.join(units)}", param_hint=option)
-    return float(match[1]) * by_name[match[2].lower()]
+    with as_usage(option):
+        return parse(text)
+
+
+@contextlib.contextmanager
+def as_usage(option: str) -> Iterator[None]:
+    """Has what the body says of its arguments be told as a mistake in the command's usage."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _fields(text: str) -> Mapping[str, Any]:
