@@ -7,6 +7,7 @@ from typing import Any
 
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
+from lazyload.errors import CacheError
 from lazyload.families.family import Family
 from lazyload.options import DTypeOption, LayoutOption, StorageOption, explains_arguments
 from lazyload.request import Request, open_request
@@ -140,7 +141,11 @@ def _explained(request: Request) -> Explanation:
     cache, name = request.cache, request.source.name
     key = request.key if request.may_be_cached else None
     entries = {entry.folder: entry for entry in cache.visible(name)}
-    found = cache.find(key, *request.forms) if key else None
+    try:
+        found = cache.find(key, *request.forms) if key else None
+    except CacheError:
+        # What keeps it from being looked at is said of what cannot be used.
+        found = None
     if found:
         # A folder that was moved: its entry bears the name that it had.
         entries.setdefault(found.folder, found)

@@ -115,7 +115,7 @@ def _call(manifest: Manifest, cache: Cache, token: str | bool | None) -> dict[st
         "subfolder": source.get("subfolder"),
         "variant": source.get("variant") or _variant(source.get("files", ())),
         "dtype": _dtypes(fields.get("dtype")),
-        "layers": None if fields.get("layers") is None else range(*fields["layers"]),
+        "layers": _layers(fields.get("layers")),
         "storage": Storage.from_fields(fields.get("storage")),
         "config": fields.get("config"),
         "cache_dir": cache.root,
@@ -143,6 +143,20 @@ def _layouts(name: Any, arrays: Mapping[str, Mapping[str, Any]]) -> list[LayoutO
         raise LayoutError(f"its layout {name!r} is none that is known by its name")
     rows = [record["shape"][0] for path, record in arrays.items() if path.endswith("token_embedder.embedding")]
     return [plain, *(MaxText(plain.scan_layers, vocab_size=size) for size in rows)]
+
+
+def _layers(described: Any) -> range | None:
+    """The layers that a key describes.
+
+    Raises:
+        LayoutError: It does so in another way than this version.
+    """
+    match described:
+        case None:
+            return None
+        case [int(first), int(end)]:
+            return range(first, end)
+    raise LayoutError(f"its manifest speaks of layers {described!r:.100}")
 
 
 def _dtypes(described: Any) -> Any:

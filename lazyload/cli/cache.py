@@ -207,7 +207,8 @@ def info(
     """
     cache = Cache(cache_dir)
     superseded = cache.superseded()
-    shown = [_described(folder, superseded, verbose=verbose) for folder in cache.folders(*targets)]
+    found = [_described(folder, superseded, verbose=verbose) for folder in cache.folders(*targets)]
+    shown = sorted(found, key=lambda fields: (fields.get("model", ""), fields.get("created", "")))
     if as_json:
         print(json.dumps(shown, indent=1))
     elif quiet:

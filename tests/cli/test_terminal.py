@@ -1,0 +1,114 @@
+"""What a terminal shows, captured by tmux: columns that fit, colours, and nothing that is garbage."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.command import environment
+from support.entries import COMMITS, publish
+
+from lazyload.cache.cache import Cache
+
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+
+SECONDS = 60
+LONG = "some-organisation/A-Model-Of-A-Name-That-Is-Longer-Than-A-Column-Should-Be-8B-Instruct"
+
+Capture = Callable[..., str]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    root = tmp_path / "cache"
+    publish(root, LONG, nbytes=5000, used=90)
+    publish(root, LONG, nbytes=6000, used=30, commit=COMMITS[1])
+    publish(root, "org/model", nbytes=7000, used=3 * 86400 + 60, layout="maxtext")
+    return root
+
+
+@pytest.fixture
+def capture(cache: Path, tmp_path: Path) -> Iterator[Capture]:
+    """What a terminal shows when a command has ended; with `colours` with the signs that make them."""
+    server = ["tmux", "-L", f"lazyload-{uuid.uuid4().hex}", "-f", "/dev/null"]
+
+    def captured(*words: str, width: int, colours: bool = False, **variables: str) -> str:
+        done = tmp_path / uuid.uuid4().hex
+        command = shlex.join([sys.executable, "-m", "lazyload", *words])
+        line = f"{command}; touch {shlex.quote(str(done))}; sleep {SECONDS}"
+        size = ["-x", str(width), "-y", "50"]
+        named = environment(cache) | {"TERM": "xterm-256color"} | variables
+        # A server's panes get the environment of the client that has started it.
+        session = ["new-session", "-d", "-s", done.name, *size, "sh", "-c", line]
+        settings = [part for name, value in variables.items() for part in ("-e", f"{name}={value}")]
+        session[1:1] = settings
+        subprocess.run([*server, *session], env=named, check=True)
+        started = time.monotonic()
+        while not done.exists():
+            assert time.monotonic() - started < SECONDS
+            time.sleep(0.1)
+        shown = ["capture-pane", "-p", "-t", done.name, *(["-e"] if colours else [])]
+        text = subprocess.run([*server, *shown], capture_output=True, text=True, check=True).stdout
+        subprocess.run([*server, "kill-session", "-t", done.name], check=True)
+        return text.rstrip()
+
+    yield captured
+    subprocess.run([*server, "kill-server"], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_list_fits(width: int, capture: Capture, cache: Path) -> None:
+    lines = capture("cache", "ls", width=width).splitlines()
+    entries = Cache(cache).entries()
+    table = lines[: 1 + len(entries)]
+    assert table[0].split()[:2] == ["key", "model"]
+    for line, entry in zip(table[1:], entries, strict=True):
+        assert line.startswith(f"{entry.key[:8]}  ")
+        model = line.split()[1]
+        start, _, end = model.partition("…")
+        assert entry.model.startswith(start)
+        assert entry.model.endswith(end)
+    assert "superseded" in "\n".join(table) if width >= 80 else True
+    assert [line for line in lines if "GB" in line] == []
+    total = "18.0 kB"
+    assert any(line.startswith("3 in ") for line in lines)
+    assert total in "".join(lines)
+    assert "lazyload cache prune --superseded" in "".join(lines)
+    if width == 200:
+        assert LONG in table[2]
+        assert table[3].split() == [entries[2].key[:8], "org/model", "main@1111111", "maxtext", "bfloat16"] + [
+            "ocdbt+zarr3",
+            *("7.0", "kB", "3", "days", "ago"),
+        ]
+
+
+def test_a_terminal_has_colours_unless_they_are_not_wanted(capture: Capture) -> None:
+    assert "\x1b[" in capture("cache", "ls", width=100, colours=True)
+    plain = capture("cache", "ls", width=100, colours=True, NO_COLOR="1")
+    assert "\x1b[3" not in plain
+    assert "org/model" in plain
+
+
+def test_a_question_waits_for_an_answer(capture: Capture) -> None:
+    shown = capture("cache", "rm", LONG, "--dry-run", width=80)
+    assert "would free" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_help_fits(capture: Capture) -> None:
+    shown = capture("cache", "prune", "-h", width=80)
+    assert shown.startswith("Usage: python -m lazyload cache prune [OPTIONS]")
+    assert "$ lazyload cache prune --superseded --keep-last 2" in shown
+    assert "│" not in shown
+
+
+def test_an_error_is_a_line_or_two(capture: Capture) -> None:
+    shown = capture("cache", "rm", "org/modle", width=200)
+    assert shown.startswith("error: 'org/modle' is neither a model nor the start of a key in ")
+    assert shown.endswith("is 'org/model' meant?")
+    assert "Traceback" not in shown
