@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import uuid
+import warnings
 from pathlib import Path
 
 from filelock import FileLock
@@ -37,28 +38,36 @@ def type_of(path: Path) -> str | None:
 
 
 def locks(root: Path) -> bool | None:
-    """Whether a lock that this process holds keeps another one out, tried with a file beside the cache's locks.
+    """Whether a lock that this process holds keeps another one out, tried with a file where the cache's locks are.
 
     Returns:
         None where it cannot be tried: the folder is not there, or cannot be written to.
     """
-    probe = root / ".locks" / f"probe-{uuid.uuid4().hex}"
+    folder = root / ".locks" if (root / ".locks").is_dir() else root
+    probe = folder / f"probe-{uuid.uuid4().hex}"
     try:
         probe.touch(exist_ok=False)
     except OSError:
         return None
-    try:
-        with FileLock(probe, timeout=0):
+    with contextlib.ExitStack() as held:
+        held.callback(_remove, probe)
+        try:
+            with warnings.catch_warnings():
+                # Where there are no locks, some versions do with a file instead, and warn.
+                warnings.simplefilter("error")
+                held.enter_context(FileLock(probe, timeout=0))
             line = [sys.executable, "-c", _TRY, str(probe)]
             tried = subprocess.run(line, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        except (OSError, NotImplementedError, UserWarning):
+            return False
+        except subprocess.TimeoutExpired:
+            return None
         return {"held": True, "free": False}.get(tried.stdout.strip())
-    except (OSError, NotImplementedError):
-        return False
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
+
+
+def _remove(probe: Path) -> None:
+    with contextlib.suppress(OSError):
+        probe.unlink(missing_ok=True)
 
 
 def _unescaped(mount: str) -> str:

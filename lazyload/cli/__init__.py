@@ -63,7 +63,7 @@ def _run() -> int | str | None:
     """The exit code; what was printed is written."""
     code: int | str | None = 0
     try:
-        app()
+        app(prog_name="lazyload")
     except LazyLoadError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1

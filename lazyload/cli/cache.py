@@ -262,8 +262,8 @@ def _list(
 def _columns(verbose: bool, is_marked: bool) -> list[str | Column]:
     columns = [
         Column("key", "cyan"),
-        Column("model", "bold", least=16),
-        Column("revision", least=12),
+        Column("model", "bold", least=12),
+        Column("revision", least=12, optional=True),
         Column("layout", least=7, optional=True),
         Column("dtype", least=8, optional=True),
         Column("storage", optional=True),

@@ -73,28 +73,25 @@ def test_a_list_fits(width: int, capture: Capture, cache: Path) -> None:
         start, _, end = model.partition("…")
         assert entry.model.startswith(start)
         assert entry.model.endswith(end)
-    assert "superseded" in "\n".join(table) if width >= 80 else True
-    assert [line for line in lines if "GB" in line] == []
-    total = "18.0 kB"
-    assert any(line.startswith("3 in ") for line in lines)
-    assert total in "".join(lines)
+    assert [line.rstrip().endswith("superseded") for line in table] == [False, False, True, False]
+    assert f"3 in {cache}, 18.0 kB" in "".join(lines)
     assert "lazyload cache prune --superseded" in "".join(lines)
     if width == 200:
         assert LONG in table[2]
-        assert table[3].split() == [entries[2].key[:8], "org/model", "main@1111111", "maxtext", "bfloat16"] + [
-            "ocdbt+zarr3",
-            *("7.0", "kB", "3", "days", "ago"),
-        ]
+        shown = f"{entries[0].key[:8]} org/model main@1111111 maxtext bfloat16 ocdbt+zarr3 7.0 kB 3 days ago"
+        assert " ".join(table[1].split()) == shown
 
 
 def test_a_terminal_has_colours_unless_they_are_not_wanted(capture: Capture) -> None:
-    assert "\x1b[" in capture("cache", "ls", width=100, colours=True)
+    cyan, green, yellow = "\x1b[36m", "\x1b[32m", "\x1b[33m"
+    shown = capture("cache", "ls", width=100, colours=True)
+    assert all(colour in shown for colour in (cyan, green, yellow))
     plain = capture("cache", "ls", width=100, colours=True, NO_COLOR="1")
-    assert "\x1b[3" not in plain
+    assert not any(colour in plain for colour in (cyan, green, yellow))
     assert "org/model" in plain
 
 
-def test_a_question_waits_for_an_answer(capture: Capture) -> None:
+def test_what_would_be_removed_fits(capture: Capture) -> None:
     shown = capture("cache", "rm", LONG, "--dry-run", width=80)
     assert "would free" in shown
     assert max(map(len, shown.splitlines())) <= 80
@@ -102,7 +99,7 @@ def test_a_question_waits_for_an_answer(capture: Capture) -> None:
 
 def test_the_help_fits(capture: Capture) -> None:
     shown = capture("cache", "prune", "-h", width=80)
-    assert shown.startswith("Usage: python -m lazyload cache prune [OPTIONS]")
+    assert shown.startswith("Usage: lazyload cache prune [OPTIONS]")
     assert "$ lazyload cache prune --superseded --keep-last 2" in shown
     assert "│" not in shown
 
