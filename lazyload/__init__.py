@@ -19,7 +19,7 @@ from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.layout import Layout, Table
 from lazyload.loader import convert, from_pretrained, plan
-from lazyload.repair import Repair, repair
+from lazyload.repairing import Repair, repair
 from lazyload.report import LoadReport, last_report
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.storage import Storage

@@ -18,7 +18,7 @@ ROWS = (
     ("__main__",),
     ("cli", "integrations"),
     ("lazyload",),
-    ("repair",),
+    ("repairing",),
     ("loader", "explanation"),
     ("request", "verification"),
     ("options", "results"),
