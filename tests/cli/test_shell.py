@@ -207,7 +207,7 @@ def test_what_is_not_for_a_terminal_has_no_colours_and_loses_nothing(tmp_path: P
     ids=" ".join,
 )
 def test_looking_imports_neither_jax_nor_tensorstore(words: list[str], cache: Path, tmp_path: Path) -> None:
-    heavy = ("jax", "flax", "tensorstore", "orbax", "huggingface_hub", "rich")
+    heavy = ("jax", "flax", "tensorstore", "orbax", "huggingface_hub")
     code = (
         "import sys; from lazyload.cli import app; app(sys.argv[1:], standalone_mode=False); "
         f"print([name for name in {heavy} if name in sys.modules])"

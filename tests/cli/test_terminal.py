@@ -43,6 +43,8 @@ def capture(cache: Path, tmp_path: Path) -> Iterator[Capture]:
         line = f"{command}; touch {shlex.quote(str(done))}; sleep {SECONDS}"
         size = ["-x", str(width), "-y", "50"]
         named = environment(cache) | {"TERM": "xterm-256color"} | variables
+        # Who runs the tests has a terminal of another size.
+        named = {name: value for name, value in named.items() if name not in ("COLUMNS", "LINES")}
         # A server's panes get the environment of the client that has started it.
         session = ["new-session", "-d", "-s", done.name, *size, "sh", "-c", line]
         settings = [part for name, value in variables.items() for part in ("-e", f"{name}={value}")]
