@@ -7,11 +7,11 @@ import contextlib
 import io
 import os
 import sys
-from importlib import metadata
 from typing import Annotated
 
 import typer
 
+from lazyload import __version__
 from lazyload.cli import cache, environment, explain, models
 from lazyload.cli.command import HELP, add
 from lazyload.errors import LazyLoadError
@@ -82,7 +82,7 @@ def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     if version:
-        print(f"lazyload {metadata.version('lazyload')}")
+        print(f"lazyload {__version__}")
         raise typer.Exit
 
 

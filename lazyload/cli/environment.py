@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lazyload import __version__
 from lazyload.cache import filesystem
 from lazyload.cache.cache import Cache
 from lazyload.cache.removal import size
@@ -22,7 +23,6 @@ from lazyload.errors import LazyLoadError
 from lazyload.sources.secrets import without_secrets
 
 _PROGRAMS = (
-    "lazyload",
     "jax",
     "jaxlib",
     "libtpu",
@@ -94,7 +94,7 @@ def env(
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "lazyload": __version__}
     for program in _PROGRAMS:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[program] = metadata.version(program)
