@@ -20,7 +20,6 @@ from lazyload.cache.removal import size
 from lazyload.cli import text
 from lazyload.cli.options import CacheDir, Json
 from lazyload.errors import LazyLoadError
-from lazyload.sources.secrets import without_secrets
 
 _PROGRAMS = (
     "jax",
@@ -116,7 +115,7 @@ def _devices(timeout: float) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
         return found
     said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
-    return {"error": without_secrets(said[-1])}
+    return {"error": _harmless(said[-1])}
 
 
 def _cache(cache_dir: str | None) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def _hub() -> dict[str, Any]:
         from huggingface_hub import constants, get_token
 
         return {
-            "endpoint": without_secrets(constants.ENDPOINT),
+            "endpoint": _harmless(constants.ENDPOINT),
             "cache": constants.HF_HUB_CACHE,
             "file system": filesystem.type_of(Path(constants.HF_HUB_CACHE)) or "unknown",
             "offline": constants.HF_HUB_OFFLINE,
@@ -154,13 +153,21 @@ def _hub() -> dict[str, Any]:
         }
     # A bug report says what is wrong with it, whatever that is.
     except Exception as error:
-        return {"error": without_secrets(f"{type(error).__name__}: {error}")}
+        return {"error": _harmless(f"{type(error).__name__}: {error}")}
 
 
 def _variables() -> dict[str, str]:
     """The variables that matter here; of secrets, only that they are set."""
     named = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES) or name in _NAMES}
     return {
-        name: "set" if any(word in name for word in _SECRETS) and not name.endswith("_PATH") else without_secrets(value)
+        name: "set" if any(word in name for word in _SECRETS) and not name.endswith("_PATH") else _harmless(value)
         for name, value in named.items()
     }
+
+
+def _harmless(said: str) -> str:
+    """A text without the secrets of the URLs in it."""
+    # NumPy comes with it, which other commands do not need.
+    from lazyload.sources.secrets import without_secrets
+
+    return without_secrets(said)

@@ -11,8 +11,6 @@ import typer
 
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import ArgumentError
-from lazyload.formats.maxtext import MaxText
-from lazyload.layouts.dtypes import ALL
 
 Amount = TypeVar("Amount", int, float)
 
@@ -25,6 +23,9 @@ def layout(name: str, vocab_size: int | None) -> Any:
     if name.startswith("maxtext"):
         if name not in ("maxtext", "maxtext-unscanned"):
             raise typer.BadParameter(f"{name!r}: there are nnx, maxtext and maxtext-unscanned", param_hint="--layout")
+        # NumPy comes with it, which commands that only look do not need.
+        from lazyload.formats.maxtext import MaxText
+
         return MaxText(scan_layers=name == "maxtext", vocab_size=vocab_size)
     if vocab_size is not None:
         raise typer.BadParameter("is for the maxtext layouts", param_hint="--vocab-size")
@@ -53,6 +54,9 @@ def dtypes(typed: Sequence[str]) -> Any:
         >>> dtypes(["float16", "*norm*=float32"])
         {'*norm*': 'float32', '*': 'float16'}
     """
+    # As above.
+    from lazyload.layouts.dtypes import ALL
+
     pairs = [text.rpartition("=") for text in typed]
     by_pattern = {pattern: dtype for pattern, sign, dtype in pairs if sign}
     plain = [dtype for _, sign, dtype in pairs if not sign]
