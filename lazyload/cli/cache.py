@@ -1,10 +1,12 @@
 """The commands that look after the cache: `lazyload cache ...`."""
 
+import contextlib
 import csv
+import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +54,8 @@ def ls(
 ) -> None:
     """List converted checkpoints."""
     cache = Cache(cache_dir)
-    entries, problems = cache.look()
+    with _without_collections():
+        entries, problems = cache.look()
     superseded = find_superseded(entries)
     chosen = entries
     with values.as_usage("--filter"):
@@ -231,6 +234,18 @@ def directory(as_json: Json = False, cache_dir: CacheDir = None) -> None:
         return
     for root in (*cache.shared, cache.root):
         print(root)
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Spares the looks for circles of garbage, half of the time that reading a thousand manifests takes."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _list(

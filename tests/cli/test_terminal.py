@@ -45,10 +45,9 @@ def capture(cache: Path, tmp_path: Path) -> Iterator[Capture]:
         named = environment(cache) | {"TERM": "xterm-256color"} | variables
         # Who runs the tests has a terminal of another size.
         named = {name: value for name, value in named.items() if name not in ("COLUMNS", "LINES")}
-        # A server's panes get the environment of the client that has started it.
-        session = ["new-session", "-d", "-s", done.name, *size, "sh", "-c", line]
+        # The server has the environment of the first call.
         settings = [part for name, value in variables.items() for part in ("-e", f"{name}={value}")]
-        session[1:1] = settings
+        session = ["new-session", "-d", "-s", done.name, *settings, *size, "sh", "-c", line]
         subprocess.run([*server, *session], env=named, check=True)
         started = time.monotonic()
         while not done.exists():
@@ -56,7 +55,6 @@ def capture(cache: Path, tmp_path: Path) -> Iterator[Capture]:
             time.sleep(0.1)
         shown = ["capture-pane", "-p", "-t", done.name, *(["-e"] if colours else [])]
         text = subprocess.run([*server, *shown], capture_output=True, text=True, check=True).stdout
-        subprocess.run([*server, "kill-session", "-t", done.name], check=True)
         return text.rstrip()
 
     yield captured
