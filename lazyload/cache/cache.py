@@ -31,7 +31,6 @@ from lazyload.cache.manifest import (
     AbsentError,
     InaccessibleError,
     NewerFormatError,
-    OlderFormatError,
     UnreadableManifestError,
 )
 from lazyload.cache.pruning import Rules
@@ -368,11 +367,11 @@ class Cache:
             older_than: Also entries that have not been used for so many seconds.
             max_bytes: Also those used longest ago, until the rest takes no more than this.
             superseded: Also those that a later entry has taken the place of, because the branch, the folder, or the way
-                of converting has changed; and those whose format is one of an older version.
+                of converting has changed.
             keep_last: Of each model, the so many entries used last stay, whatever else is asked for; alone, all others
                 are removed.
             incomplete: Only what unfinished conversions and removals left behind.
-            everything: Also all that nobody uses.
+            everything: Also all that nobody uses, whatever version can read it.
             dry_run: Whether to say only what would be removed.
 
         Raises:
@@ -386,9 +385,9 @@ class Cache:
             removals = [leftover for folder in self._folders() for leftover in find(folder)]
             forgotten = [] if incomplete else self.contents.obsolete()
         entries, problems = self.look()
-        if superseded or everything:
+        if everything:
             gone = {removal.path for removal in removals}
-            removals += [found for path in problems if path not in gone and (found := _unread(path, everything))]
+            removals += [Removal(path, size(path), problems[path]) for path in problems if path not in gone]
         unused = [entry for entry in entries if not entry.is_in_use()]
         if not rules.is_none:
             sizes = {entry.folder: size(entry.folder) for entry in unused}
@@ -488,14 +487,6 @@ def _lock_timeout() -> float | None:
         if (seconds := float(text)) >= 0:
             return seconds
     raise CacheError(f"LAZYLOAD_LOCK_TIMEOUT={text!r}: give a number of seconds")
-
-
-def _unread(folder: Path, everything: bool) -> Removal | None:
-    """The removal of what is sound as far as is known, and no entry for this version; None for what is to stay."""
-    problem = problem_of(folder)
-    if isinstance(problem, OlderFormatError) or (everything and isinstance(problem, NewerFormatError)):
-        return Removal(folder, size(folder), f"not read by this version: {problem}")
-    return None
 
 
 def _meant(target: str, models: Collection[str]) -> str:

@@ -238,7 +238,7 @@ def directory(as_json: Json = False, cache_dir: CacheDir = None) -> None:
 
 @contextlib.contextmanager
 def _without_collections() -> Iterator[None]:
-    """Spares the looks for circles of garbage, half of the time that reading a thousand manifests takes."""
+    """Spares the looks for circles of garbage, which take as long as reading a thousand manifests."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -336,7 +336,7 @@ def _remove(
         _show_removals(cache, planned, verbose)
     total = text.size(sum(removal.nbytes for removal in planned))
     if planned and not dry_run and not yes:
-        typer.confirm(f"Remove {len(planned)} and free {total}?", abort=True, err=True)
+        _confirm(f"Remove {len(planned)} and free {total}?")
     removed = planned if dry_run else remove(False) if planned else []
     if as_json:
         print(json.dumps(_removal_fields(planned, removed, dry_run=dry_run), indent=1))
@@ -352,6 +352,16 @@ def _remove(
     if kept := [removal for removal in planned if removal.path not in paths]:
         print(f"kept {len(kept)} that somebody uses by now, such as {kept[0].path}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _confirm(question: str) -> None:
+    try:
+        typer.confirm(question, abort=True, err=True)
+    except typer.Abort as abort:
+        # Ctrl-C is no answer.
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _show_removals(cache: Cache, removals: Sequence[Removal], verbose: bool) -> None:

@@ -1,12 +1,13 @@
 """What a terminal shows, captured by tmux: columns that fit, colours, and nothing that is garbage."""
 
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,14 @@ def capture(cache: Path, tmp_path: Path) -> Iterator[Capture]:
     """What a terminal shows when a command has ended; with `colours` with the signs that make them."""
     server = ["tmux", "-L", f"lazyload-{uuid.uuid4().hex}", "-f", "/dev/null"]
 
-    def captured(*words: str, width: int, colours: bool = False, **variables: str) -> str:
+    def captured(
+        *words: str, width: int, colours: bool = False, asked: str = "", keys: Sequence[str] = (), **variables: str
+    ) -> str:
         done = tmp_path / uuid.uuid4().hex
         command = shlex.join([sys.executable, "-m", "lazyload", *words])
-        line = f"{command}; touch {shlex.quote(str(done))}; sleep {SECONDS}"
+        ending = f"echo exit code $? > {shlex.quote(str(done))}; sleep {SECONDS}"
+        # Ctrl-C is for the command alone.
+        line = f"trap : INT; {command}; {ending}"
         size = ["-x", str(width), "-y", "50"]
         named = environment(cache) | {"TERM": "xterm-256color"} | variables
         # Who runs the tests has a terminal of another size.
@@ -49,16 +54,26 @@ def capture(cache: Path, tmp_path: Path) -> Iterator[Capture]:
         settings = [part for name, value in variables.items() for part in ("-e", f"{name}={value}")]
         session = ["new-session", "-d", "-s", done.name, *settings, *size, "sh", "-c", line]
         subprocess.run([*server, *session], env=named, check=True)
-        started = time.monotonic()
-        while not done.exists():
-            assert time.monotonic() - started < SECONDS
-            time.sleep(0.1)
-        shown = ["capture-pane", "-p", "-t", done.name, *(["-e"] if colours else [])]
-        text = subprocess.run([*server, *shown], capture_output=True, text=True, check=True).stdout
-        return text.rstrip()
+
+        def shown() -> str:
+            pane = ["capture-pane", "-p", "-t", done.name, *(["-e"] if colours else [])]
+            return subprocess.run([*server, *pane], capture_output=True, text=True, check=True).stdout.rstrip()
+
+        if keys:
+            wait_for(lambda: asked in shown())
+            subprocess.run([*server, "send-keys", "-t", done.name, *keys], check=True)
+        wait_for(lambda: done.exists() and done.read_text().endswith("\n"))
+        return shown() + (f"\n{done.read_text().strip()}" if keys else "")
 
     yield captured
     subprocess.run([*server, "kill-server"], check=False, capture_output=True)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < SECONDS
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
@@ -89,6 +104,22 @@ def test_a_terminal_has_colours_unless_they_are_not_wanted(capture: Capture) -> 
     plain = capture("cache", "ls", width=100, colours=True, NO_COLOR="1")
     assert not any(colour in plain for colour in (cyan, green, yellow))
     assert "org/model" in plain
+
+
+@pytest.mark.parametrize(
+    ("keys", "ending", "left"),
+    [
+        (["y", "Enter"], "freed 5.2 kB\nexit code 0", 2),
+        (["n", "Enter"], "Aborted!\nexit code 1", 3),
+        (["C-c"], "interrupted\nexit code 130", 3),
+    ],
+)
+def test_a_question_takes_an_answer(keys: list[str], ending: str, left: int, capture: Capture, cache: Path) -> None:
+    key = Cache(cache).entries()[1].key
+    shown = capture("cache", "rm", key, width=80, asked="Remove 1 and free", keys=keys)
+    assert "kB? [y/N]: " in shown
+    assert re.sub(r"\d\.\d kB\n", "5.2 kB\n", shown).endswith(ending)
+    assert len(Cache(cache).entries()) == left
 
 
 def test_what_would_be_removed_fits(capture: Capture) -> None:
