@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from lazyload.cache.entry import Entry
-from lazyload.cache.manifest import FILE_NAME
 
 _CHANGES: Mapping[str, str] = {"mapping": "mapping", "own_head": "mapping", "format": "entry format"}
 """Fields of a key that change with this library, and what people call the change."""
@@ -38,7 +37,7 @@ class Superseded:
 def find_superseded(entries: Iterable[Entry]) -> dict[Path, Superseded]:
     """The entries that others of these supersede, by their folders."""
     last: dict[str, Entry] = {}
-    ordered = sorted(entries, key=_made)
+    ordered = sorted(entries, key=lambda entry: entry.created)
     for entry in ordered:
         last[_call(entry)] = entry
     return {
@@ -48,23 +47,14 @@ def find_superseded(entries: Iterable[Entry]) -> dict[Path, Superseded]:
     }
 
 
-def _made(entry: Entry) -> tuple[float, int]:
-    """When an entry was made; of those of one second, which was published first."""
-    try:
-        published = (entry.folder / FILE_NAME).stat().st_mtime_ns
-    except OSError:
-        published = 0
-    return entry.created.timestamp(), published
-
-
 def _call(entry: Entry) -> str:
-    """What the calls that an entry was made for have in common, now and in the future."""
+    """What the calls that an entry was made for have in common, now and in the future.
+
+    Who asks for a commit goes on asking for it: then it is the revision.
+    """
     fields = {name: value for name, value in entry.manifest.fields.items() if name not in _CHANGES}
-    source = _source(entry)
-    # Who asks for a commit goes on asking for it.
-    pinned = source.get("commit") if entry.is_pinned else None
-    fields["source"] = {name: value for name, value in source.items() if name not in _VERSIONS}
-    return json.dumps([entry.model, entry.revision, pinned, fields], sort_keys=True)
+    fields["source"] = {name: value for name, value in _source(entry).items() if name not in _VERSIONS}
+    return json.dumps([entry.model, entry.revision, fields], sort_keys=True)
 
 
 def _changes(older: Entry, newer: Entry) -> tuple[str, ...]:

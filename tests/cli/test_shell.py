@@ -148,12 +148,14 @@ def test_exit_codes_of_processes(words: list[str], code: int, cache: Path) -> No
     assert "Traceback" not in ended.stderr
 
 
-def test_a_pipe_that_closes_is_no_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("option", ["--json", "-q"], ids=["more than a buffer holds", "less"])
+def test_a_pipe_that_closes_is_no_traceback(option: str, unbuffered: str, tmp_path: Path) -> None:
     for commit in range(1, 10):
         publish(tmp_path, "org/" + "m" * 90, commit=str(commit) * 40)
     with subprocess.Popen(
-        [*MODULE, "cache", "ls", "--json"],
-        env=environment(tmp_path),
+        [*MODULE, "cache", "ls", option],
+        env=environment(tmp_path) | {"PYTHONUNBUFFERED": unbuffered},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
