@@ -31,6 +31,7 @@ from lazyload.cache.manifest import (
     AbsentError,
     InaccessibleError,
     NewerFormatError,
+    OlderFormatError,
     UnreadableManifestError,
 )
 from lazyload.cache.pruning import Rules
@@ -385,9 +386,9 @@ class Cache:
             removals = [leftover for folder in self._folders() for leftover in find(folder)]
             forgotten = [] if incomplete else self.contents.obsolete()
         entries, problems = self.look()
-        if everything:
-            gone = {removal.path for removal in removals}
-            removals += [Removal(path, size(path), problems[path]) for path in problems if path not in gone]
+        unread = {path for path in problems if everything and _is_of_other_version(path)}
+        known = {removal.path for removal in removals}
+        removals += [Removal(path, size(path), problems[path]) for path in sorted(unread - known)]
         unused = [entry for entry in entries if not entry.is_in_use()]
         if not rules.is_none:
             sizes = {entry.folder: size(entry.folder) for entry in unused}
@@ -404,7 +405,7 @@ class Cache:
             try:
                 return read_entry(removal.path).last_used == last_uses.get(removal.path)
             except UnreadableManifestError:
-                return removal.path in problems
+                return removal.path in unread
 
         removed, kept = self._carry_out(removals, is_still_right)
         for removal, reason in kept:
@@ -487,6 +488,10 @@ def _lock_timeout() -> float | None:
         if (seconds := float(text)) >= 0:
             return seconds
     raise CacheError(f"LAZYLOAD_LOCK_TIMEOUT={text!r}: give a number of seconds")
+
+
+def _is_of_other_version(folder: Path) -> bool:
+    return isinstance(problem_of(folder), OlderFormatError | NewerFormatError)
 
 
 def _meant(target: str, models: Collection[str]) -> str:

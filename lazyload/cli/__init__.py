@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from lazyload import __version__
-from lazyload.cli import cache, environment, explain, models
+from lazyload.cli import environment, explain, information, listing, models, removing, verifying
 from lazyload.cli.command import HELP, add
 from lazyload.errors import LazyLoadError
 
@@ -99,30 +99,30 @@ add(app, environment.env, "lazyload env", "lazyload env --json --timeout 0")
 
 add(
     cache_app,
-    cache.ls,
+    listing.ls,
     "lazyload cache ls",
     "lazyload cache ls --filter 'size>1GB' --sort accessed --limit 20",
     "lazyload cache ls --format json",
 )
 add(
     cache_app,
-    cache.rm,
+    removing.rm,
     "lazyload cache rm Qwen/Qwen3-8B",
     "lazyload cache rm 1a2b3c4d --dry-run",
     "lazyload cache rm --filter 'accessed>30d' --yes",
 )
 add(
     cache_app,
-    cache.prune,
+    removing.prune,
     "lazyload cache prune",
     "lazyload cache prune --superseded --keep-last 2",
     "lazyload cache prune --older-than 2w --max-size 100GiB --dry-run",
 )
 add(
     cache_app,
-    cache.verify,
+    verifying.verify,
     "lazyload cache verify",
     "lazyload cache verify Qwen/Qwen3-8B --repair",
 )
-add(cache_app, cache.info, "lazyload cache info 1a2b3c4d", "lazyload cache info Qwen/Qwen3-8B --json")
-add(cache_app, cache.directory, "lazyload cache dir", name="dir")
+add(cache_app, information.info, "lazyload cache info 1a2b3c4d", "lazyload cache info Qwen/Qwen3-8B --json")
+add(cache_app, information.directory, "lazyload cache dir", name="dir")

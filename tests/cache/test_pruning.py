@@ -126,3 +126,12 @@ def test_what_other_versions_made_goes_with_everything(cache: Cache, number: int
     path.write_text(json.dumps(content | ({"checksum": checksum_of(content)} if number > 1 else {})))
     cache.prune(everything=True)
     assert not path.exists()
+
+
+def test_what_cannot_be_looked_at_now_stays(cache: Cache) -> None:
+    path = cache.entries()[0].folder / "manifest.json"
+    path.unlink()
+    path.symlink_to(path)
+    cache.prune(everything=True)
+    assert path.is_symlink()
+    assert cache.entries() == []
