@@ -12,43 +12,76 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lazyload import errors
-from lazyload.architecture.decoder import DecoderConfig
-from lazyload.cache.cache import Cache
-from lazyload.cache.entry import Entry
-from lazyload.cache.manifest import Manifest
-from lazyload.cache.removal import Removal
-from lazyload.families import register
-from lazyload.families.family import Family
-from lazyload.formats.maxtext import MaxText
-from lazyload.formats.target import Target
-from lazyload.layouts.layout import Layout, Table
-from lazyload.loader import config, convert, from_pretrained, plan
 from lazyload.log import show_log
-from lazyload.progress import Progress
-from lazyload.report import LoadReport, last_report
-from lazyload.results import CachedCheckpoint, Parameter, Plan
-from lazyload.storage import Storage
-from lazyload.verification import Verification, verify
 
 show_log()
 
 _LAZY = {
+    "Cache": "lazyload.cache.cache",
+    "CachedCheckpoint": "lazyload.results",
+    "Comparison": "lazyload.explanation",
     "Decoder": "lazyload.models.decoder",
+    "DecoderConfig": "lazyload.architecture.decoder",
+    "Difference": "lazyload.explanation",
+    "Entry": "lazyload.cache.entry",
+    "Explanation": "lazyload.explanation",
+    "Family": "lazyload.families.family",
+    "Layout": "lazyload.layouts.layout",
+    "LoadReport": "lazyload.report",
+    "Manifest": "lazyload.cache.manifest",
+    "MaxText": "lazyload.formats.maxtext",
+    "Parameter": "lazyload.results",
+    "Plan": "lazyload.results",
+    "Progress": "lazyload.progress",
+    "Removal": "lazyload.cache.removal",
+    "Repair": "lazyload.repairing",
+    "Storage": "lazyload.storage",
+    "Table": "lazyload.layouts.layout",
+    "Target": "lazyload.formats.target",
+    "Verification": "lazyload.verification",
+    "config": "lazyload.loader",
+    "convert": "lazyload.loader",
+    "explain": "lazyload.explanation",
     "fill": "lazyload.models.fill",
+    "from_pretrained": "lazyload.loader",
+    "last_report": "lazyload.report",
+    "plan": "lazyload.loader",
+    "register": "lazyload.families",
+    "repair": "lazyload.repairing",
     "show_sharding": "lazyload.shown",
+    "verify": "lazyload.verification",
 }
-"""Where the names are that need Flax, which takes a while to import: only once they are asked for."""
+"""Where the public names are: imported once they are asked for, so that the command answers at once."""
 
 if TYPE_CHECKING:
+    from lazyload.architecture.decoder import DecoderConfig
+    from lazyload.cache.cache import Cache
+    from lazyload.cache.entry import Entry
+    from lazyload.cache.manifest import Manifest
+    from lazyload.cache.removal import Removal
+    from lazyload.explanation import Comparison, Difference, Explanation, explain
+    from lazyload.families import register
+    from lazyload.families.family import Family
+    from lazyload.formats.maxtext import MaxText
+    from lazyload.formats.target import Target
+    from lazyload.layouts.layout import Layout, Table
+    from lazyload.loader import config, convert, from_pretrained, plan
     from lazyload.models.decoder import Decoder
     from lazyload.models.fill import fill
+    from lazyload.progress import Progress
+    from lazyload.repairing import Repair, repair
+    from lazyload.report import LoadReport, last_report
+    from lazyload.results import CachedCheckpoint, Parameter, Plan
     from lazyload.shown import show_sharding
+    from lazyload.storage import Storage
+    from lazyload.verification import Verification, verify
 else:
     # Out of a type checker's sight: a module with a `__getattr__` has every name to it.
     def __getattr__(name: str) -> Any:
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_LAZY})
@@ -57,9 +90,12 @@ else:
 __all__ = [
     "Cache",
     "CachedCheckpoint",
+    "Comparison",
     "Decoder",
     "DecoderConfig",
+    "Difference",
     "Entry",
+    "Explanation",
     "Family",
     "Layout",
     "LoadReport",
@@ -69,6 +105,7 @@ __all__ = [
     "Plan",
     "Progress",
     "Removal",
+    "Repair",
     "Storage",
     "Table",
     "Target",
@@ -76,11 +113,13 @@ __all__ = [
     "config",
     "convert",
     "errors",
+    "explain",
     "fill",
     "from_pretrained",
     "last_report",
     "plan",
     "register",
+    "repair",
     "show_sharding",
     "verify",
 ]

@@ -479,7 +479,7 @@ def _report(
 
 def _described(arrays: "Mapping[str, jax.Array]") -> str:
     """The devices that arrays lie on, in words."""
-    devices = {device for array in arrays.values() for device in array.sharding.device_set}
+    devices: set[jax.Device] = {device for array in arrays.values() for device in array.sharding.device_set}
     kinds = sorted({device.device_kind for device in devices})
     return f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({', '.join(kinds)})"
 

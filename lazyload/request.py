@@ -278,7 +278,7 @@ def read_config(
     _require_family(family)
     require_layers(layers)
     cache = _cache(cache_dir)
-    with contextlib.closing(_open_source(reference, cache, cache.contents.read_only(), False)) as source:
+    with contextlib.closing(_open_source(reference, cache, cache.contents.read_only(), None)) as source:
         values = overridden(source.config, config)
         whole = (family or families.find(values)).read(values)
         return _part(whole, _fewer(layers, whole))

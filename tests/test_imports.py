@@ -15,9 +15,11 @@ PACKAGE = Path(__file__).parents[1] / "lazyload"
 
 # From top to bottom: a room (a package, or a module at the root) imports from itself and from the rows below its own.
 ROWS = (
+    ("__main__",),
     ("cli", "integrations"),
     ("lazyload",),
-    ("loader",),
+    ("repairing",),
+    ("loader", "explanation"),
     ("placement", "shown"),
     ("request", "verification"),
     ("monitoring", "options", "results"),

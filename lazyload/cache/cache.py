@@ -9,14 +9,14 @@
 """
 
 import contextlib
+import difflib
 import glob
 import hashlib
 import logging
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lazyload.cache.contents import Contents
 from lazyload.cache.conversions import Watch
 from lazyload.cache.disk import explained, make_folder, share
 from lazyload.cache.entry import Entry, Form, problem_of, read_entry
+from lazyload.cache.filters import filtered
 from lazyload.cache.key import Key
 from lazyload.cache.lock import hold
 from lazyload.cache.manifest import (
@@ -34,11 +35,13 @@ from lazyload.cache.manifest import (
     OlderFormatError,
     UnreadableManifestError,
 )
-from lazyload.cache.removal import Removal, leftovers, remove, size
+from lazyload.cache.pruning import Rules
+from lazyload.cache.removal import Removal, leftovers, remove, size, unfinished
 from lazyload.cache.staging import Staging, new_staging
+from lazyload.cache.superseded import Superseded, find_superseded
 from lazyload.display import text
 from lazyload.display.html import element, page, table
-from lazyload.errors import CacheError, LockTimeoutError
+from lazyload.errors import ArgumentError, CacheError, LockTimeoutError
 
 logger = logging.getLogger("lazyload")
 
@@ -89,20 +92,60 @@ class Cache:
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
 
-    def entries(self, model: str | None = None) -> list[Entry]:
-        """All complete entries, by model and age; or just those of one model."""
-        return self._entries(model)
+    def entries(self, model: str | None = None, *, filters: Sequence[str] = ()) -> list[Entry]:
+        """All complete entries, by model and age; or just those of one model, or those that fulfil all filters.
+
+        Args:
+            model: The model's name.
+            filters: Conditions such as `"size>1GB"`, `"accessed>30d"`, `"model=Qwen/*"`, `"superseded=yes"`.
+
+        Raises:
+            ArgumentError: A filter is none.
+        """
+        entries = self._entries(model)
+        return filtered(entries, filters, entries) if filters else entries
+
+    def look(self) -> tuple[list[Entry], dict[Path, str]]:
+        """What `entries` and `problems` return, with one look at each folder."""
+        entries, problems = [], {}
+        for folder in self._folders():
+            try:
+                entries.append(read_entry(folder))
+            except AbsentError:
+                continue
+            except UnreadableManifestError as error:
+                problems[folder] = str(error)
+        return sorted(entries, key=_by_model_and_age), problems
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """The models and the keys that there are, with a look at one manifest a model."""
+        models: dict[Path, str] = {}
+        keys = []
+        for folder in self._folders():
+            keys.append(folder.name)
+            if folder.parent not in models:
+                with contextlib.suppress(UnreadableManifestError):
+                    models[folder.parent] = read_entry(folder).model
+        return sorted(set(models.values())), keys
+
+    def superseded(self) -> dict[Path, Superseded]:
+        """The entries that later ones have taken the place of, by their folders; see `cache/superseded.py`."""
+        return find_superseded(self.entries())
 
     def _entries(self, model: str | None = None, *, shared: bool = False) -> list[Entry]:
         found = []
         for folder in self._folders(_models(model), shared=shared):
             with contextlib.suppress(UnreadableManifestError):
                 found.append(read_entry(folder))
-        return sorted(found, key=lambda entry: (entry.model, entry.manifest.created))
+        return sorted(found, key=_by_model_and_age)
 
-    def problems(self) -> dict[Path, str]:
-        """Folders whose manifest or data keep them from being entries, and why."""
-        found = {folder: problem_of(folder) for folder in self._folders()}
+    def visible(self, model: str) -> list[Entry]:
+        """All complete entries of a model that a call may use, those of shared roots included."""
+        return self._entries(model, shared=True)
+
+    def problems(self, model: str | None = None) -> dict[Path, str]:
+        """Folders whose manifest or data keep them from being entries, and why; all, or just those of one model."""
+        found = {folder: problem_of(folder) for folder in self._folders(_models(model))}
         return {folder: str(problem) for folder, problem in found.items() if problem}
 
     def outdated(self, model: str | None = None) -> dict[Path, OlderFormatError]:
@@ -239,19 +282,27 @@ class Cache:
                 staging = held.enter_context(new_staging(folder, key, model))
             yield staging
 
-    def remove(self, *targets: str, dry_run: bool = False, force: bool = False) -> list[Removal]:
+    def remove(
+        self, *targets: str, filters: Sequence[str] = (), dry_run: bool = False, force: bool = False
+    ) -> list[Removal]:
         """Removes entries.
 
         Args:
             targets: Names of models (hub ids, folders, URLs), or the starts of keys (4 characters at least).
+            filters: Conditions that these must fulfil, too, such as `"accessed>30d"`; without targets, all entries
+                that fulfil them.
             dry_run: Whether to say only what would be removed.
             force: Whether to remove also what somebody writes or reads.
 
         Raises:
+            ArgumentError: A filter is none.
             CacheError: A target is not in the cache, and nothing was removed; or somebody writes or reads an entry,
                 which was kept while the others were removed.
         """
         folders = self._select(targets)
+        if filters:
+            passed = {entry.folder for entry in self.entries(filters=filters)}
+            folders = [folder for folder in (folders if targets else self._folders()) if folder in passed]
         removals = [Removal(folder, size(folder), "asked for") for folder in folders]
         if dry_run:
             return removals
@@ -262,6 +313,18 @@ class Cache:
                 + f"; removed {len(removed)} of {len(removals)}; try again later, or give force=True (--force)"
             )
         return removed
+
+    def discard(self, folder: Path, is_still_right: Callable[[], bool]) -> str | None:
+        """Removes one entry's folder under its key's lock, whatever is in it, unless somebody uses it.
+
+        Args:
+            folder: The folder.
+            is_still_right: Asked under the lock.
+
+        Returns:
+            Why it stays, a clause; None if it is gone.
+        """
+        return self._carry_out_one(Removal(folder, 0, "asked for"), lambda removal: is_still_right(), force=False)
 
     def select(self, *targets: str) -> list[Entry]:
         """The entries that targets name: models, or the starts of keys (4 characters at least).
@@ -296,54 +359,73 @@ class Cache:
                 or (len(target) >= 4 and folder.name.startswith(target))
             ]
             if not matching:
-                known = ", ".join(sorted(set(entries.values()))) or "nothing"
                 raise CacheError(
-                    f"{target!r} is neither a model nor the start of a key in {self.root}; there is {known}"
+                    f"{target!r} is neither a model nor the start of a key in {self.root}; "
+                    f"{_meant(target, set(entries.values()))}"
                 )
             chosen |= dict.fromkeys(matching)
         return list(chosen)
 
     def prune(
-        self, *, older_than: float | None = None, max_bytes: int | None = None, dry_run: bool = False
+        self,
+        *,
+        older_than: float | None = None,
+        max_bytes: int | None = None,
+        superseded: bool = False,
+        keep_last: int | None = None,
+        incomplete: bool = False,
+        everything: bool = False,
+        dry_run: bool = False,
     ) -> list[Removal]:
-        """Removes what no load can use, and on demand what has not been used for long.
+        """Removes what no load can use, and on demand entries, each rule adding to the others.
 
-        That is: what unfinished conversions and removals left behind, data that a newer conversion replaced, what an
-        older version made and this one does not read, what is proven to be damaged, and what is remembered of source
-        folders that are gone. What somebody writes or reads
-        stays, and so does what cannot be looked at now.
+        What no load can use is what unfinished conversions and removals left behind, data that a newer conversion
+        replaced, what an older version made and this one does not read, what is proven to be damaged, and what is
+        remembered of source folders that are gone. What somebody writes or reads stays, and so does what cannot be
+        looked at now.
 
         Args:
             older_than: Also entries that have not been used for so many seconds.
             max_bytes: Also those used longest ago, until the rest takes no more than this.
+            superseded: Also those that a later entry has taken the place of, because the branch, the folder, or the way
+                of converting has changed.
+            keep_last: Of each model, the so many entries used last stay, whatever else is asked for; alone, all others
+                are removed.
+            incomplete: Only what unfinished conversions and removals left behind.
+            everything: Also all that nobody uses, whatever version can read it.
             dry_run: Whether to say only what would be removed.
+
+        Raises:
+            ArgumentError: `incomplete` stands beside another rule, or `keep_last` is less than 1.
         """
+        rules = Rules(older_than, max_bytes, superseded, keep_last, everything)
+        if incomplete and not rules.is_none:
+            raise ArgumentError("incomplete=True removes nothing but what is unfinished; leave the other rules out")
+        find = unfinished if incomplete else leftovers
         with explained(self.root):
-            removals = [leftover for folder in self._folders() for leftover in leftovers(folder)]
-            forgotten = self.contents.obsolete()
-        entries = sorted((e for e in self.entries() if not e.is_in_use()), key=lambda entry: entry.last_used)
-        sizes = {entry.folder: size(entry.folder) for entry in entries}
-        total = sum(size(folder) for folder in self._folders()) - sum(removal.nbytes for removal in removals)
-        for entry in entries:
-            age = time.time() - entry.last_used
-            if older_than is not None and age > older_than:
-                reason = f"not used for {age / 86400:.1f} days"
-            elif max_bytes is not None and total > max_bytes:
-                reason = "used longest ago"
-            else:
-                continue
-            removals.append(Removal(entry.folder, sizes[entry.folder], reason))
-            total -= sizes[entry.folder]
+            removals = [leftover for folder in self._folders() for leftover in find(folder)]
+            forgotten = [] if incomplete else self.contents.obsolete()
+        entries, problems = self.look()
+        unread = {path for path in problems if everything and _is_of_other_version(path)}
+        known = {removal.path for removal in removals}
+        removals += [Removal(path, size(path), problems[path]) for path in sorted(unread - known)]
+        unused = [entry for entry in entries if not entry.is_in_use()]
+        if not rules.is_none:
+            sizes = {entry.folder: size(entry.folder) for entry in unused}
+            total = sum(map(size, self._folders())) - sum(removal.nbytes for removal in removals)
+            chosen = rules.choose(entries, unused, sizes, total)
+            removals += [Removal(entry.folder, sizes[entry.folder], reason) for entry, reason in chosen]
         if dry_run:
             return [*removals, *forgotten]
-        last_uses = {entry.folder: entry.last_used for entry in entries}
+        last_uses = {entry.folder: entry.last_used for entry in unused}
 
         def is_still_right(removal: Removal) -> bool:
-            if any(removal.path == leftover.path for leftover in leftovers(_entry_folder(removal.path))):
+            if any(removal.path == leftover.path for leftover in find(_entry_folder(removal.path))):
                 return True
-            with contextlib.suppress(UnreadableManifestError):
+            try:
                 return read_entry(removal.path).last_used == last_uses.get(removal.path)
-            return False
+            except UnreadableManifestError:
+                return removal.path in unread
 
         removed, kept = self._carry_out(removals, is_still_right)
         for removal, reason in kept:
@@ -424,6 +506,10 @@ class Cache:
         return page(f"Cache {self.root}", f"{len(entries)} converted checkpoints, {total}{further}", shown).text
 
 
+def _by_model_and_age(entry: Entry) -> tuple[str, str]:
+    return entry.model, entry.manifest.created
+
+
 def _root(chosen: str) -> Path:
     if "\\" in chosen:
         raise CacheError(f"{chosen}: TensorStore reads no paths with a backslash; give another cache_dir")
@@ -445,6 +531,18 @@ def _lock_timeout() -> float | None:
 def _models(model: str | None) -> str:
     """A pattern of the folders that hold the entries of a model; None for all models."""
     return "models--*" if model is None else glob.escape(_folder_name(model))
+
+
+def _is_of_other_version(folder: Path) -> bool:
+    return isinstance(problem_of(folder), OlderFormatError | NewerFormatError)
+
+
+def _meant(target: str, models: Collection[str]) -> str:
+    """What may be meant by a target that is not there."""
+    by_spelling = {spelling: model for model in models for spelling in (model.lower(), model.lower().split("/")[-1])}
+    close = difflib.get_close_matches(target.lower(), by_spelling, n=3, cutoff=0.7)
+    meant = dict.fromkeys(repr(by_spelling[spelling]) for spelling in close)
+    return f"is {' or '.join(meant)} meant?" if meant else "`lazyload cache ls` shows what there is"
 
 
 def _entry_folder(path: Path) -> Path:

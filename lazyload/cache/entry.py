@@ -87,11 +87,43 @@ class Entry:
         return self.manifest.nbytes
 
     @property
+    def revision(self) -> str | None:
+        """The branch, tag or commit that was asked for of a hub model; None for a folder or URL."""
+        source = self.manifest.source
+        return str(source.get("revision") or "main") if self.commit else None
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a hub model; None for a folder or URL."""
+        match self.manifest.fields.get("source"):
+            case {"commit": str(commit)}:
+                return commit
+        return None
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether a hub model was asked for by its commit, which no branch leads away from."""
+        return self.commit is not None and self.revision == self.commit
+
+    @property
+    def layers(self) -> str:
+        """Which layers of the decoder it has, such as `0:8`; empty for all."""
+        match self.manifest.fields.get("layers"):
+            case [first, end]:
+                return f"{first}:{end}"
+        return ""
+
+    @property
+    def created(self) -> datetime:
+        """When it was made."""
+        return datetime.fromisoformat(self.manifest.created)
+
+    @property
     def last_used(self) -> float:
         """When it was last restored, in seconds since 1970 and never in the future; when it was made if never."""
         with contextlib.suppress(OSError):
             return min(max(0.0, (self.folder / "last-used").stat().st_mtime), time.time())
-        return datetime.fromisoformat(self.manifest.created).timestamp()
+        return self.created.timestamp()
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -115,7 +147,11 @@ class Entry:
 
     def is_in_use(self) -> bool:
         """Whether a load that is in progress reads it."""
-        return generation.user_of(self.data) is not None
+        return self.user() is not None
+
+    def user(self) -> str | None:
+        """Who reads it: a clause; None where nobody does."""
+        return generation.user_of(self.data)
 
     def _is_there(self) -> bool:
         try:

@@ -33,9 +33,13 @@ class Key:
 
     def differences(self, other: "Key") -> list[str]:
         """How this key differs from another one, a sentence a field."""
+        return [f"{name}: {_shown(ours)} instead of {_shown(theirs)}" for name, ours, theirs in self.compared(other)]
+
+    def compared(self, other: "Key") -> list[tuple[str, Any, Any]]:
+        """The fields in which this key differs from another one: the name, parts joined by dots, and both values."""
         ours, theirs = dict(_flat(self.fields)), dict(_flat(other.fields))
         return [
-            f"{name}: {_shown(ours.get(name))} instead of {_shown(theirs.get(name))}"
+            (name, ours.get(name), theirs.get(name))
             for name in dict.fromkeys([*ours, *theirs])
             if ours.get(name) != theirs.get(name)
         ]

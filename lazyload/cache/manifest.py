@@ -81,7 +81,7 @@ class Manifest:
           "files": {"d/0f6a...": {"size": 2147481034}, "_METADATA": {"size": 81034, "sha256": "91b4..."}, ...},
           "source": {"id": "Qwen/Qwen3-8B", "revision": null, "commit": "b968..."},
           "config": {"model_type": "qwen3", ...},
-          "created": "2026-11-23T20:26:42+00:00",
+          "created": "2026-11-23T20:26:42.118+00:00",
           "seconds": 21.4,
           "versions": {"lazyload": "0.1.0", ...},
           "writer": {"host": "...", "pid": 4711},

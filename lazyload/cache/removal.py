@@ -35,7 +35,6 @@ def leftovers(folder: Path) -> list[Removal]:
     Where a manifest is there but cannot be read, or is of a newer format, no data is known to be unused.
     """
     removals = list(_dead_files(folder))
-    owners = {generation.owner_of(data): data for data in _generations(folder)}
     try:
         named = read_entry(folder).manifest.data
     except AbsentError:
@@ -43,23 +42,27 @@ def leftovers(folder: Path) -> list[Removal]:
     except DamagedError as error:
         return [*removals, Removal(folder, size(folder), f"damaged: {error}")]
     except OlderFormatError as error:
-        in_use = any(map(generation.user_of, owners.values()))
+        in_use = any(map(generation.user_of, _generations(folder)))
         unread = f"made by lazyload {error.version}, which this version does not read"
         return removals if in_use else [*removals, Removal(folder, size(folder), unread)]
     except UnreadableManifestError:
         return removals
-    for owner, data in owners.items():
-        if data.name == named:
-            if owner.exists() and not liveness.is_alive(owner):
-                removals.append(Removal(owner, 0, "its process is gone"))
-            continue
-        if generation.user_of(data):
-            continue
-        if owner.exists():
-            removals.append(Removal(data, size(data), "a conversion that did not finish"))
-        elif liveness.age(data) > _KEPT_SECONDS:
-            removals.append(Removal(data, size(data), "replaced by a newer conversion"))
-    return removals
+    return [*removals, *_unpublished(folder, named), *_replaced(folder, named)]
+
+
+def unfinished(folder: Path) -> list[Removal]:
+    """What conversions and removals that did not finish have left in an entry's folder.
+
+    Where the manifest cannot be read, no data is known to be unfinished.
+    """
+    removals = list(_dead_files(folder))
+    try:
+        named = read_entry(folder).manifest.data
+    except AbsentError:
+        named = ""
+    except UnreadableManifestError:
+        return removals
+    return [*removals, *_unpublished(folder, named)]
 
 
 def remove(path: Path, *, force: bool = False) -> str | None:
@@ -120,6 +123,24 @@ def _remove_entry(folder: Path, force: bool) -> str | None:
         if force or not liveness.is_alive(mark):
             mark.unlink(missing_ok=True)
     return None
+
+
+def _unpublished(folder: Path, named: str) -> Iterator[Removal]:
+    """What a conversion left that is gone: its data, or beside published data, which the manifest names, its mark."""
+    for data in _generations(folder):
+        owner = generation.owner_of(data)
+        if data.name == named:
+            if owner.exists() and not liveness.is_alive(owner):
+                yield Removal(owner, 0, "its process is gone")
+        elif owner.exists() and not generation.user_of(data):
+            yield Removal(data, size(data), "a conversion that did not finish")
+
+
+def _replaced(folder: Path, named: str) -> Iterator[Removal]:
+    for data in _generations(folder):
+        is_candidate = data.name != named and not generation.owner_of(data).exists()
+        if is_candidate and not generation.user_of(data) and liveness.age(data) > _KEPT_SECONDS:
+            yield Removal(data, size(data), "replaced by a newer conversion")
 
 
 def _generations(folder: Path) -> list[Path]:

@@ -74,7 +74,7 @@ class Staging:
                 files=files,
                 source=source,
                 config=config,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                created=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 seconds=round(seconds, 3),
                 versions=_versions(),
                 writer={"host": writer.host, "pid": writer.pid},

@@ -1,13 +1,14 @@
 """The commands that take a model: `convert` and `plan`."""
 
 import json
+import logging
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lazyload.cli import text, values
-from lazyload.cli.options import Json, ModelOptions, with_model_options
+from lazyload.cli.options import DryRun, Json, ModelOptions, Verbose, with_model_options
 
 if TYPE_CHECKING:
     from lazyload.results import Plan
@@ -17,13 +18,41 @@ if TYPE_CHECKING:
 def convert(
     options: ModelOptions,
     force: Annotated[bool, typer.Option(help="Convert again although the checkpoint is there.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path.")] = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Convert a checkpoint into the cache, if it is not there, and print where it is."""
+    """Convert a checkpoint into the cache.
+
+    If it is there, nothing is done. Either way its path is printed.
+    """
     import lazyload
 
-    converted = lazyload.convert(**options.arguments(), force_convert=force)
-    print(lazyload.last_report(), file=sys.stderr)
+    if dry_run:
+        _say_what_convert_would_do(lazyload.plan(**options.arguments()), force, as_json, quiet)
+        return
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    shown: dict[str, Any] = {"progress": False} if quiet or as_json else {}
+    converted = lazyload.convert(**options.arguments(), force_convert=force, **shown)
+    if as_json:
+        fields = {"path": str(converted.path), "key": converted.key, "converted": converted.converted}
+        print(json.dumps({**fields, "nbytes": converted.manifest.nbytes}, indent=1))
+        return
+    if not quiet:
+        print(lazyload.last_report(), file=sys.stderr)
     print(converted.path)
+
+
+def _say_what_convert_would_do(made: Any, force: bool, as_json: bool, quiet: bool) -> None:
+    is_needed = force or not made.hit
+    if as_json:
+        print(json.dumps({"key": made.key, "converted": is_needed, "nbytes": made.nbytes}, indent=1))
+    elif quiet:
+        print(made.key)
+    else:
+        print(f"would convert {made.model}: {text.size(made.nbytes)}" if is_needed else f"{made.model} is in the cache")
 
 
 @with_model_options

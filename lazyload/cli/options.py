@@ -8,15 +8,40 @@ from typing import Annotated, Any
 
 import typer
 
-from lazyload.cli import values
+from lazyload.cli import completion, values
 from lazyload.storage import Storage
 
-Targets = Annotated[list[str], typer.Argument(metavar="TARGETS...", help="Names of models, or the starts of keys.")]
+Targets = Annotated[
+    list[str],
+    typer.Argument(metavar="TARGET", help="Names of models, or the starts of keys.", autocompletion=completion.targets),
+]
+SomeTargets = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="TARGET",
+        help="Names of models, or the starts of keys; none for all.",
+        autocompletion=completion.targets,
+        show_default=False,
+    ),
+]
+Filters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        "-f",
+        metavar="FILTER",
+        help="Only what fulfils a condition: 'size>1GB', 'accessed>30d', 'modified<2w', 'model=Qwen/*', "
+        "'revision=main', 'layout=nnx', 'dtype=float32', 'superseded=yes'. May be repeated; all count.",
+        autocompletion=completion.filters,
+    ),
+]
 CacheDir = Annotated[
     str | None, typer.Option(help="The cache's root.", show_default="$LAZYLOAD_CACHE or ~/.cache/lazyload")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DryRun = Annotated[bool, typer.Option(help="Say only what would be removed.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but keys or paths, one a line.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say only what would be done.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Token = Annotated[
     str | None, typer.Option(help="A hub token; public models need none.", envvar="HF_TOKEN", show_envvar=True)
@@ -25,9 +50,11 @@ Token = Annotated[
 
 @dataclass(frozen=True, repr=False)
 class ModelOptions:
-    """What `convert` and `plan` have in common, as typed; the fields' metadata are typer's."""
+    """What `convert`, `plan` and `explain` have in common, as typed; the fields' metadata are typer's."""
 
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder or a URL.")]
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A hub id, a folder or a URL.", autocompletion=completion.models)
+    ]
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of a hub model.")] = None
     subfolder: Annotated[str | None, typer.Option(help="The folder in the repository, where the model lies.")] = None
     variant: Annotated[str | None, typer.Option(help="Files of weights of that name: fp16.")] = None
@@ -67,7 +94,7 @@ class ModelOptions:
     local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Do not ask the hub.")] = False
 
     def arguments(self) -> dict[str, Any]:
-        """The same as arguments of `lazyload.convert` and `lazyload.plan`."""
+        """The same as arguments of `lazyload.convert`, `lazyload.plan` and `lazyload.explain`."""
         return {
             "model": self.model,
             "revision": self.revision,

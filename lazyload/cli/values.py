@@ -1,16 +1,18 @@
 """The values of the command's options: what is typed, as the arguments that Python takes."""
 
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from lazyload.config_json.overrides import overridden
-from lazyload.formats.maxtext import MaxText
-from lazyload.layouts.dtypes import ALL
+from lazyload.errors import ArgumentError
+
+Amount = TypeVar("Amount", int, float)
 
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh
@@ -24,6 +26,9 @@ def layout(name: str, vocab_size: int | None) -> Any:
     if name.startswith("maxtext"):
         if name not in ("maxtext", "maxtext-unscanned"):
             raise typer.BadParameter(f"{name!r}: there are nnx, maxtext and maxtext-unscanned", param_hint="--layout")
+        # NumPy comes with it, which commands that only look do not need.
+        from lazyload.formats.maxtext import MaxText
+
         return MaxText(scan_layers=name == "maxtext", vocab_size=vocab_size)
     if vocab_size is not None:
         raise typer.BadParameter("is for the maxtext layouts", param_hint="--vocab-size")
@@ -52,6 +57,9 @@ def dtypes(typed: Sequence[str]) -> Any:
         >>> dtypes(["float16", "*norm*=float32"])
         {'*norm*': 'float32', '*': 'float16'}
     """
+    # As above.
+    from lazyload.layouts.dtypes import ALL
+
     pairs = [text.rpartition("=") for text in typed]
     by_pattern = {pattern: dtype for pattern, sign, dtype in pairs if sign}
     plain = [dtype for _, sign, dtype in pairs if not sign]
@@ -97,15 +105,21 @@ def mesh(text: str | None) -> "AbstractMesh | None":
     return AbstractMesh(tuple(axes.values()), tuple(axes))
 
 
-def quantity(text: str | None, option: str, units: Mapping[str, float]) -> float | None:
-    """A number with a unit, such as 30d."""
+def amount(text: str | None, option: str, parse: Callable[[str], Amount]) -> Amount | None:
+    """The bytes of a size, or the seconds of a duration, that an option gives."""
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]+)", text)
-    by_name = {name.lower(): factor for name, factor in units.items()}
-    if not match or match[2].lower() not in by_name or match[1].count(".") > 1:
-        raise typer.BadParameter(f"{text!r}: give a number and one of {', '.join(units)}", param_hint=option)
-    return float(match[1]) * by_name[match[2].lower()]
+    with as_usage(option):
+        return parse(text)
+
+
+@contextlib.contextmanager
+def as_usage(option: str) -> Iterator[None]:
+    """Has what the body says of its arguments be told as a mistake in the command's usage."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _fields(text: str) -> Mapping[str, Any]:

@@ -1,16 +1,15 @@
-"""The `lazyload` command as typed: what it prints, its exit codes, and how little it imports."""
+"""The commands that take a model, as typed: `convert`, `plan` and `explain`."""
 
 import json
-import os
+import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support import checkpoints
+from support.command import command
 
 import lazyload
 from lazyload.cli.values import config_fields
@@ -24,14 +23,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-def command(*words: object, cache: Path, code: int = 0, typed: str = "") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(lazyload.__file__).parents[1]), "LAZYLOAD_CACHE": str(cache)}
-    line = [sys.executable, "-c", "from lazyload.cli import main; main()", *map(str, words)]
-    result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, input=typed)
-    assert result.returncode == code, result.stderr
-    return result
 
 
 def test_a_model_s_life(model: Path, cache: Path) -> None:
@@ -53,7 +44,7 @@ def test_a_model_s_life(model: Path, cache: Path) -> None:
     assert command("cache", "rm", entry["key"][:6], cache=cache, code=1, typed="n\n")
     assert Path(path).exists()
     assert "freed" in command("cache", "rm", model, "-y", cache=cache).stdout
-    assert "nothing in" in command("cache", "ls", cache=cache).stdout
+    assert command("cache", "ls", cache=cache).stdout == f"nothing in {cache}\n"
 
 
 def test_a_relative_path_names_the_folder_s_entries(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,29 +121,10 @@ def test_what_strict_refuses_is_named_by_the_plan_otherwise(cache: Path, tmp_pat
     assert "v_head.summary.bias" in command("plan", model, "--strict", cache=cache, code=1).stderr
 
 
-def test_verify_finds_damage_and_says_so_with_its_exit_code(model: Path, cache: Path) -> None:
-    path = Path(command("convert", model, "--no-ocdbt", "--no-zarr3", cache=cache).stdout.strip())
-    chunk = path / "embed.embedding" / "0.0"
-    chunk.write_bytes(bytes(chunk.stat().st_size))
-    assert "embed.embedding: is crc32:" in command("cache", "verify", cache=cache, code=1).stdout
-    (problems,) = json.loads(command("cache", "verify", "--json", cache=cache, code=1).stdout)
-    assert problems["problems"]
-
-
-def test_pruning_takes_what_is_old(model: Path, cache: Path) -> None:
-    command("convert", model, cache=cache)
-    assert "nothing to remove" in command("cache", "prune", "-y", cache=cache).stdout
-    assert "nothing to remove" in command("cache", "prune", "--older-than", "30d", "-y", cache=cache).stdout
-    assert "used longest ago" in command("cache", "prune", "--max-size", "1KB", "--dry-run", cache=cache).stdout
-    assert "freed" in command("cache", "prune", "--max-size", "1KB", "-y", cache=cache).stdout
-
-
 @pytest.mark.parametrize(
     ("words", "code", "complaint"),
     [
         (["convert", "/nowhere/model"], 1, "error: /nowhere/model is not a folder"),
-        (["cache", "rm", "org/nothing", "-y"], 1, "error: 'org/nothing' is neither a model nor the start of a key"),
-        (["cache", "verify", "org/nothing"], 1, "error: 'org/nothing'"),
         (["convert", "x", "--layout", "flax"], 1, "error: layout 'flax' is not known"),
         (["convert", "x", "--layout", "maxtext2"], 2, "maxtext2"),
         (["convert", "x", "--vocab-size", "7"], 2, "maxtext"),
@@ -179,9 +151,10 @@ def test_pruning_takes_what_is_old(model: Path, cache: Path) -> None:
         (["plan", "x", "--config", "rope_theta=1e999"], 1, "error: config: its values must be those of JSON"),
         (["plan", "x", "--config", "quantization_config=null"], 1, "error: config: quantization_config says"),
         (["plan", "x", "--config", "hidden_size=wide"], 1, "hidden_size"),
-        (["cache", "prune", "--older-than", "soon"], 2, "soon"),
-        (["cache", "prune", "--max-size", "1.2.3GB"], 2, "1.2.3GB"),
-        ([], 2, ""),
+        (["explain", "x", "--layers", "2"], 2, "give the first layer"),
+        (["explain", "x", "--dtype", "int8"], 1, "error: dtype 'int8'"),
+        (["explain", "/nowhere/model"], 1, "error: /nowhere/model is not a folder"),
+        (["convert"], 2, "Missing argument"),
     ],
 )
 def test_mistakes_are_one_message_without_a_traceback(
@@ -194,19 +167,57 @@ def test_mistakes_are_one_message_without_a_traceback(
     assert not cache.exists()
 
 
-def test_version_and_help(cache: Path) -> None:
-    assert command("--version", cache=cache).stdout == f"lazyload {lazyload.__version__}\n"
-    assert "convert" in command("--help", cache=cache).stdout
+def test_convert_says_what_it_is_asked_to(model: Path, cache: Path) -> None:
+    assert command("convert", model, "--dry-run", cache=cache).stdout == f"would convert {model}: 312.4 kB\n"
+    key = command("convert", model, "--dry-run", "-q", cache=cache).stdout.strip()
+    planned = json.loads(command("convert", model, "--dry-run", "--json", cache=cache).stdout)
+    assert planned == {"key": key, "converted": True, "nbytes": 312448}
+    assert not cache.exists()
+    made = command("convert", model, "-q", cache=cache)
+    assert (Path(made.stdout.strip()).is_dir(), made.stderr) == (True, "")
+    assert command("convert", model, "--dry-run", cache=cache).stdout == f"{model} is in the cache\n"
+    again = json.loads(command("convert", model, "--json", cache=cache).stdout)
+    assert again == {"path": made.stdout.strip(), "key": key, "converted": False, "nbytes": 312448}
+    assert "hit" in command("convert", model, cache=cache).stderr
+    assert "would convert" in command("convert", model, "--dry-run", "--force", cache=cache).stdout
+    assert json.loads(command("convert", model, "--force", "--json", cache=cache).stdout)["converted"]
 
 
-@pytest.mark.parametrize("words", [["cache", "ls"], ["cache", "prune", "-y"], ["plan", "MODEL"]])
-def test_looking_imports_neither_jax_nor_tensorstore(words: list[str], model: Path, cache: Path) -> None:
-    code = (
-        "import sys; from lazyload.cli import app; app(sys.argv[1:], standalone_mode=False); "
-        "print([name for name in ('jax', 'flax', 'tensorstore', 'orbax', 'huggingface_hub') if name in sys.modules])"
-    )
-    words = [str(model) if word == "MODEL" else word for word in words]
-    environment = os.environ | {"PYTHONPATH": str(Path(lazyload.__file__).parents[1]), "LAZYLOAD_CACHE": str(cache)}
-    line = [sys.executable, "-c", code, *words]
-    result = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
+def test_explain_names_the_fields_that_differ(model: Path, cache: Path) -> None:
+    assert command("explain", model, cache=cache).stdout == f"miss: {model} has not been converted into {cache}\n"
+    path = command("convert", model, "-q", cache=cache).stdout.strip()
+    key = Path(path).parent.name
+    said = command("explain", model, "--dtype", "float32", cache=cache).stdout
+    assert said.startswith("miss: this call needs ")
+    assert f"{key[:8]}  nnx, bfloat16, 312.4 kB" in said
+    assert re.search(r"dtype +float32 +bfloat16", said)
+    assert "mapping" not in said
+    assert command("explain", model, "--dtype", "float32", "-q", cache=cache).stdout == ""
+    assert command("explain", model, "-q", cache=cache).stdout.strip() == path
+    hit = command("explain", model, cache=cache).stdout
+    assert hit.startswith(f"hit: this call needs {key[:8]}")
+    assert "this call uses it" in hit
+
+
+def test_explain_says_what_follows_from_other_fields_only_when_asked(model: Path, cache: Path) -> None:
+    command("convert", model, cache=cache)
+    layout = ["--layout", "maxtext"]
+    assert re.search(r"layout +maxtext +nnx", command("explain", model, *layout, cache=cache).stdout)
+    assert "mapping" not in command("explain", model, *layout, cache=cache).stdout
+    said = command("explain", model, *layout, "-v", cache=cache).stdout
+    assert re.search(r"mapping +[0-9a-f]{64} +[0-9a-f]{64} +converted in another way", said)
+
+
+def test_explain_as_json(model: Path, cache: Path) -> None:
+    command("convert", model, cache=cache)
+    explained = json.loads(command("explain", model, "--dtype", "float32", "--json", cache=cache).stdout)
+    (entry,) = explained["entries"]
+    assert (explained["hit"], entry["hit"], entry["damage"]) == (False, False, "")
+    assert entry["differences"] == [{"field": "dtype", "wanted": "float32", "found": "bfloat16", "meaning": ""}]
+    assert explained["key"] == lazyload.plan(model, dtype="float32", cache_dir=cache).key
+
+
+def test_explain_names_what_cannot_be_used(model: Path, cache: Path) -> None:
+    path = Path(command("convert", model, "-q", cache=cache).stdout.strip())
+    (path.parent / "manifest.json").write_text("{}")
+    assert "cannot be used: " in command("explain", model, cache=cache).stdout

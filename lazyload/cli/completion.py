@@ -1,0 +1,38 @@
+"""What a shell completes: the models and keys that are in the cache, and the fields of filters.
+
+A shell waits for the answer, so nothing but the cache's folders and one manifest a model is looked at.
+"""
+
+from collections.abc import Iterable
+
+from lazyload.cache.cache import Cache
+from lazyload.cache.filters import FIELDS
+from lazyload.errors import LazyLoadError
+
+
+def targets(incomplete: str) -> list[str]:
+    """Models; and keys, once one has been begun."""
+    models, keys = _names()
+    return _starting([*models, *(keys if incomplete else ())], incomplete)
+
+
+def models(incomplete: str) -> list[str]:
+    """Models."""
+    return _starting(_names()[0], incomplete)
+
+
+def filters(incomplete: str) -> list[str]:
+    """The fields that filters can be about."""
+    return _starting([f"{field}=" for field in FIELDS], incomplete)
+
+
+def _names() -> tuple[list[str], list[str]]:
+    # A command line that is still being typed gets no errors.
+    try:
+        return Cache().names()
+    except LazyLoadError:
+        return [], []
+
+
+def _starting(words: Iterable[str], incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]

@@ -1,0 +1,185 @@
+"""`lazyload cache ls`: entries as a table, as CSV or JSON, or only their keys."""
+
+import contextlib
+import csv
+import gc
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lazyload.cache.cache import Cache
+from lazyload.cache.entry import Entry
+from lazyload.cache.filters import filtered
+from lazyload.cache.order import ordered
+from lazyload.cache.superseded import Superseded, find_superseded
+from lazyload.cli import text, values
+from lazyload.cli.options import CacheDir, Filters, Verbose
+from lazyload.cli.text import Column
+
+
+class Format(StrEnum):
+    """How entries are listed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    QUIET = "quiet"
+
+
+def ls(
+    filters: Filters = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORDER",
+            help="accessed, modified, name or size, with :asc or :desc; by itself the newest and largest first.",
+            show_default="name",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=0, metavar="N", help="List only the first N.")] = None,
+    output: Annotated[Format, typer.Option("--format", help="How they are listed.")] = Format.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only keys; the same as --format quiet.")] = False,
+    verbose: Verbose = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """List converted checkpoints."""
+    cache = Cache(cache_dir)
+    with _without_collections():
+        entries, problems = cache.look()
+    superseded = find_superseded(entries)
+    chosen = entries
+    with values.as_usage("--filter"):
+        chosen = filtered(chosen, filters or (), entries)
+    with values.as_usage("--sort"):
+        chosen = ordered(chosen, sort) if sort else chosen
+    chosen = chosen[:limit]
+    # What cannot be used fulfils no condition.
+    problems = {} if filters or limit is not None else problems
+    match Format.JSON if as_json else Format.QUIET if quiet else output:
+        case Format.JSON:
+            damaged = [{"key": path.name, "path": str(path), "problem": why} for path, why in problems.items()]
+            print(json.dumps([*(fields_of(entry, superseded) for entry in chosen), *damaged], indent=1))
+        case Format.CSV:
+            _write_csv(chosen, superseded)
+        case Format.QUIET:
+            for entry in chosen:
+                print(entry.key)
+        case Format.TABLE:
+            _list(cache, chosen, superseded, problems, filters or (), verbose)
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Spares the looks for circles of garbage, which take as long as reading a thousand manifests."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _list(
+    cache: Cache,
+    entries: Sequence[Entry],
+    superseded: Mapping[Path, Superseded],
+    problems: Mapping[Path, str],
+    filters: Sequence[str],
+    verbose: bool,
+) -> None:
+    """Prints a table of entries, and what cannot be used."""
+    if not entries:
+        among = f" that is {' and '.join(filters)}" if filters else " that can be used" if problems else ""
+        print(f"nothing in {cache.root}{among}")
+    else:
+        is_marked = any(entry.folder in superseded for entry in entries)
+        columns, rows = _columns(verbose, is_marked), [_row(e, superseded, verbose, is_marked) for e in entries]
+        text.table(columns, rows)
+        stale = [entry for entry in entries if entry.folder in superseded]
+        total = text.size(sum(entry.nbytes for entry in entries))
+        text.remark(f"\n{len(entries)} in {cache.root}, {total}")
+        if stale:
+            freed = text.size(sum(entry.nbytes for entry in stale))
+            text.remark(f"`lazyload cache prune --superseded` frees {freed}")
+    for folder, problem in problems.items():
+        print(f"{folder.name[:8]}  {folder.parent.name}: cannot be used: {text.printable(problem)}")
+
+
+def _columns(verbose: bool, is_marked: bool) -> list[str | Column]:
+    columns = [
+        Column("key", "cyan"),
+        Column("model", "bold", least=12),
+        Column("revision", least=12, optional=True),
+        Column("layout", least=7, optional=True),
+        Column("dtype", least=8, optional=True),
+        Column("storage", optional=True),
+        Column("size", "green", right=True),
+        Column("last used"),
+    ]
+    if verbose:
+        columns += [Column("layers"), Column("made", least=10), Column("path", least=20)]
+    return [*columns, *([Column("", "yellow", least=10)] if is_marked else [])]
+
+
+def _row(entry: Entry, superseded: Mapping[Path, Superseded], verbose: bool, is_marked: bool) -> list[str]:
+    fields = entry.manifest.fields
+    row = [
+        entry.key if verbose else entry.key[:8],
+        entry.model,
+        _revision(entry, 40 if verbose else 7),
+        str(fields.get("layout", "")),
+        text.dtypes(fields.get("dtype", "")),
+        text.flags(fields.get("storage")),
+        text.size(entry.nbytes),
+        text.age(time.time() - entry.last_used),
+    ]
+    if verbose:
+        row += [entry.layers, entry.manifest.created, str(entry.path)]
+    if is_marked:
+        row.append("superseded" if entry.folder in superseded else "")
+    return row
+
+
+def _revision(entry: Entry, digits: int) -> str:
+    """What was asked for of a hub model, and the commit that it was at: `main@b968826`."""
+    commit = (entry.commit or "")[:digits]
+    return commit if entry.is_pinned or not commit else f"{entry.revision}@{commit}"
+
+
+def _write_csv(entries: Sequence[Entry], superseded: Mapping[Path, Superseded]) -> None:
+    names = ("key", "model", "revision", "commit", "nbytes", "created", "last_used", "superseded_by", "path")
+    of_key = ("layout", "dtype", "storage")
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*names, *of_key, "layers"])
+    for entry in entries:
+        fields = fields_of(entry, superseded)
+        key = fields["fields"]
+        stored = (str(key.get("layout", "")), text.dtypes(key.get("dtype", "")), text.flags(key.get("storage")))
+        writer.writerow([*(fields[name] for name in names), *stored, entry.layers])
+
+
+def fields_of(entry: Entry, superseded: Mapping[Path, Superseded]) -> dict[str, Any]:
+    """An entry as JSON values."""
+    manifest = entry.manifest
+    return {
+        "key": entry.key,
+        "model": entry.model,
+        "revision": entry.revision,
+        "commit": entry.commit,
+        "path": str(entry.path),
+        "nbytes": entry.nbytes,
+        "created": manifest.created,
+        "last_used": text.moment(entry.last_used),
+        "seconds": manifest.seconds,
+        "superseded_by": superseded[entry.folder].by.key if entry.folder in superseded else None,
+        "source": manifest.source,
+        "fields": manifest.fields,
+    }

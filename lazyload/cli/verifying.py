@@ -1,0 +1,70 @@
+"""`lazyload cache verify`: what differs from what was written, and with `--repair`, what became of it."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from lazyload.cache.removal import size
+from lazyload.cli import text
+from lazyload.cli.options import CacheDir, DryRun, Json, SomeTargets, Token, Verbose
+
+
+def verify(
+    targets: SomeTargets = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Convert what is damaged again from its source, and remove what cannot be converted."
+        ),
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the keys of what is damaged.")] = False,
+    verbose: Verbose = False,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Compare what was written with its checksums.
+
+    The exit code is 1 if something differs; with --repair, if something stays damaged.
+    """
+    import lazyload
+
+    if not repair and dry_run:
+        raise typer.BadParameter("is for --repair; without that nothing is changed", param_hint="--dry-run")
+    if repair:
+        options: dict[str, Any] = {"progress": False} if quiet or as_json else {}
+        repairs = lazyload.repair(*(targets or ()), cache_dir=cache_dir, token=token, dry_run=dry_run, **options)
+    else:
+        found = lazyload.verify(*(targets or ()), cache_dir=cache_dir)
+        repairs = [lazyload.Repair(each, "kept" if each.problems else "sound") for each in found]
+    if as_json:
+        print(json.dumps([_repair_fields(each, told=repair) for each in repairs], indent=1))
+    for each in () if as_json else repairs:
+        _tell(each, told=repair, quiet=quiet, verbose=verbose, dry_run=dry_run)
+    still = {"kept"} if repair and not dry_run else {"kept", "converted", "removed"}
+    if any(each.outcome in still for each in repairs):
+        raise typer.Exit(1)
+
+
+def _repair_fields(each: Any, *, told: bool) -> dict[str, Any]:
+    found = each.verification
+    fields = {"key": found.key, "model": found.model, "problems": found.problems}
+    return fields | ({"outcome": each.outcome, "reason": each.reason} if told else {})
+
+
+def _tell(each: Any, *, told: bool, quiet: bool, verbose: bool, dry_run: bool) -> None:
+    """Prints what was found of an entry, and what became of it."""
+    found = each.verification
+    if quiet:
+        if found.problems:
+            print(found.key)
+        return
+    print(f"{found.key[:8]}  {text.printable(found.model)}: {text.printable('; '.join(found.problems)) or 'ok'}")
+    if verbose:
+        print(f"          {found.folder}, {text.size(size(found.folder))}")
+    if told and found.problems:
+        would = "would be " if dry_run else ""
+        said = {"converted": f"{would}converted again", "removed": f"{would}removed", "kept": "kept"}[each.outcome]
+        print(f"          {said}{f': {text.printable(each.reason)}' if each.reason else ''}")
