@@ -53,7 +53,7 @@ OTHERS = {
 """All other commands."""
 
 
-class Bucket(MemoryFileSystem):  # type: ignore[misc]
+class Bucket(MemoryFileSystem):
     """What stands for a bucket: a file system whose paths begin with its protocol."""
 
     protocol = ("gs",)

@@ -7,10 +7,10 @@ from typing import Any
 from sphinx.application import Sphinx
 
 project = "lazyload"
-author = "The lazyload authors"
 html_title = "lazyload"
 html_theme = "furo"
 html_copy_source = False
+html_show_copyright = False
 html_show_sphinx = False
 html_theme_options = {"source_repository": "https://github.com/lazyload/lazyload/"}
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
