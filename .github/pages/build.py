@@ -7,6 +7,7 @@ not render, a public name without an entry in `reference.rst`.
 """
 
 import ast
+import json
 import posixpath
 import re
 import shutil
@@ -68,7 +69,10 @@ def lay_out(sources: Path) -> None:
         if example.suffix == ".py":
             page.with_suffix(".md").write_text(example_page(example))
         else:
-            shutil.copy(example, page.with_suffix(".ipynb"))
+            notebook = json.loads(example.read_text())
+            # Cells may hold commands, which are no Python.
+            notebook["metadata"]["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+            page.with_suffix(".ipynb").write_text(json.dumps(notebook))
     shutil.copy(HERE / "reference.rst", sources)
     guide = [page for page in sections if page != "index"]
     notebooks = [pages[f"examples/{example.name}"] for example in examples if example.suffix == ".ipynb"]
