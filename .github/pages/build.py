@@ -57,7 +57,8 @@ def lay_out(sources: Path) -> None:
     sections = dict(readme_sections((ROOT / "README.md").read_text()))
     pages = {f"README.md#{slug}": page for page, text in sections.items() for slug in slugs(text)}
     pages |= {path: page for path, page in BELOW.items()} | {"README.md": "index"}
-    examples = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "examples").glob("*.ipynb")])
+    examples = [example for example in (ROOT / "examples").iterdir() if example.suffix in (".py", ".ipynb")]
+    examples.sort(key=lambda example: (example.stem != "quickstart", example.name))
     pages |= {f"examples/{example.name}": f"examples/{example.name.replace('.', '_')}" for example in examples}
     for page, text in sections.items():
         (sources / f"{page}.md").write_text(with_links(text, "README.md", page, pages))
