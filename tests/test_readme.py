@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import fsspec
+import jax
 import pytest
 import yaml
 from fsspec.implementations.memory import MemoryFileSystem
@@ -84,7 +85,8 @@ def desk(hub: Hub, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest
         hub.add(model, folders[name])
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "Qwen3-8B").symlink_to(folders["qwen3"])
-    fsspec.register_implementation("gs", Bucket, clobber=True)
+    # What is registered as `fsspec` documents it stays for all tests after this one.
+    monkeypatch.setitem(fsspec.registry._registry, "gs", Bucket)
     for file in folders["qwen3"].iterdir():
         fsspec.filesystem("gs").pipe_file(f"gs://bucket/Qwen3-8B/{file.name}", file.read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -94,6 +96,7 @@ def desk(hub: Hub, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest
     with mock.patch.dict(os.environ):
         yield tmp_path
     Bucket.store.clear()
+    jax.monitoring.clear_event_listeners()
 
 
 @pytest.mark.parametrize("section", SECTIONS)
