@@ -1,4 +1,4 @@
-"""Every snippet of the README runs as it is written, each section by itself, against a hub with small models."""
+"""Every snippet of the README and the pages runs as it is written, each section by itself, on a hub of small models."""
 
 import collections
 import itertools
@@ -21,16 +21,20 @@ from support.hub import Hub
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = list(snippets.blocks(README))
-SECTIONS = {section: list(blocks) for section, blocks in itertools.groupby(BLOCKS, key=lambda block: block.section)}
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / ".github" / "pages").glob("*.md"))]
+BLOCKS = [block for page in PAGES for block in snippets.blocks(page)]
+SECTIONS = {
+    section: list(blocks)
+    for section, blocks in itertools.groupby(BLOCKS, key=lambda block: f"{block.page.stem}: {block.section}")
+}
 MODELS = {
     "Qwen/Qwen3-0.6B": "qwen3",
     "Qwen/Qwen3-8B": "qwen3",
     "Qwen/Qwen3-30B-A3B": "qwen3_moe",
     "meta-llama/Llama-3.1-8B": "llama3",
 }
-"""The small models that stand for those that the README names."""
+"""The small models that stand for those that the pages name."""
 
 SHOWN = {"text"}
 """The languages of blocks that are nothing to run."""
@@ -106,15 +110,15 @@ def test_a_section_runs_as_it_is_written(section: str, desk: Path) -> None:
         if block.not_run:
             continue
         if block.language == "python":
-            # Lines are counted as in the README.
+            # Lines are counted as in the page.
             code = "\n" * (block.line - 1) + block.text
-            exec(compile(code, str(README), "exec"), names)
+            exec(compile(code, str(block.page), "exec"), names)
         for command in block.commands():
             if ours := IS_OURS.fullmatch(command):
                 ran = subprocess.run(["bash", "-c", ours[1]], input="y\n", capture_output=True, text=True, check=False)
-                assert ran.returncode == 0, f"{README}:{block.line}: {command}\n{ran.stdout}{ran.stderr}"
+                assert ran.returncode == 0, f"{block.page}:{block.line}: {command}\n{ran.stdout}{ran.stderr}"
             else:
-                assert command in OTHERS, f"{README}:{block.line}"
+                assert command in OTHERS, f"{block.page}:{block.line}"
 
 
 def test_the_first_snippet_runs_on_one_device(desk: Path) -> None:

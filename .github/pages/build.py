@@ -1,4 +1,4 @@
-"""Builds the pages: the README section by section, notebooks, examples, the reference from docstrings, the changelog.
+"""Builds the pages: the README by sections, what is beside this file, examples, the reference from docstrings, ...
 
     python .github/pages/build.py OUT
 
@@ -24,11 +24,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 REPOSITORY = "https://github.com/lazyload/lazyload"
 BELOW = {
+    **{f".github/pages/{path.name}": path.stem for path in sorted(HERE.glob("*.md"))},
     ".github/CHANGELOG.md": "changelog",
     ".github/CONTRIBUTING.md": "contributing",
     "lazyload/README.md": "house",
 }
-"""Markdown files that are a page each."""
+"""Markdown files that are a page each: more of the guide, and what else there is to read."""
 
 _FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -76,14 +77,15 @@ def lay_out(sources: Path) -> None:
             page.with_suffix(".ipynb").write_text(json.dumps(notebook))
     shutil.copy(HERE / "reference.rst", sources)
     guide = [page for page in sections if page != "index"]
+    more = [page for path, page in BELOW.items() if (ROOT / path).parent == HERE]
     notebooks = [pages[f"examples/{example.name}"] for example in examples if example.suffix == ".ipynb"]
     programs = [pages[f"examples/{example.name}"] for example in examples if example.suffix == ".py"]
     with (sources / "index.md").open("a") as index:
         for caption, documents in (
-            ("Guide", guide),
+            ("Guide", [*guide, *more]),
             ("Notebooks", notebooks),
             ("Programs", programs),
-            ("Reference", ["reference", *BELOW.values()]),
+            ("Reference", ["reference", *(page for page in BELOW.values() if page not in more)]),
         ):
             if documents:
                 lines = ["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *documents, "```", ""]

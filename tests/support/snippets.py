@@ -22,6 +22,7 @@ class Block:
     """A code block.
 
     Attributes:
+        page: The page.
         section: The nearest heading above it.
         language: What it is marked as.
         text: What is in it.
@@ -29,6 +30,7 @@ class Block:
         not_run: Why it cannot be run; empty where it can.
     """
 
+    page: Path
     section: str
     language: str
     text: str
@@ -62,7 +64,7 @@ def blocks(page: Path) -> Iterator[Block]:
                 reason = _NOT_RUN.fullmatch(line)
                 not_run = reason[1] if reason else ""
         elif line == "```":
-            yield Block(section, opened[0], "\n".join(lines) + "\n", opened[1], not_run)
+            yield Block(page, section, opened[0], "\n".join(lines) + "\n", opened[1], not_run)
             opened, not_run = None, ""
         else:
             lines.append(line)
