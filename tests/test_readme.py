@@ -16,6 +16,7 @@ import jax
 import pytest
 import yaml
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 from support import checkpoints, snippets
 from support.hub import Hub
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -90,7 +91,7 @@ def desk(hub: Hub, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "Qwen3-8B").symlink_to(folders["qwen3"])
     # What is registered as `fsspec` documents it stays for all tests after this one.
-    monkeypatch.setitem(fsspec.registry._registry, "gs", Bucket)
+    monkeypatch.setitem(_registry, "gs", Bucket)
     for file in folders["qwen3"].iterdir():
         fsspec.filesystem("gs").pipe_file(f"gs://bucket/Qwen3-8B/{file.name}", file.read_bytes())
     monkeypatch.chdir(tmp_path)
