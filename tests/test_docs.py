@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from support import readme_tables
 
 import lazyload
+from lazyload import errors
 from lazyload.formats import maxtext
 
 ROOT = Path(__file__).parents[1]
@@ -53,3 +55,41 @@ def test_the_readme_s_table_has_every_argument_and_no_other() -> None:
     table = README.split("| argument | meaning |\n")[1].split("\n\n")[0]
     named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert ["model", *named] == list(inspect.signature(lazyload.from_pretrained).parameters)
+
+
+def test_the_readme_s_table_has_every_error_and_what_it_is() -> None:
+    table = README.split("## Errors\n")[1].split("| error |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", table, re.MULTILINE)
+    known = [
+        error for error in vars(errors).values() if isinstance(error, type) and error.__module__ == errors.__name__
+    ]
+    bases = {error.__name__: error.__bases__[-1].__name__ for error in known if error is not errors.LazyLoadError}
+    assert dict(rows) == bases
+
+
+def test_the_readme_s_table_has_every_environment_variable() -> None:
+    table = README.split("| variable | meaning |\n")[1].split("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`([A-Z_]{3,})`", row.split("|")[1])}
+    code = "\n".join(path.read_text() for path in Path(lazyload.__file__).parent.rglob("*.py"))
+    read = {*re.findall(r'environ(?:ment)?(?:\.get\(|\[)"([A-Z_]+)"', code), *re.findall(r'envvar="(\w+)"', code)}
+    # Those of the hub's library are its constants, and named in messages.
+    read |= {*re.findall(r"\bHF_(?:HUB_[A-Z_]+|ENDPOINT)\b", code)}
+    assert named >= read
+    assert [name for name in named - read if name.startswith("LAZYLOAD_")] == []
+
+
+def test_the_readme_s_sizes_are_those_of_the_models() -> None:
+    table = README.split("<!-- sizes -->\n")[1].split("<!-- end of sizes -->")[0]
+    rows = re.findall(r"^\| `(.+?)` \| ([\d.]+) billion \| ([\d.]+) GB \| ([\d.]+) GB \|", table, re.MULTILINE)
+    configs = [json.loads(file.read_text()) for file in readme_tables.HUB_CONFIGS.glob("*.json")]
+    parameters = {config["model"]: config["parameters"] for config in configs}
+    assert len(rows) == table.count("\n") - 2
+    for model, *numbers in rows:
+        billions = parameters[model] / 1e9
+        assert numbers == [f"{billions * nbytes:.1f}" for nbytes in (1, 2, 4)], model
+
+
+def test_the_pages_have_an_entry_for_every_public_name() -> None:
+    reference = (ROOT / ".github" / "pages" / "reference.rst").read_text()
+    entries = re.findall(r"^\.\. auto(?:class|function|module):: lazyload\.(\w+)$", reference, re.MULTILINE)
+    assert sorted(entries) == sorted(lazyload.__all__)
