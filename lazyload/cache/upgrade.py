@@ -24,14 +24,14 @@ _lock = threading.Lock()
 def tell_outdated(cache: Cache) -> None:
     """Logs once a cache, and once a process where it cannot be written to, what of it this version does not read.
 
-    Where it has been told already, that costs a `stat`, and nothing after the process's first call. What is only looked
-    in, the roots before the last one of `$LAZYLOAD_CACHE`, is left to those who write there.
+    Where it has been told already, that costs a `stat`. What is only looked in, the roots before the last one of
+    `$LAZYLOAD_CACHE`, is left to those who write there.
     """
     mark = cache.root / _MARK
     # A load that finds the disk failing says so by itself.
     with contextlib.suppress(OSError):
         with _lock:
-            if cache.root in _told or not (mark.exists() or any(cache.root.glob("models--*"))):
+            if cache.root in _told or mark.exists() or not any(cache.root.glob("models--*")):
                 return
             _told.add(cache.root)
             if not _is_first(mark, cache.root):
@@ -41,9 +41,7 @@ def tell_outdated(cache: Cache) -> None:
 
 
 def _is_first(mark: Path, root: Path) -> bool:
-    """Leaves the mark; False where somebody else has left it."""
-    if mark.exists():
-        return False
+    """Leaves the mark; False where somebody else has just left it."""
     with contextlib.suppress(OSError):
         make_folder(mark.parent, root)
     try:

@@ -162,6 +162,7 @@ def test_what_a_process_of_0_1_reads_stays(old: Path) -> None:
     from lazyload.cache import generation
 
     with generation.leased(data):
+        assert folder not in {removal.path for removal in cache.prune(dry_run=True)}
         assert folder not in {removal.path for removal in cache.prune()}
         assert data.is_dir()
     assert [removal.path for removal in cache.prune()] == [folder]
