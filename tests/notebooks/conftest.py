@@ -9,7 +9,6 @@ from pathlib import Path
 import nbformat
 import pytest
 
-
 TESTS = Path(__file__).parents[1]
 
 

@@ -135,7 +135,7 @@ def serve_models(folder: Path, *, narrow: bool) -> None:
 
 def _write_model(folder: Path, config: Mapping[str, Any], *, with_unused_head: bool) -> None:
     """Writes a model of random weights, which generates printable characters, and a tokenizer of single bytes."""
-    block = (np.random.default_rng(0).standard_normal(1 << 20) * 0.02).astype(ml_dtypes.bfloat16)
+    block = (np.random.default_rng(0).standard_normal(1 << 22) * 0.02).astype(ml_dtypes.bfloat16)
     tensors = {name: np.resize(block, shape) for name, shape in shapes_of(config).items()}
     vocabulary = _byte_vocabulary()
     tensors["model.embed_tokens.weight"][len(string.ascii_letters + string.digits + string.punctuation) :] = 0

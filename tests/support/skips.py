@@ -15,6 +15,7 @@ REASONS = {
     "maxtext": "MaxText is not installed",
     "root": "root may read everything",
     "mount": "a file system cannot be mounted here",
+    "browser": "no Chromium is installed",
 }
 """What may be missing where the tests run, and how the reason of a test that is skipped for it begins."""
 
