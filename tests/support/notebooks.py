@@ -90,6 +90,9 @@ def _environment(home: Path) -> dict[str, str]:
         "IPYTHONDIR": str(home / ".ipython"),
         "HF_ENDPOINT": running().endpoint,
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        # The hub hashes large files each time it is asked for them.
+        "HF_HUB_ETAG_TIMEOUT": "600",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "600",
         "JAX_PLATFORMS": "cpu",
         # Eight devices share few cores, and XLA ends a process in which some wait for the others for too long.
         "XLA_FLAGS": "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300 "
