@@ -2,7 +2,9 @@
 
 It reaches nothing but loopback, so that pages look the same with and without a network.
 
-    PYTHONPATH=tests python -m support.browser PAGE.html PICTURE.png [--width 390] [--dark]      # to look for oneself
+    PYTHONPATH=tests python -m support.browser FOLDER/PAGE.html PICTURE.png [--root FOLDER] [--width 390] [--dark]
+
+takes a picture, to look for oneself.
 """
 
 import argparse
@@ -251,13 +253,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Takes a picture of a page.")
     parser.add_argument("page", type=Path)
     parser.add_argument("picture", type=Path)
+    parser.add_argument("--root", type=Path, help="the folder of all that the page refers to; default: the page's own")
     parser.add_argument("--width", type=int, default=1200)
     parser.add_argument("--dark", action="store_true")
     arguments = parser.parse_args()
+    root = arguments.root or arguments.page.parent
     with (
-        serving(arguments.page.parent) as address,
+        serving(root) as site,
         running() as browser,
-        browser.open(f"{address}/{arguments.page.name}", width=arguments.width, dark=arguments.dark) as page,
+        browser.open(f"{site}/{arguments.page.relative_to(root)}", width=arguments.width, dark=arguments.dark) as page,
     ):
         arguments.picture.write_bytes(page.picture())
 

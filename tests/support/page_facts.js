@@ -71,6 +71,9 @@ async selector => {
     const [red, green, blue, alpha] = colour(paint);
     return [red, green, blue, alpha * (isShape ? style.fillOpacity : 1) * opacity(element)];
   };
+  // What is behind everything is the root's background, or else the body's.
+  const [root, body] = [painted(document.documentElement), painted(document.body)];
+  const canvas = over(root[3] ? root : body, [1, 1, 1]);
   const faint = [];
   for (const part of parts) {
     const walker = document.createTreeWalker(part, NodeFilter.SHOW_TEXT);
@@ -83,7 +86,7 @@ async selector => {
       const at = range.getClientRects()[0];
       if (!at || at.right < 0 || at.left + at.width / 2 > innerWidth) continue;
       const below = document.elementsFromPoint(at.left + at.width / 2, at.top + at.height / 2);
-      const ground = below.reverse().reduce((under, element) => over(painted(element), under), [1, 1, 1]);
+      const ground = below.reverse().reduce((under, element) => over(painted(element), under), canvas);
       const style = getComputedStyle(holder);
       const ink = colour(holder instanceof SVGElement ? style.fill : style.color);
       const shown = over([...ink.slice(0, 3), ink[3] * opacity(holder)], ground);
