@@ -27,7 +27,7 @@ PICTURES = {
 TEXTS = {
     "quickstart.ipynb": ["Qwen/Qwen3-0.6B", "bfloat16", "fsdp=4, tp=2", "layers.*.attn.q_proj.kernel", "restore"],
     "rl.ipynb": ["reference  the cat", "policy     the cat", "float32", "fsdp=4, tp=2"],
-    "cache.ipynb": ["HuggingFaceTB/SmolLM2-135M", "bfloat16", "its content is not what was written", "asked for"],
+    "cache.ipynb": ["HuggingFaceTB/SmolLM2-135M", "bfloat16", "was written as", "converted again", "asked for"],
 }
 """What stands in the outputs."""
 

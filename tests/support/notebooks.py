@@ -131,7 +131,9 @@ def serve_models(folder: Path, *, narrow: bool) -> None:
         config = published["config"]
         config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
         if narrow:
-            config |= {"head_dim": 8, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
+            factor = config["head_dim"] // 8  # the same for all sizes, so that they compare as the published ones do
+            sizes = ("head_dim", "hidden_size", "intermediate_size", "vocab_size")
+            config |= {size: config[size] // factor for size in sizes}
         _write_model(folder / name, config, with_unused_head=name in WITH_UNUSED_HEAD)
         running().add(published["model"], folder / name)
 
@@ -139,7 +141,11 @@ def serve_models(folder: Path, *, narrow: bool) -> None:
 def _write_model(folder: Path, config: Mapping[str, Any], *, with_unused_head: bool) -> None:
     """Writes a model of random weights, which generates printable characters, and a tokenizer of single bytes."""
     block = (np.random.default_rng(0).standard_normal(1 << 22) * 0.02).astype(ml_dtypes.bfloat16)
-    tensors = {name: np.resize(block, shape) for name, shape in shapes_of(config).items()}
+    ones = np.ones(1, ml_dtypes.bfloat16)
+    tensors = {
+        name: np.resize(ones if len(shape) == 1 else block, shape)  # those of norms are vectors
+        for name, shape in shapes_of(config).items()
+    }
     vocabulary = _byte_vocabulary()
     tensors["model.embed_tokens.weight"][len(string.ascii_letters + string.digits + string.punctuation) :] = 0
     if with_unused_head:
@@ -220,7 +226,7 @@ def _masked(text: str) -> str:
     """A text without what differs from run to run and from model to model: numbers with their units, keys, widths."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{6,}\b", "#", text)
-    text = re.sub(r"[-+]?\d[\d,.:e-]*(\s?([kKMGT]i?B|B|MB/s|GB/s|ms|s|min|h|%)\b)?", "#", text)
+    text = re.sub(r"[-+]?\d[\d,.:e-]*(\s?([kKMGT]?B|[KMBT]|million|billion|ms|s|min|h|%)(?!\w))?", "#", text)
     text = re.sub(r"([^\w\s#])\1+", r"\1", text)
     return " ".join(re.sub(r"#(\s*#)+", "#", text).split())
 
