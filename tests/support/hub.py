@@ -183,7 +183,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         headers = {
             "Location": f"http://localhost:{self.server.server_address[1]}/elsewhere{self.path}"
             f"?X-Amz-Signature={SIGNATURE}",
-            "X-Linked-ETag": f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"',
+            "X-Linked-ETag": f'"{_sha256(path)}"',
             "X-Linked-Size": str(path.stat().st_size),
             "X-Repo-Commit": commit,
         }
@@ -208,23 +208,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             return
         about = {
-            "ETag": f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"',
+            "ETag": f'"{_sha256(path)}"',
             "X-Repo-Commit": commit,
             "Accept-Ranges": "bytes",
         }
+        limits = re.fullmatch(r"bytes=(\d+)-(\d*)", self.range)
+        if limits and self.server.ranges:
+            size = path.stat().st_size if content is None else len(content)
+            start, stop = int(limits[1]), min(int(limits[2] or size) + 1, size)
+            if start >= size:
+                self.send(416, b"", {"Content-Range": f"bytes */{size}"})
+                return
+            about["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+            part = _part(path, start, stop) if content is None else content[start:stop]
+            self.send(206, part, about | (headers or {}))
+            return
         content = path.read_bytes() if content is None else content
         if path.name in self.server.spoilt and not self.range:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        limits = re.fullmatch(r"bytes=(\d+)-(\d*)", self.range)
-        if limits and self.server.ranges:
-            start, stop = int(limits[1]), min(int(limits[2] or len(content)) + 1, len(content))
-            if start >= len(content):
-                self.send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-                return
-            about["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-            self.send(206, content[start:stop], about | (headers or {}))
-        else:
-            self.send(200, content, about | (headers or {}))
+        self.send(200, content, about | (headers or {}))
 
     def send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         """Sends an answer; a header that is empty is left out."""
@@ -239,3 +241,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for start in range(0, len(content), 1 << 16):
                 self.wfile.write(content[start : start + (1 << 16)])
                 self.server.sent += 1 << 16
+
+
+def _sha256(path: Path) -> str:
+    status = path.stat()
+    return _sha256_of_state(path, status.st_ino, status.st_ctime_ns)
+
+
+@functools.lru_cache
+def _sha256_of_state(path: Path, inode: int, changed_ns: int) -> str:
+    """The digest of a file as it is, hashed once: large ones are asked for often."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _part(path: Path, start: int, stop: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)

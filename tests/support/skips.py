@@ -16,6 +16,8 @@ REASONS = {
     "root": "root may read everything",
     "mount": "a file system cannot be mounted here",
     "tmux": "tmux is not installed",
+    "browser": "no Chromium is installed",
+    "docs": "could not import 'sphinx'",
 }
 """What may be missing where the tests run, and how the reason of a test that is skipped for it begins."""
 
