@@ -136,11 +136,14 @@ def from_pretrained(
     stopwatch = Stopwatch()
     mesh = mesh_or_default(mesh)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    with cleaning_up(), show_progress(progress, reference.name) as shown, contextlib.ExitStack() as stack:
-        opened = open_request(
-            reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers
-        )
-        request = stack.enter_context(stopwatch.entering("open", opened))
+    with (
+        cleaning_up(),
+        show_progress(progress, reference.name) as shown,
+        stopwatch.entering(
+            "open",
+            open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
+        ) as request,
+    ):
         wanted = shardings(mesh, rules, request.axes)
 
         def restore(entry: Entry) -> "tuple[Request, dict[str, jax.Array]]":
@@ -210,11 +213,14 @@ def convert(
     """
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    with cleaning_up(), show_progress(progress, reference.name) as shown, contextlib.ExitStack() as stack:
-        opened = open_request(
-            reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers
-        )
-        request = stack.enter_context(stopwatch.entering("open", opened))
+    with (
+        cleaning_up(),
+        show_progress(progress, reference.name) as shown,
+        stopwatch.entering(
+            "open",
+            open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
+        ) as request,
+    ):
         _, entry, reasons = _used(request, lambda entry: None, force_convert, shown, lock_timeout, stopwatch)
         report = _report(request, entry, reasons, stopwatch)
         shown.sentence = in_one_sentence(report, entry.manifest.arrays)
