@@ -158,11 +158,14 @@ def from_pretrained(
     stopwatch = Stopwatch()
     placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    with cleaning_up(), show_progress(progress, reference.name) as shown, contextlib.ExitStack() as stack:
-        opened = open_request(
-            reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers
-        )
-        request = stack.enter_context(stopwatch.entering("open", opened))
+    with (
+        cleaning_up(),
+        show_progress(progress, reference.name) as shown,
+        stopwatch.entering(
+            "open",
+            open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
+        ) as request,
+    ):
         placement.require(request)
 
         def restore(entry: Entry) -> "tuple[Request, dict[str, jax.Array]]":
@@ -232,11 +235,14 @@ def convert(
     """
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    with cleaning_up(), show_progress(progress, reference.name) as shown, contextlib.ExitStack() as stack:
-        opened = open_request(
-            reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers
-        )
-        request = stack.enter_context(stopwatch.entering("open", opened))
+    with (
+        cleaning_up(),
+        show_progress(progress, reference.name) as shown,
+        stopwatch.entering(
+            "open",
+            open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
+        ) as request,
+    ):
         _, entry, reasons = _used(request, lambda entry: None, force_convert, shown, lock_timeout, stopwatch)
         report = _report(request, entry, reasons, stopwatch)
         shown.sentence = in_one_sentence(report, entry.manifest.arrays)

@@ -34,7 +34,8 @@ threads = [threading.Thread(target=load, args=[dtype]) for dtype in ("float16", 
 for thread in threads: thread.start()
 for thread in threads: thread.join()""",
     "interrupted": f"""
-threading.Timer(0.8, os.kill, [os.getpid(), signal.SIGINT]).start()
+support.slow.SECONDS = 0.3
+threading.Timer(1.7, os.kill, [os.getpid(), signal.SIGINT]).start()
 converted = lazyload.convert('{MODEL}', force_convert=True)""",
 }
 
@@ -97,13 +98,14 @@ def test_one_output_becomes_each_stage_and_ends_as_a_sentence(executed: Executed
         assert re.search(rf"^\w+ing {MODEL}: +\d+%\|.*\| .*B/s\]$", data["text/plain"])
         form = r"\w+ing {}: <progress value='\d+' max='\d+'></progress> \d+%, \S+B of \S+B, \S+B/s, \S+ left"
         assert re.fullmatch(form.format(MODEL), data["text/html"])
-    assert len(shown) < 100
+    seconds = float(sentence.split()[-2])
+    assert len(shown) < 12 * seconds + 5
 
 
 def test_what_takes_no_time_is_one_sentence(executed: Executed) -> None:
     outputs, shown = executed["hit"]
     assert len(shown) == 1
-    assert re.fullmatch(re.escape(HEAD) + r"in the cache already; found in 0\.\d+ s", texts(outputs)[0])
+    assert re.fullmatch(re.escape(HEAD) + r"in the cache already; found in \d+\.\d+ s", texts(outputs)[0])
 
 
 def test_silence_is_silent(executed: Executed) -> None:

@@ -182,7 +182,7 @@ def test_where_nobody_is_looking_nothing_is_shown_unless_asked_for(folder: Path,
     result = piped(SLOWLY + LOAD.replace("cache_dir=", "progress=True, cache_dir="), folder, tmp_path / "two")
     *lines, last = result.stderr.splitlines()
     assert re.fullmatch(SENTENCE.format(folder, f"converted, and restored onto {DEVICES}"), last)
-    assert 1 <= len(lines) <= 3
+    assert 1 <= len(lines) < 10
     assert all(re.match(r"\w+ing .*%\|.*B/s\]$", line) for line in lines)
     assert "\r" not in result.stderr
 

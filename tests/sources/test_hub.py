@@ -306,6 +306,8 @@ def test_what_a_progress_function_raises_is_not_taken_for_the_hub_s(
 
     with pytest.raises(error, match=r"^enough$"):
         lazyload.convert(MODEL, cache_dir=cache, progress=report)
+    asked = hub.asked(r"GET .*\.safetensors$")
+    assert len(asked) == len(set(asked)), "asked again, as if the hub had failed"
     assert not list(cache.rglob("manifest.json"))
     assert lazyload.convert(MODEL, cache_dir=cache).converted
 

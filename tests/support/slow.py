@@ -7,12 +7,12 @@ from typing import Any
 import lazyload.checkpoint.read
 import lazyload.checkpoint.write
 
-_SECONDS = 0.1
+SECONDS = 0.1
 
 
 def _slow(function: Callable[..., Any]) -> Callable[..., Any]:
     def slowly(*arguments: Any) -> Any:
-        time.sleep(_SECONDS)
+        time.sleep(SECONDS)
         return function(*arguments)
 
     return slowly
