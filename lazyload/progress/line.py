@@ -137,4 +137,4 @@ def _harmless() -> Iterator[None]:
 
 
 def _shortened(model: str) -> str:
-    return model if len(model) <= _MOST_CHARACTERS else f"…{model[1 - _MOST_CHARACTERS :]}"
+    return model if len(model) <= _MOST_CHARACTERS else f"...{model[3 - _MOST_CHARACTERS :]}"
