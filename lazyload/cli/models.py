@@ -82,7 +82,7 @@ def plan(
     if full or mesh is not None:
         each = "" if made.bytes_per_device is None else f", {text.size(made.bytes_per_device)} on each device"
         count = f"{len(made.parameters)} arrays, {text.size(made.nbytes)}"
-        print(f"\n{made.model}: family {made.family}, layout {made.layout}, {count}{each}")
+        print(f"\n{text.printable(made.model)}: family {made.family}, layout {made.layout}, {count}{each}")
     if made.other_layers:
         print(f"skipped, of other layers: {len(made.other_layers)} tensors, such as {made.other_layers[0]}")
     if skipped := sorted({*made.skipped}.difference(made.other_layers)):

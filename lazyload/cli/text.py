@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from lazyload.display.text import size
+from lazyload.display.text import printable, size
 
 __all__ = [
     "Column",
@@ -90,11 +90,6 @@ def middle(text: str, width: int) -> str:
         return text
     tail = max(0, (width - 1) // 2)
     return f"{text[: max(0, width - 1 - tail)]}…{text[len(text) - tail :]}"
-
-
-def printable(text: str) -> str:
-    """A text on one line, in which nothing steers a terminal."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 @dataclass(frozen=True)

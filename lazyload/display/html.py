@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from lazyload.display.text import printable
+
 
 @dataclass(frozen=True)
 class Html:
@@ -20,7 +22,7 @@ class Html:
 
 
 def element(tag: str, *inner: "Html | str", **attributes: str | float) -> Html:
-    """An element; texts in it, and the values of its attributes, are escaped.
+    """An element; texts in it, and the values of its attributes, are escaped, and what cannot be seen is spelled out.
 
     Args:
         tag: Its name.
@@ -32,10 +34,10 @@ def element(tag: str, *inner: "Html | str", **attributes: str | float) -> Html:
         '<td class="number" aria-label="a">a &lt; b</td>'
     """
     written = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{escape(_number(value), quote=True)}"'
+        f' {name.rstrip("_").replace("_", "-")}="{escape(printable(_number(value)), quote=True)}"'
         for name, value in attributes.items()
     )
-    held = "".join(part.text if isinstance(part, Html) else escape(part, quote=False) for part in inner)
+    held = "".join(part.text if isinstance(part, Html) else escape(printable(part), quote=False) for part in inner)
     # An end tag each, since HTML would not take `<td/>` for a whole element.
     return Html(f"<{tag}{written}>{held}</{tag}>")
 

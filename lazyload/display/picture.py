@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lazyload.display.html import Html
+from lazyload.display.text import printable
 
 
 @dataclass(frozen=True, repr=False)
@@ -18,10 +19,11 @@ class Picture:
     html: Html
 
     def __str__(self) -> str:
-        return self.text
+        # It has names of folders and tensors in it, which may steer a terminal.
+        return "\n".join(map(printable, self.text.split("\n")))
 
     def __repr__(self) -> str:
-        return self.text
+        return str(self)
 
     def _repr_html_(self) -> str:
         return self.html.text

@@ -51,6 +51,16 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
+def printable(words: str) -> str:
+    r"""A text on one line, in which nothing steers a terminal and every character can be written.
+
+    Example:
+        >>> print(printable("a\x1b[31m red\nname"))
+        a\x1b[31m red\nname
+    """
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in words)
+
+
 def shape(sizes: Iterable[int]) -> str:
     """The sizes of an array's dimensions, `4096 x 32 x 128`."""
     return " x ".join(map(str, sizes)) or "scalar"

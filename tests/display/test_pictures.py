@@ -16,7 +16,7 @@ from lazyload.display import html, text, weights
 from lazyload.display.kinds import block_of, folded
 from lazyload.display.picture import Picture
 
-ODD = "<script>alert('&') \"x\"<"
+ODD = "<script>alert('&') \"x\"<\x1b[31m"
 KNOWN = {"div", "span", "style", "table", "thead", "tbody", "tr", "th", "td", "code", "details", "summary"}
 KNOWN |= {"svg", "title", "rect", "path", "text", "g"}
 SVG = "{http://www.w3.org/2000/svg}"
@@ -122,7 +122,10 @@ def _palette() -> list[str]:
 
 def test_names_are_shown_as_they_are(shown: dict[str, Any]) -> None:
     for name in ("plan", "report", "entry", "cache", "plan.show", "report.show", "planned"):
-        assert ODD in words(drawn(shown[name])), name
+        assert ODD.replace("\x1b", r"\x1b") in words(drawn(shown[name])), name
+    for name, value in shown.items():
+        assert "\x1b" not in value._repr_html_() + repr(value), name
+        value._repr_html_().encode()
 
 
 def test_the_cards_say_what_matters(shown: dict[str, Any]) -> None:
