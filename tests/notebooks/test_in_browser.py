@@ -73,7 +73,10 @@ def test_outputs_are_there_and_fit_the_page(
             for box in facts.pictures:
                 assert box["width"] > 20, box
                 assert box["height"] > 8, box
-                assert page.colours(box) > 2, f"{device}: the picture at {box} is blank"
+                # On a phone, a wide table scrolls.
+                is_in_view = box["x"] + box["width"] <= width
+                assert is_in_view or device == "phone", box
+                assert not is_in_view or page.colours(box) > 2, f"{device}: the picture at {box} is blank"
             drawn = page.evaluate(
                 "[...document.querySelectorAll('.jp-OutputArea-output svg')]"
                 ".map(svg => svg.closest('[id^=cell-id]').id.split('=')[1])"
