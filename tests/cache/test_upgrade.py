@@ -36,7 +36,10 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache that 0.1.0 made, in a process that has not seen it."""
     root = tmp_path / "cache"
     with tarfile.open(Path(__file__).parent / "entries_0_1" / "root.tar.gz") as archive:
-        archive.extractall(root, filter="data")
+        # Python has it from 3.11.4 on.
+        if hasattr(tarfile, "data_filter"):
+            archive.extraction_filter = staticmethod(tarfile.data_filter)
+        archive.extractall(root)
     monkeypatch.setattr(upgrade, "_told", set())
     return root
 
