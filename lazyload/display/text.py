@@ -92,19 +92,17 @@ def ranges(numbers: Sequence[int], most: int = 4) -> str:
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
-    """Columns as wide as they need to be.
+    """Columns as wide as they need to be; one in which no cell says anything is left out.
 
     Args:
         header: Their titles.
         rows: Their cells.
         right: The titles of those that are aligned to the right.
     """
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if title in right else cell.ljust(width)
-            for title, cell, width in zip(header, row, widths, strict=True)
-        ).rstrip()
-        for row in (header, *rows)
+    said = [column for column in zip(header, *rows, strict=True) if not rows or any(column[1:])]
+    padded = [
+        [cell.rjust(width) if title in right else cell.ljust(width) for cell in (title, *cells)]
+        for title, *cells in said
+        for width in [max(map(len, (title, *cells)))]
     ]
-    return "\n".join(lines)
+    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))

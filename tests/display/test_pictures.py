@@ -200,6 +200,8 @@ def test_other_layouts(folder: Path, tmp_path: Path, layout: lazyload.MaxText) -
 def test_the_text_folds_layers(shown: dict[str, Any]) -> None:
     lines = str(shown["plan.show"]).splitlines()
     assert any(re.search(r"layers\.\*\.moe\.gate_proj\.kernel +4 +8 x 64 x 48 +bfloat16", line) for line in lines)
+    assert "layers" not in lines[2].split(), "all kinds are of all layers"
+    assert max(map(len, lines[2:])) < 120
     assert len(lines) < 25
     assert repr(shown["plan.show"]) == str(shown["plan.show"])
 
