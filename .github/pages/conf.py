@@ -24,7 +24,8 @@ suppress_warnings = ["myst.header"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
-pygments_style = "friendly"
+# From accessible-pygments, which furo brings along; comments in most other styles are faint.
+pygments_style = "a11y-high-contrast-light"
 
 _CODE = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)(\w?)")
 
