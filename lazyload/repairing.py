@@ -14,7 +14,14 @@ from typing import Any, Literal
 
 from lazyload.cache.cache import Cache
 from lazyload.cache.manifest import FILE_NAME, Manifest, UnreadableManifestError, read_manifest
-from lazyload.errors import CacheError, CorruptSourceError, LayoutError, LazyLoadError
+from lazyload.errors import (
+    AccessDeniedError,
+    CacheError,
+    CorruptSourceError,
+    LayoutError,
+    LazyLoadError,
+    SourceNotFoundError,
+)
 from lazyload.formats.maxtext import MaxText
 from lazyload.loader import convert, plan
 from lazyload.options import LayoutOption
@@ -35,7 +42,7 @@ class Repair:
     Attributes:
         verification: What was found.
         outcome: `sound` where nothing was wrong; `converted` again; `removed`, because it could not be; or `kept` as it
-            is, because somebody uses it, or the cache cannot be written to.
+            is, because its source cannot be seen now, somebody uses it, or the cache cannot be written to.
         reason: Why it was not converted again; empty where it was, or needed not to be.
     """
 
@@ -53,9 +60,9 @@ def repair(
 ) -> list[Repair]:
     """Verifies cached checkpoints, converts damaged ones again, and removes those that cannot be.
 
-    An entry cannot be converted again where its source is gone or has changed, where its layout is not one of this
-    library, where this version would make another checkpoint of it, and where its manifest is damaged, too. The next
-    load of the model converts it anew.
+    An entry cannot be converted again where its source has changed, where its layout is not one of this library, where
+    this version would make another checkpoint of it, and where its manifest is damaged, too. The next load of the model
+    converts it anew. Where the source cannot be seen now, which is no proof that it is gone, the entry stays.
 
     Args:
         targets: Names of models, or the starts of keys (4 characters at least); none for all entries.
@@ -93,7 +100,7 @@ def _repaired(
                 convert(**call, force_convert=True, progress=progress)
                 _require_sound(cache, manifest.key)
             return Repair(verification, "converted")
-        except CacheError as error:
+        except (CacheError, SourceNotFoundError, AccessDeniedError) as error:
             return Repair(verification, "kept", str(error))
         except LazyLoadError as error:
             why = str(error)

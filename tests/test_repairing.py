@@ -107,31 +107,28 @@ def test_a_model_of_the_hub_is_repaired_at_its_commit(model: Path, root: Path, h
     assert (entry.key, entry.commit) == (converted.key, commit)
 
 
-def gone(model: Path) -> None:
-    shutil.rmtree(model)
-
-
-def changed(model: Path) -> None:
-    config = model / "config.json"
-    config.write_text(config.read_text().replace("{", '{"note": null,', 1))
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"), [(gone, "is not a folder"), (changed, "has changed since, or this version converts it")]
-)
-def test_what_cannot_be_converted_again_is_removed(
-    model: Path, root: Path, change: Callable[[Path], None], reason: str
-) -> None:
+def test_what_cannot_be_converted_again_is_removed(model: Path, root: Path) -> None:
     converted = lazyload.convert(model, cache_dir=root, storage=FILES)
     flip(converted.path)
-    change(model)
+    config = model / "config.json"
+    config.write_text(config.read_text().replace("{", '{"note": null,', 1))
     (repair,) = lazyload.repair(cache_dir=root, dry_run=True)
     assert (repair.outcome, converted.path.exists()) == ("removed", True)
     (repair,) = lazyload.repair(cache_dir=root)
     assert repair.outcome == "removed"
-    assert reason in repair.reason
+    assert "has changed since, or this version converts it" in repair.reason
     assert lazyload.repair(cache_dir=root) == []
     assert not converted.path.exists()
+
+
+def test_what_has_a_source_that_cannot_be_seen_now_is_kept(model: Path, root: Path) -> None:
+    converted = lazyload.convert(model, cache_dir=root, storage=FILES)
+    flip(converted.path)
+    model.rename(model.with_name("elsewhere"))
+    (repair,) = lazyload.repair(cache_dir=root)
+    assert (repair.outcome, "is not a folder" in repair.reason) == ("kept", True)
+    model.with_name("elsewhere").rename(model)
+    assert [each.outcome for each in lazyload.repair(cache_dir=root)] == ["converted"]
 
 
 def test_a_manifest_that_says_nothing_is_removed_with_its_data(model: Path, root: Path) -> None:
@@ -153,9 +150,10 @@ def test_a_layout_of_somebody_s_own_is_removed(model: Path, root: Path) -> None:
 
 def test_what_is_in_use_is_kept_if_it_cannot_be_converted(model: Path, root: Path) -> None:
     converted = lazyload.convert(model, cache_dir=root, storage=FILES)
-    gone(model)
     with converted.in_use():
         flip(converted.path)
+        config = model / "config.json"
+        config.write_text(config.read_text().replace("{", '{"note": null,', 1))
         (repair,) = lazyload.repair(cache_dir=root)
         assert repair.outcome == "kept"
         assert "is reading it" in repair.reason
