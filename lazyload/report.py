@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lazyload.display import stages, weights
+from lazyload.display import stages, text, weights
 from lazyload.display.html import Html
 from lazyload.display.picture import Picture
 from lazyload.errors import NoReportError
@@ -97,22 +97,14 @@ def in_one_sentence(report: LoadReport, arrays: Mapping[str, Mapping[str, Any]],
     sizes: collections.Counter[str] = collections.Counter()
     for array in arrays.values():
         sizes[array["dtype"]] += array["nbytes"]
-    what = f"{_rounded(count)} parameters, {_rounded(sum(sizes.values()), ' ', 'kMGTP')}B of {_listed(sizes)}"
+    what = f"{text.count(count)} parameters, {text.size(sum(sizes.values()))} of {_listed(sizes)}"
     done = {
         (False, False): "converted into the cache in",
-        (False, True): "in the cache already; found in",
+        (False, True): "in the cache already, looked up in",
         (True, False): f"converted, and restored onto {where} in",
         (True, True): f"restored from the cache onto {where} in",
     }[bool(where), report.hit]
-    return f"{report.model}: {what}, {done} {report.total_seconds:.{1 if report.total_seconds >= 1 else 2}f} s"
-
-
-def _rounded(number: float, space: str = "", units: str = "KMBT") -> str:
-    """Three digits of a number, and the power of a thousand that they are to be multiplied by."""
-    power = 0
-    while number >= 999.5 and power < len(units):
-        number, power = number / 1000, power + 1
-    return f"{number:.3g}{space}{units[power - 1] if power else ''}"
+    return f"{report.model}: {what}, {done} {text.duration(report.total_seconds)}"
 
 
 def _listed(sizes: Mapping[str, int]) -> str:

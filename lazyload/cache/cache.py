@@ -503,7 +503,11 @@ class Cache:
         total = text.size(sum(entry.nbytes for entry in entries))
         further = f"; the first {_MOST_ROWS} of them" if len(entries) > _MOST_ROWS else ""
         shown = table(("model", "key", "layout", "dtype", "size", "used last"), rows, right=("size",))
-        return page(f"Cache {self.root}", f"{len(entries)} converted checkpoints, {total}{further}", shown).text
+        return page(
+            f"Cache {self.root}",
+            f"{len(entries)} converted checkpoint{'' if len(entries) == 1 else 's'}, {total}{further}",
+            shown,
+        ).text
 
 
 def _by_model_and_age(entry: Entry) -> tuple[str, str]:

@@ -140,7 +140,7 @@ def test_the_cards_say_what_matters(shown: dict[str, Any]) -> None:
     entry = shown["entry"]
     for part in (entry.key, str(entry.path), "nnx", "bfloat16"):
         assert part in said["entry"], part
-    assert "1 converted checkpoints, 824.7 kB" in said["cache"]
+    assert "1 converted checkpoint, 824.7 kB" in said["cache"]
     assert entry.key[:8] in said["cache"]
     assert "0 converted checkpoints" in said["empty"]
 
