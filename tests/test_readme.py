@@ -52,6 +52,9 @@ OTHERS = {
     "git clone https://github.com/lazyload/lazyload",
     "pip install ./lazyload safetensors",
     "python lazyload/examples/quickstart.py",
+    # So does `.ci/run`, in one environment.
+    "pip install '.[test]' && pytest -n auto --dist loadgroup",
+    "pip install '.[test,compare]' && pytest -n auto --dist loadgroup  # compares with transformers, too",
     # What a reader's own project does.
     "pytest",
     "export LAZYLOAD_CACHE=/shared/lazyload:$HOME/.cache/lazyload",

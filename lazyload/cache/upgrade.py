@@ -9,6 +9,7 @@ from lazyload.cache.cache import Cache
 from lazyload.cache.disk import make_folder, share
 from lazyload.cache.key import ENTRY_FORMAT
 from lazyload.cache.manifest import FORMAT, OlderFormatError
+from lazyload.display import text
 
 logger = logging.getLogger("lazyload")
 
@@ -56,17 +57,10 @@ def _is_first(mark: Path, root: Path) -> bool:
 
 def _told_of(outdated: list[OlderFormatError]) -> str:
     made_by = ", ".join(sorted({error.version for error in outdated}))
-    amount = _amount(sum(error.nbytes for error in outdated))
+    amount = text.size(sum(error.nbytes for error in outdated))
     some = f"{len(outdated)} converted checkpoint{'s' * (len(outdated) > 1)}"
     are = "are" if len(outdated) > 1 else "is"
     return (
         f"{some} ({amount}) of lazyload {made_by} {are} not read by this version; each is converted again when it is "
         "asked for, and `lazyload cache prune` removes the old ones"
     )
-
-
-def _amount(nbytes: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.1f} {unit}"
-    return f"{nbytes / 1e3:.1f} kB"
