@@ -40,8 +40,8 @@ def convert(
         fields = {"path": str(converted.path), "key": converted.key, "converted": converted.converted}
         print(json.dumps({**fields, "nbytes": converted.manifest.nbytes}, indent=1))
         return
-    # On a terminal the line of progress has said of a conversion how it ended, and the log says it in any case.
-    is_said = verbose or (converted.converted and sys.stderr.isatty())
+    # On a terminal the line of progress has ended as a sentence, and the log has one in any case.
+    is_said = verbose or sys.stderr.isatty()
     if not quiet and not is_said:
         print(lazyload.last_report(), file=sys.stderr)
     print(converted.path)

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from support import checkpoints
 from support.command import environment
 from support.entries import COMMITS, publish
 
+import lazyload
 from lazyload.cache.cache import Cache
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
@@ -140,3 +142,15 @@ def test_an_error_is_a_line_or_two(capture: Capture) -> None:
     assert shown.startswith("error: 'org/modle' is neither a model nor the start of a key in ")
     assert shown.endswith("is 'org/model' meant?")
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("end", ["converted into the cache in", "in the cache already, looked up in"])
+def test_convert_ends_as_one_sentence_and_a_path(
+    end: str, capture: Capture, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = checkpoints.make("llama3_tied", tmp_path_factory.mktemp("m"))
+    if "already" in end:
+        lazyload.convert(model, cache_dir=cache)
+    sentence, path = capture("convert", str(model), width=300).splitlines()
+    assert end in sentence
+    assert path.startswith(str(cache))
