@@ -168,7 +168,9 @@ def test_a_pipe_that_closes_is_no_traceback(option: str, unbuffered: str, tmp_pa
 def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     model = checkpoints.make("llama3_tied", tmp_path)
     code = (
-        "import sys, time, lazyload; from lazyload.cli import main\n"
+        "import signal, sys, time, lazyload; from lazyload.cli import main\n"
+        # What is started in the background may begin without it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(*_, **__): print('waiting', flush=True); time.sleep(60)\n"
         "lazyload.convert = wait; sys.argv = ['lazyload', 'convert', sys.argv[1]]; main()"
     )
