@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from lazyload.display import stages, text, weights
 from lazyload.display.html import Html
 from lazyload.display.picture import Picture
+from lazyload.display.values import named
 from lazyload.errors import NoReportError
 
 Entered = TypeVar("Entered")
@@ -53,6 +54,10 @@ class LoadReport:
     def total_seconds(self) -> float:
         """Wall-clock seconds of all stages."""
         return sum(self.seconds.values())
+
+    def __repr__(self) -> str:
+        outcome = f"{'hit' if self.hit else 'miss'} in {text.duration(self.total_seconds)}"
+        return named(self, repr(self.model), outcome, key=self.key, path=str(self.path))
 
     def show(self) -> Picture:
         """What took time, what was moved, and where the bytes go: by block, by layer, and by kind of array."""

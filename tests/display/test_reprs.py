@@ -1,6 +1,7 @@
 """What is printed as a cell's last line is short, whatever the model."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ def test_what_calls_return(model_folder: Path, cache: Path) -> None:
         assert "824.7 kB" in repr(value)
         assert str(model_folder) in repr(value)
     assert entry.key in repr(entry)
+    # Seconds of a stage are for reading: no more digits than anybody needs.
+    assert re.search(r", miss in (\d+ ms|\d+\.\d s), key=", repr(lazyload.last_report()))
 
 
 def test_a_loaded_model_says_where_it_lies(model_folder: Path, cache: Path) -> None:

@@ -104,11 +104,11 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 def _as_kept(notebook: nbformat.NotebookNode, home: Path) -> nbformat.NotebookNode:
-    """A notebook without what is particular to this run; folders have the names that they have in Colab."""
+    """A notebook without what is particular to this run: its work folder is that of Colab, its home is nobody's."""
     notebook.metadata.language_info = {"name": "python"}
     text = nbformat.writes(notebook)
     for folder in {home, home.resolve()}:
-        for path, name in ((folder / "work", "/content"), (folder, "/root")):
+        for path, name in ((folder / "work", "/content"), (folder, "~")):
             text = text.replace(str(path), name).replace(str(path).replace("/", "--"), name.replace("/", "--"))
     return nbformat.reads(text, as_version=4)
 
