@@ -1,47 +1,44 @@
 """Reading: arrays go from the checkpoint's chunks straight to the devices that hold them.
 
-Every chunk is read once a process, and only if one of the process's devices needs it: into the shard that holds it, or,
-where several hold parts of it, into memory that is used again for the next chunk. Touching fresh memory takes longer
-than reading the bytes. There is never a host copy of more than a few arrays. Uncompressed chunks in files of their own
-are read without TensorStore.
+Of every chunk a process reads what its devices need: into the shards that hold it, where that is one stretch of bytes
+in the file and in memory, or else by way of memory that fits the processor's cache and is used again for the next
+piece. Uncompressed chunks are read as the ranges of bytes that they are, neighbours in one call, without TensorStore.
 """
 
+import collections
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-import tensorstore as ts
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Sharding
 
+from lazyload.checkpoint.assembly import Assembly, HostMemory
 from lazyload.checkpoint.chunks import boxes
+from lazyload.checkpoint.damage import explained
+from lazyload.checkpoint.pieces import Piece, Stretch
+from lazyload.checkpoint.ranges import are_ranges
 from lazyload.checkpoint.records import ArrayRecord, Records, chunk_checksum, combined
-from lazyload.checkpoint.store import array_spec, context
-from lazyload.checkpoint.verify import find_damage
-from lazyload.errors import CacheError, LazyLoadError
-from lazyload.layouts.scratch import Scratch
-from lazyload.layouts.source import Box
+from lazyload.checkpoint.uncompressed import UncompressedReader
+from lazyload.errors import CacheError
 from lazyload.progress import Advance
 from lazyload.storage import Storage, is_pathways
 
+if TYPE_CHECKING:
+    from lazyload.checkpoint.compressed import CompressedReader
+
 _THREADS = min(16, max(4, os.cpu_count() or 4))
 _BYTES_IN_FLIGHT = 2 << 30
-"""Of arrays that are being read at the same time, unless a single one is larger."""
+"""Of arrays that are being read or transferred at the same time, unless a single one is larger."""
 
-_ALIGNMENT = 64
-"""What XLA's CPU backend asks of a buffer that it takes over instead of copying it."""
-
-ReadChunk = Callable[[Box, np.ndarray], None]
-"""Fills a C-contiguous array of the box's shape with a chunk."""
-
-Limits = tuple[tuple[int, int], ...]
-"""Start and stop for each dimension."""
+_BATCH_BYTES = 8 << 20
+"""Of chunks that a thread reads at a time, unless a single one is larger."""
 
 
 def read(
@@ -71,23 +68,31 @@ def read(
         CacheError: An array is missing or damaged.
     """
     if is_pathways(os.environ):
-        if verify and (problems := find_damage(folder, arrays, storage)):
-            raise CacheError(f"{folder} is damaged: {problems[0]}; call again with force_convert=True")
+        if verify:
+            _require_undamaged(folder, arrays, storage)
         restored = through_orbax(folder, arrays, shardings)
         advance(sum(array.nbytes for array in restored.values()))
         return restored
     records = _records(folder, arrays, shardings)
-    shared, scratch = context(), Scratch()
-    budget = _Budget(_BYTES_IN_FLIGHT)
+    with _reader(folder, storage) as reader:
+        return _Reading(folder, records, shardings, reader, verify, advance).run()
 
-    def load(path: str) -> jax.Array:
-        record = records[path]
-        with budget.taken(record.nbytes), _explained(folder, path):
-            read_chunk = _opened(folder, path, record, storage, shared)
-            return _load(read_chunk, record, shardings[path], scratch, verify, advance)
 
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool:
-        return dict(zip(records, pool.map(load, records), strict=True))
+def _reader(folder: Path, storage: Storage) -> "UncompressedReader | CompressedReader":
+    if are_ranges(storage):
+        return UncompressedReader(folder, storage)
+    # TensorStore takes a while to import, and nothing else here needs it.
+    from lazyload.checkpoint.compressed import CompressedReader
+
+    return CompressedReader(folder, storage)
+
+
+def _require_undamaged(folder: Path, arrays: Records, storage: Storage) -> None:
+    # TensorStore takes a while to import, and nothing else here needs it.
+    from lazyload.checkpoint.verify import find_damage
+
+    if problems := find_damage(folder, arrays, storage):
+        raise CacheError(f"{folder} is damaged: {problems[0]}; call again with force_convert=True")
 
 
 def through_orbax(folder: Path, arrays: Records, shardings: Mapping[str, Sharding]) -> dict[str, jax.Array]:
@@ -105,7 +110,7 @@ def through_orbax(folder: Path, arrays: Records, shardings: Mapping[str, Shardin
         restore_args=unflatten_dict(arguments, sep="."),
         partial_restore=True,
     )
-    with _explained(folder, "the checkpoint"):
+    with explained(folder, "the checkpoint"):
         restored = flatten_dict(ocp.PyTreeCheckpointer().restore(folder, args=restore), sep=".")
     return {path: restored[path] for path in arguments}
 
@@ -113,113 +118,139 @@ def through_orbax(folder: Path, arrays: Records, shardings: Mapping[str, Shardin
 def _records(folder: Path, arrays: Records, paths: Iterable[str]) -> dict[str, ArrayRecord]:
     records = {}
     for path in paths:
-        with _explained(folder, path):
+        with explained(folder, path):
             records[path] = ArrayRecord.from_dict(arrays.get(path, {}))
     return records
 
 
-def _load(
-    read_chunk: ReadChunk, record: ArrayRecord, sharding: Sharding, scratch: Scratch, verify: bool, advance: Advance
-) -> jax.Array:
-    """One array, on its devices."""
-    checksums = []
-    dtype = record.numpy_dtype
-    shards: dict[Limits, np.ndarray] = {}
-    holders: list[tuple[jax.Device, Limits]] = []
-    for device, index in sharding.addressable_devices_indices_map(record.shape).items():
-        limits = tuple(cut.indices(size)[:2] for cut, size in zip(index or (), record.shape, strict=True))
-        holders.append((device, limits))
-        if limits not in shards:
-            shards[limits] = _aligned([high - low for low, high in limits], dtype)
-    for box in boxes(record.shape, record.chunks):
-        chunk_limits = tuple((cut.start, cut.stop) for cut in box)
-        nbytes = math.prod(high - low for low, high in chunk_limits) * dtype.itemsize
-        meeting = [(limits, common) for limits in shards if (common := _common(chunk_limits, limits)) is not None]
-        if not meeting and not verify:
-            advance(nbytes)
-            continue
-        chunk = _own_memory(shards, chunk_limits, meeting)
-        if chunk is not None:
-            meeting = []
-        else:
-            chunk = scratch.array([high - low for low, high in chunk_limits], dtype)
-        read_chunk(box, chunk)
-        if verify:
-            checksums.append(chunk_checksum(chunk))
-        for limits, common in meeting:
-            _bits(shards[limits])[_within(common, limits)] = _bits(chunk)[_within(common, chunk_limits)]
-        advance(nbytes)
-    if verify and (found := combined(checksums)) != record.checksum:
-        raise ValueError(f"is {found}, was written as {record.checksum}")
-    placed = [jax.device_put(shards[limits], _memory(device, sharding), may_alias=True) for device, limits in holders]
-    return jax.make_array_from_single_device_arrays(record.shape, sharding, placed)
+class _Reading:
+    """Arrays that are being read: batches of chunks, by threads; the last chunk of an array sends it to its devices."""
 
+    def __init__(
+        self,
+        folder: Path,
+        records: Mapping[str, ArrayRecord],
+        shardings: Mapping[str, Sharding],
+        reader: "UncompressedReader | CompressedReader",
+        verify: bool,
+        advance: Advance,
+    ):
+        self._folder = folder
+        self._records = records
+        self._shardings = shardings
+        self._reader = reader
+        self._verify = verify
+        self._advance = advance
+        self._budget = _Budget(_BYTES_IN_FLIGHT)
+        self._lock = threading.Lock()
+        self._assemblies: dict[str, Assembly] = {}
+        self._waiting: dict[str, int] = {}
+        self._checksums: dict[str, dict[int, int]] = collections.defaultdict(dict)
+        self._arrays: dict[str, jax.Array] = {}
+        self._errors: list[BaseException] = []
 
-def _memory(device: jax.Device, sharding: Sharding) -> "jax.Device | SingleDeviceSharding":
-    """Which memory of a device holds its shards: its own, or that of its host."""
-    kind = sharding.memory_kind
-    is_usual = kind is None or kind == device.default_memory().kind
-    return device if is_usual else SingleDeviceSharding(device, memory_kind=kind)
+    def run(self) -> dict[str, jax.Array]:
+        """Reads all of them."""
+        try:
+            with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool, self._ending_with_errors():
+                for batch in self._batches():
+                    pool.submit(self._read, batch)
+        except BaseException as error:
+            self._errors.append(error)
+            raise
+        if self._errors:
+            raise self._errors[0]
+        return {path: self._arrays[path] for path in self._records}
 
+    def _batches(self) -> Iterator[list[Piece]]:
+        """Chunks by batches, in the checkpoint's order; waits while too many arrays are under way."""
+        memory = HostMemory()
+        batch: list[Piece] = []
+        held = 0
+        for path, record in self._records.items():
+            if batch and not self._budget.has(record.nbytes):
+                yield batch
+                batch, held = [], 0
+            self._budget.take(record.nbytes)
+            if self._errors:
+                return
+            assembly = Assembly(record.shape, record.numpy_dtype, self._shardings[path], memory)
+            found = [
+                Piece(path, number, box, math.prod(cut.stop - cut.start for cut in box) * record.numpy_dtype.itemsize)
+                for number, box in enumerate(boxes(record.shape, record.chunks))
+            ]
+            self._assemblies[path], self._waiting[path] = assembly, len(found)
+            if not found:
+                self._finish(path)
+            for piece in found:
+                if batch and held + piece.nbytes > _BATCH_BYTES:
+                    yield batch
+                    batch, held = [], 0
+                batch.append(piece)
+                held += piece.nbytes
+        if batch:
+            yield batch
 
-def _own_memory(
-    shards: Mapping[Limits, np.ndarray], chunk: Limits, meeting: "list[tuple[Limits, Limits]]"
-) -> np.ndarray | None:
-    """Where a chunk can be read to without a detour: its place in the only shard that holds any of it."""
-    if len(meeting) != 1 or meeting[0][1] != chunk:
-        return None
-    place = shards[meeting[0][0]][_within(chunk, meeting[0][0])]
-    return place if place.flags.c_contiguous else None
+    def _read(self, batch: list[Piece]) -> None:
+        """A batch of chunks."""
+        if self._errors:
+            return
+        try:
+            stretches: list[Stretch] = []
+            for piece in batch:
+                with explained(self._folder, piece.path):
+                    stretches += self._read_or_put_off(piece)
+            self._reader.fill(stretches)
+            for piece in batch:
+                self._advance(piece.nbytes)
+                with self._lock:
+                    self._waiting[piece.path] -= 1
+                    is_last = not self._waiting[piece.path]
+                if is_last:
+                    self._finish(piece.path)
+        except BaseException as error:
+            self._errors.append(error)
+            self._budget.lift()
 
+    @contextmanager
+    def _ending_with_errors(self) -> Iterator[None]:
+        """Lets threads do nothing more once the body raises."""
+        try:
+            yield
+        except BaseException as error:
+            self._errors.append(error)
+            raise
 
-def _opened(folder: Path, path: str, record: ArrayRecord, storage: Storage, shared: ts.Context) -> ReadChunk:
-    """How the chunks of an array are read."""
-    if not storage.ocdbt and storage.compression == "none":
-        return lambda box, out: _read_file(folder / path, record, storage, box, out)
-    store = ts.open(array_spec(folder, path, storage), context=shared, read=True, open=True).result()
-    # TensorStore fills memory that it is given, where `read` would take fresh memory for every chunk.
-    return lambda box, out: ts.array(out).write(store[box]).result()
+    def _read_or_put_off(self, piece: Piece) -> Iterable[Stretch]:
+        """Reads a chunk, or says which bytes of it are still to be read, and where they go."""
+        record, assembly = self._records[piece.path], self._assemblies[piece.path]
+        if not self._verify:
+            stretches = self._reader.stretches(piece, record, assembly)
+            if stretches is not None:
+                return stretches
+        checksum = 0
+        for box, values in self._reader.strips(piece, record, None if self._verify else assembly):
+            if self._verify:
+                checksum = chunk_checksum(np.ascontiguousarray(values), checksum)
+            assembly.put(box, values)
+        if self._verify:
+            self._checksums[piece.path][piece.number] = checksum
+        return ()
 
-
-def _read_file(folder: Path, record: ArrayRecord, storage: Storage, box: Box, out: np.ndarray) -> None:
-    """An uncompressed chunk, which is the content of a file; at the array's edge it is stored with padding."""
-    numbers = [str(cut.start // chunk) for cut, chunk in zip(box, record.chunks, strict=True)]
-    name = "/".join(["c", *numbers]) if storage.zarr3 else ".".join(numbers) or "0"
-    chunk = out if out.shape == record.chunks else np.empty(record.chunks, out.dtype)
-    with open(folder / name, "rb", buffering=0) as file:
-        view = chunk.reshape(-1).view(np.uint8).data
-        done = 0
-        while done < len(view) and (count := file.readinto(view[done:])):
-            done += count
-        if done < len(view) or file.read(1):
-            raise ValueError(f"{folder / name} has not the {len(view)} bytes of a chunk")
-    if chunk is not out:
-        _bits(out)[...] = _bits(chunk)[tuple(slice(0, size) for size in out.shape)]
-
-
-def _common(chunk: Limits, shard: Limits) -> Limits | None:
-    """What a chunk and a shard have in common."""
-    common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(chunk, shard, strict=True))
-    return common if all(low < high for low, high in common) else None
-
-
-def _within(part: Limits, whole: Limits) -> tuple[Any, ...]:
-    """The index of a part in a larger box; a view even where there are no dimensions."""
-    cuts = (slice(low - first, high - first) for (low, high), (first, _) in zip(part, whole, strict=True))
-    return (*cuts, ...)
-
-
-def _aligned(shape: "tuple[int, ...] | list[int]", dtype: np.dtype) -> np.ndarray:
-    """Fresh memory in which XLA's CPU backend can leave an array."""
-    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    """The same memory in a dtype that NumPy copies quickly."""
-    return array.view(f"u{array.dtype.itemsize}") if array.dtype.itemsize <= 8 else array
+    def _finish(self, path: str) -> None:
+        """An array whose chunks have all been read, to its devices."""
+        record = self._records[path]
+        with explained(self._folder, path):
+            if self._verify:
+                checksums = self._checksums.pop(path, {})
+                found = combined(checksums[number] for number in sorted(checksums))
+                if found != record.checksum:
+                    raise ValueError(f"is {found}, was written as {record.checksum}")
+            array = self._assemblies.pop(path).array()
+            # Until then it keeps its memory here, too, where devices have their own.
+            array.block_until_ready()
+        self._arrays[path] = array
+        self._budget.put_back(record.nbytes)
 
 
 class _Budget:
@@ -229,31 +260,26 @@ class _Budget:
         self._left = self._all = nbytes
         self._changed = threading.Condition()
 
-    @contextmanager
-    def taken(self, nbytes: int) -> Iterator[None]:
-        """Waits until so many bytes are free, and keeps them while the body runs."""
+    def has(self, nbytes: int) -> bool:
+        """Whether so many bytes are free now."""
+        with self._changed:
+            return self._left >= min(nbytes, self._all)
+
+    def take(self, nbytes: int) -> None:
+        """Waits until so many bytes are free, and keeps them."""
         share = min(nbytes, self._all)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= share)
             self._left -= share
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._left += share
-                self._changed.notify_all()
 
+    def put_back(self, nbytes: int) -> None:
+        """Lets go of bytes that were taken together."""
+        with self._changed:
+            self._left += min(nbytes, self._all)
+            self._changed.notify_all()
 
-@contextmanager
-def _explained(folder: Path, path: str) -> Iterator[None]:
-    """Turns what a damaged checkpoint raises into an error that says what to do."""
-    try:
-        yield
-    except LazyLoadError:
-        raise
-    # TensorStore's errors are ValueErrors, Orbax's bare Exceptions.
-    except Exception as error:
-        raise CacheError(
-            f"{path} cannot be read from {folder}: {str(error).splitlines()[0][:300]}; look at it with "
-            "`lazyload cache verify`, and call again with force_convert=True"
-        ) from error
+    def lift(self) -> None:
+        """Lets everybody through from now on."""
+        with self._changed:
+            self._left = 1 << 62
+            self._changed.notify_all()

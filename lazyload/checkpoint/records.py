@@ -2,11 +2,11 @@
 
 import math
 import struct
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import google_crc32c
 import ml_dtypes
 import numpy as np
 
@@ -24,6 +24,9 @@ class ArrayRecord:
         chunks: The shape of its chunks.
         nbytes: Its size, uncompressed.
         checksum: See `combined`.
+        file: Where its chunks lie as bytes, in row-major order one after another, each of the full size: a file of the
+            checkpoint. Empty where each chunk is a file of its own, or they are compressed.
+        offset: Where in that file the first one begins.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +34,18 @@ class ArrayRecord:
     chunks: tuple[int, ...]
     nbytes: int
     checksum: str
+    file: str = ""
+    offset: int = 0
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """The size of every chunk as it is stored, uncompressed: at the array's edge with padding."""
+        return math.prod(self.chunks) * self.numpy_dtype.itemsize
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """How many chunks there are along each dimension."""
+        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
 
     @property
     def numpy_dtype(self) -> np.dtype:
@@ -49,7 +64,9 @@ class ArrayRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self) | {"shape": list(self.shape), "chunks": list(self.chunks)}
+        values = asdict(self) | {"shape": list(self.shape), "chunks": list(self.chunks)}
+        unplaced = () if self.file else ("file", "offset")
+        return {name: value for name, value in values.items() if name not in unplaced}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ArrayRecord":
@@ -61,7 +78,7 @@ class ArrayRecord:
         match values:
             case {"shape": list(shape), "dtype": str(dtype), "chunks": list(chunks), "nbytes": int(nbytes),
                   "checksum": str(checksum)} if len(shape) == len(chunks):  # fmt: skip
-                record = cls(tuple(shape), dtype, tuple(chunks), nbytes, checksum)
+                record = cls(tuple(shape), dtype, tuple(chunks), nbytes, checksum, *_place_of(values))
             case _:
                 raise ValueError(f"not the record of an array: {_shown(values)}")
         sizes = all(_is_size(size) for size in shape) and all(_is_size(size) and size > 0 for size in chunks)
@@ -78,12 +95,21 @@ def _shown(values: Any) -> str:
     return str(values)[:200]
 
 
-def chunk_checksum(chunk: np.ndarray) -> int:
-    """The CRC-32 of a C-contiguous chunk's bytes, without padding at the array's edge."""
-    return zlib.crc32(chunk.reshape(-1).view(np.uint8).data)
+def _place_of(values: Mapping[str, Any]) -> tuple[str, int]:
+    """Where the chunks of a record lie."""
+    file, offset = values.get("file", ""), values.get("offset", 0)
+    if not isinstance(file, str) or not _is_size(offset) or ".." in file.split("/") or file.startswith("/"):
+        raise ValueError(f"not the place of an array: {_shown(values)}")
+    return file, offset
+
+
+def chunk_checksum(chunk: np.ndarray, before: int = 0) -> int:
+    """The CRC-32C of a C-contiguous chunk's bytes, without padding at the array's edge; of a part, after another."""
+    checksum: int = google_crc32c.extend(before, chunk.reshape(-1).view(np.uint8))
+    return checksum
 
 
 def combined(checksums: Iterable[int]) -> str:
-    """The checksum of an array: the CRC-32 of its chunks' CRC-32 in row-major order, each as 4 little-endian bytes."""
+    """The checksum of an array: the CRC-32C of its chunks' in row-major order, each as 4 little-endian bytes."""
     packed = b"".join(struct.pack("<I", checksum) for checksum in checksums)
-    return f"crc32:{zlib.crc32(packed):08x}"
+    return f"crc32c:{google_crc32c.value(packed):08x}"

@@ -1,8 +1,7 @@
 """Arrays of a checkpoint folder as TensorStore opens them: zarr's second or third format, in folders or in OCDBT.
 
 The formats are those that Orbax writes: array `a.b.c` of the tree has the prefix `a.b.c/`, in the folder itself or in
-the OCDBT database whose root is the folder. See https://zarr-specs.readthedocs.io and
-https://google.github.io/tensorstore/kvstore/ocdbt.
+the OCDBT database whose root is the folder (https://google.github.io/tensorstore/kvstore/ocdbt).
 """
 
 import os
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from lazyload.checkpoint.zarr import metadata
 from lazyload.errors import CacheError
 from lazyload.storage import Storage
 
@@ -57,18 +57,8 @@ def new_array_spec(
     spec = array_spec(folder, path, storage)
     if storage.ocdbt:
         spec["kvstore"]["config"] = _OCDBT
-    if storage.zarr3:
-        codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
-        if storage.compression == "zstd":
-            codecs.append({"name": "zstd", "configuration": {"level": 3}})
-        grid = {"name": "regular", "configuration": {"chunk_shape": list(chunks)}}
-        metadata: dict[str, Any] = {"chunk_grid": grid, "codecs": codecs, "data_type": dtype.name}
-    else:
-        compressor = {"id": "zstd", "level": 1} if storage.compression == "zstd" else None
-        name = dtype.newbyteorder("<").str if dtype.kind in "iufb" else dtype.name
-        metadata = {"chunks": list(chunks), "compressor": compressor, "dtype": name, "order": "C"}
     return spec | {
-        "metadata": {"shape": list(shape), **metadata},
+        "metadata": metadata(shape, dtype, chunks, storage),
         "create": True,
         "store_data_equal_to_fill_value": True,
     }

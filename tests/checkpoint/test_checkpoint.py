@@ -1,9 +1,11 @@
 """Checkpoints written and read: every storage, any mesh, what plain Orbax sees, and damage."""
 
 import json
+import os
 import re
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from support.in_memory import STORAGES, lazy
 
+from lazyload.checkpoint import compressed, ranges, uncompressed
 from lazyload.checkpoint import read as reading
-from lazyload.checkpoint import write as writing
+from lazyload.checkpoint.assembly import Assembly
 from lazyload.checkpoint.chunks import boxes, choose_chunks
 from lazyload.checkpoint.read import read, through_orbax
 from lazyload.checkpoint.records import ArrayRecord
@@ -27,6 +30,7 @@ from lazyload.checkpoint.verify import find_damage
 from lazyload.checkpoint.write import write
 from lazyload.errors import CacheError, CorruptSourceError
 from lazyload.layouts.lazy import LazyTensor
+from lazyload.layouts.source import Box
 from lazyload.storage import Storage
 
 SHAPES = {"a.matrix": (48, 80), "a.odd": (37, 3, 29), "b.vector": (24,), "b.scalar": (), "c.wide": (8, 1024)}
@@ -75,7 +79,7 @@ def test_under_pathways_orbax_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     records = write(tmp_path, lazy(arrays), storage)
     places = {path: spread(jax.make_mesh((8,), ("x",)), shape) for path, shape in SHAPES.items()}
     monkeypatch.setenv("USE_PATHWAYS", "1")
-    monkeypatch.setattr(reading, "_load", None)
+    monkeypatch.setattr(reading, "_Reading", None)
     for path, array in read(tmp_path, records, places, storage).items():
         np.testing.assert_array_equal(array, arrays[path])
 
@@ -118,6 +122,45 @@ def test_a_damaged_chunk_is_an_error_that_names_the_array(storage: Storage, dama
         read(tmp_path, records, places, storage)
 
 
+@pytest.mark.parametrize("zarr3", [True, False])
+def test_a_data_file_that_is_too_short_is_an_error_that_names_the_array(zarr3: bool, tmp_path: Path) -> None:
+    storage = Storage(True, zarr3, "none", 4096)
+    records = write(tmp_path, lazy(values(np.dtype(np.float32))), storage)
+    place = records["c.wide"]
+    os.truncate(tmp_path / place["file"], place["offset"] + 5000)
+    places = {path: spread(jax.make_mesh((8,), ("x",)), shape) for path, shape in SHAPES.items()}
+    with pytest.raises(CacheError, match=r"c\.wide cannot be read .* too early.*force_convert=True"):
+        read(tmp_path, records, places, storage)
+    before = {path: place for path, place in places.items() if records[path]["offset"] < records["c.wide"]["offset"]}
+    assert read(tmp_path, records, before, storage).keys() == before.keys() > set()
+
+
+@pytest.mark.parametrize(
+    "storage", [Storage(True, True, "none", 16384), Storage(False, False, "none", 1 << 20)], ids=str
+)
+def test_a_process_reads_only_what_its_devices_hold(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = {"rows": np.arange(64 * 1024, dtype=np.float32).reshape(64, 1024)}
+    records = write(tmp_path, lazy(arrays), storage)
+    mesh = jax.make_mesh((8,), ("x",))
+    own = {device for device in mesh.devices.flat if device.id < 2}
+    read_bytes: list[int] = []
+
+    def read_at(descriptor: int, offset: int, parts: Sequence[memoryview]) -> None:
+        read_bytes.append(sum(map(len, parts)))
+        ranges.read_at(descriptor, offset, parts)
+
+    def indices_of_own(self: NamedSharding, shape: tuple[int, ...]) -> dict[jax.Device, Any]:
+        return {device: index for device, index in self.devices_indices_map(shape).items() if device in own}
+
+    monkeypatch.setattr(uncompressed, "read_at", read_at)
+    monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map", indices_of_own)
+    monkeypatch.setattr(Assembly, "array", lambda self: jax.numpy.zeros(1))
+    read(tmp_path, records, {"rows": NamedSharding(mesh, PartitionSpec("x"))}, storage)
+    assert sum(read_bytes) == arrays["rows"].nbytes // 4
+
+
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_verifying_finds_a_flipped_bit(storage: Storage, tmp_path: Path) -> None:
     arrays = {"big": np.random.default_rng(0).standard_normal((64, 640)).astype(np.float32)}
@@ -132,7 +175,7 @@ def test_verifying_finds_a_flipped_bit(storage: Storage, tmp_path: Path) -> None
     assert problem.startswith("big: ")
 
 
-RECORD = ArrayRecord((3, 4), "bfloat16", (3, 2), 24, "crc32:00000000")
+RECORD = ArrayRecord((3, 4), "bfloat16", (3, 2), 24, "crc32c:00000000", "d/0f", 64)
 
 
 def test_records_survive_json() -> None:
@@ -148,14 +191,17 @@ def test_records_survive_json() -> None:
         "chunks": [None, 6, [3], [3, 0], [3, -2], [3, 2.0], [3, True], [3, 1 << 63]],
         "nbytes": [None, "24", 24.0, 25, 10**400],
         "checksum": [None, 0],
+        "file": [None, 0, "../d/0f", "/d/0f"],
+        "offset": [None, -1, 0.0, "0", 1 << 63],
     }.items(),
 )
 def test_a_record_that_is_none_is_refused(field: str, values: list[Any]) -> None:
     for value in values:
-        with pytest.raises(ValueError, match=r"not the (record|sizes) of an array|there is no dtype"):
+        with pytest.raises(ValueError, match=r"not the (record|sizes|place) of an array|there is no dtype"):
             ArrayRecord.from_dict({**RECORD.as_dict(), field: value})
-    with pytest.raises(ValueError, match=r"not the record of an array: \{'"):
-        ArrayRecord.from_dict({name: value for name, value in RECORD.as_dict().items() if name != field})
+    if field not in ("file", "offset"):
+        with pytest.raises(ValueError, match=r"not the record of an array: \{'"):
+            ArrayRecord.from_dict({name: value for name, value in RECORD.as_dict().items() if name != field})
 
 
 @given(
@@ -203,19 +249,33 @@ def test_arrays_in_flight_keep_to_their_bytes() -> None:
 
     def use(nbytes: int) -> None:
         nonlocal taken, most
-        with budget.taken(nbytes):
-            with lock:
-                taken += nbytes
-                most = max(most, taken)
-                assert taken <= 10 or taken == nbytes, "a larger one is alone"
-            time.sleep(0.001)
-            with lock:
-                taken -= nbytes
+        budget.take(nbytes)
+        with lock:
+            taken += nbytes
+            most = max(most, taken)
+            assert taken <= 10 or taken == nbytes, "a larger one is alone"
+        time.sleep(0.001)
+        with lock:
+            taken -= nbytes
+        budget.put_back(nbytes)
 
     with ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(use, nbytes) for nbytes in [3, 7, 1, 25, 10, 4, 4, 2] * 10]:
             done.result(timeout=60)
     assert most == 25
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_chunks_are_delivered_as_they_are_written(storage: Storage, tmp_path: Path) -> None:
+    arrays = values(np.dtype(np.float32))
+    got = {path: np.zeros_like(array) for path, array in arrays.items()}
+
+    def deliver(path: str, box: Box, chunk: np.ndarray) -> None:
+        got[path][box] = chunk
+
+    write(tmp_path, lazy(arrays), storage, scalars={"step": 3}, deliver=deliver)
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(got[path], array)
 
 
 def test_every_byte_is_told_once(tmp_path: Path) -> None:
@@ -252,12 +312,12 @@ def test_what_the_source_raises_is_left_as_it_is(
 
 def test_memory_is_used_again_only_when_nobody_refers_to_it() -> None:
     """TensorStore may refer to what it writes after it says that it is done."""
-    writes, size = writing._Writes(Path(), limit=1 << 30, largest=2 << 20), (2 << 20,)
+    writes, size = compressed._Writes(limit=1 << 30, largest=2 << 20), (2 << 20,)
     first = writes.array(size, np.dtype(np.uint8))
     kept, address = first[5:].reshape(-1, 1), first.ctypes.data
     del first
     assert not np.may_share_memory(writes.array(size, np.dtype(np.uint8)), kept)
-    writes = writing._Writes(Path(), limit=1 << 30, largest=2 << 20)
+    writes = compressed._Writes(limit=1 << 30, largest=2 << 20)
     again = [writes.array(size, np.dtype(np.uint8)).ctypes.data for _ in range(3)]
     assert len(set(again)) == 1
     assert address not in again

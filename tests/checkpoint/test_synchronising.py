@@ -49,7 +49,7 @@ def test_large_files_are_synchronised_while_others_are_written(
 ) -> None:
     seen = threading.Event()
     monkeypatch.setattr(writing, "_SECONDS_BETWEEN_LOOKS", 0.001)
-    monkeypatch.setattr(writing, "_LARGE_FILE_BYTES", 1)
+    monkeypatch.setattr(writing, "_LARGE_BYTES", 1)
     monkeypatch.setattr(os, "fsync", lambda descriptor: seen.set())
     synchronised = []
 
@@ -66,7 +66,7 @@ def test_a_disk_that_fails_late_is_an_error(large: int, tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(writing, "_SECONDS_BETWEEN_LOOKS", 0.001)
-    monkeypatch.setattr(writing, "_LARGE_FILE_BYTES", large)
+    monkeypatch.setattr(writing, "_LARGE_BYTES", large)
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(CacheError, match="disk is full"):
         writing.write(tmp_path, tensors(), STORAGES[1])

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import lazyload.checkpoint.read
 import lazyload.checkpoint.write
+from lazyload.checkpoint.assembly import Assembly
 
 SECONDS = 0.1
 
@@ -18,5 +18,5 @@ def _slow(function: Callable[..., Any]) -> Callable[..., Any]:
     return slowly
 
 
-lazyload.checkpoint.read._load = _slow(lazyload.checkpoint.read._load)
+Assembly.array = _slow(Assembly.array)  # type: ignore[method-assign]
 lazyload.checkpoint.write.chunk_checksum = _slow(lazyload.checkpoint.write.chunk_checksum)

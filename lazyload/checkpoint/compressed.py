@@ -1,0 +1,213 @@
+"""Compressed chunks: TensorStore encodes, writes, reads and decodes them.
+
+Writes go on while the next chunks are read, up to a number of bytes, from memory that is used again and again.
+"""
+
+import collections
+import contextlib
+import math
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import tensorstore as ts
+
+from lazyload.checkpoint.assembly import Assembly
+from lazyload.checkpoint.completeness import WrittenFiles, files_below
+from lazyload.checkpoint.pieces import Piece, Stretch
+from lazyload.checkpoint.records import ArrayRecord
+from lazyload.checkpoint.store import array_spec, context, new_array_spec
+from lazyload.layouts.scratch import Scratch
+from lazyload.layouts.source import Box
+from lazyload.storage import Storage
+
+_BYTES_IN_FLIGHT = 64 << 20
+"""Of chunks that are being written while the next ones are read; a single larger one is let through alone."""
+
+_LARGE_ARRAY_BYTES = 1 << 20
+
+
+class CompressedReader:
+    """Reads compressed chunks, for as long as the context lasts."""
+
+    def __init__(self, folder: Path, storage: Storage):
+        """`folder` is that of the arrays."""
+        self._folder = folder
+        self._storage = storage
+        self._context = context()
+        self._scratch = Scratch()
+        self._stores: dict[str, ts.TensorStore] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stores.clear()
+
+    def stretches(self, piece: Piece, record: ArrayRecord, assembly: Assembly) -> None:
+        """None: of a compressed chunk nothing can be read in part."""
+
+    def strips(self, piece: Piece, record: ArrayRecord, wanted: Assembly | None) -> Iterator[tuple[Box, np.ndarray]]:
+        """A chunk, where any of it is wanted; valid until the thread's next one."""
+        if wanted is None or any(True for _ in wanted.parts(piece.box)):
+            chunk = self._scratch.array([cut.stop - cut.start for cut in piece.box], record.numpy_dtype)
+            # TensorStore fills memory that it is given, where `read` would take fresh memory for every chunk.
+            ts.array(chunk).write(self._store(piece.path)[piece.box]).result()
+            yield piece.box, chunk
+
+    def fill(self, stretches: Iterable[Stretch]) -> None:
+        """Nothing has been put off."""
+
+    def _store(self, path: str) -> ts.TensorStore:
+        if path not in self._stores:
+            spec = array_spec(self._folder, path, self._storage)
+            self._stores[path] = ts.open(spec, context=self._context, read=True, open=True).result()
+        return self._stores[path]
+
+
+class CompressedWriter:
+    """Writes chunks that are compressed; leaving the context waits for all, so that nothing is written any more."""
+
+    def __init__(self, folder: Path, records: Mapping[str, ArrayRecord], storage: Storage):
+        """Makes the arrays.
+
+        Args:
+            folder: Where they go, an empty folder.
+            records: What they will be.
+            storage: How they are stored.
+
+        Raises:
+            OSError: The folder cannot be written to; TensorStore says so by a `ValueError`.
+        """
+        self._folder = folder
+        self._records = records
+        self._files = WrittenFiles(folder, storage)
+        self._synchronised: set[str] = set()
+        self._stores = _create(folder, records, storage)
+        largest = max((record.chunk_nbytes for record in records.values()), default=0)
+        self._writes = _Writes(_BYTES_IN_FLIGHT, largest)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._writes.settle()
+
+    def array(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """An array with arbitrary content, to be filled and written from."""
+        return self._writes.array(shape, dtype)
+
+    def put(self, path: str, box: Box, chunk: np.ndarray) -> None:
+        """Hands a chunk on to be written, and waits while too many are."""
+        # Its memory is used again only when TensorStore, too, has let go of it.
+        write = self._stores[path][box].write(chunk, can_reference_source_data_indefinitely=True)
+        write.commit.add_done_callback(lambda _: self._files.note(path))
+        self._writes.add(write, chunk.nbytes)
+
+    def worth_synchronising(self, least: int) -> list[str]:
+        """The files of so many bytes that have appeared since this was asked."""
+        found = []
+        for path in files_below(self._folder):
+            # Until it is complete, TensorStore gives a file another name.
+            with contextlib.suppress(FileNotFoundError):
+                if path not in self._synchronised and os.path.getsize(path) >= least:
+                    self._synchronised.add(path)
+                    found.append(path)
+        return found
+
+    def finish(self) -> None:
+        """Waits for all writes, and makes sure that what has been written is there, as it was.
+
+        Raises:
+            CacheError: Something has been removed or changed.
+        """
+        self._writes.wait_until(0)
+        self._files.require_complete(self._stores, self._records)
+
+
+def _create(folder: Path, records: Mapping[str, ArrayRecord], storage: Storage) -> dict[str, ts.TensorStore]:
+    shared = context()
+    specs = {
+        path: new_array_spec(folder, path, storage, shape=record.shape, dtype=record.numpy_dtype, chunks=record.chunks)
+        for path, record in records.items()
+    }
+    futures = {path: ts.open(spec, context=shared) for path, spec in specs.items()}
+    with _settled(futures.values()):
+        return {path: future.result() for path, future in futures.items()}
+
+
+@contextlib.contextmanager
+def _settled(futures: Iterable["ts.Future[Any]"]) -> Iterator[None]:
+    """Waits for what TensorStore is at, also after an error: it would make a folder again that has been removed."""
+    try:
+        yield
+    finally:
+        for future in futures:
+            future.exception()
+
+
+class _Loan:
+    """Memory that is in use for as long as an array made of it, or a view of one, is referred to."""
+
+    def __init__(self, memory: np.ndarray):
+        self.__array_interface__ = memory.__array_interface__
+
+
+class _Writes:
+    """Writes that TensorStore is at, and the memory that they are from: so many bytes, used again and again."""
+
+    def __init__(self, limit: int, largest: int):
+        """`largest` is the size of the largest array."""
+        self._limit = limit
+        self._largest = largest
+        self._lock = threading.Lock()
+        self._pending: collections.deque[tuple[ts.WriteFutures, int]] = collections.deque()
+        self._nbytes = 0
+        # What puts memory back runs wherever the last reference is dropped, also under the lock.
+        self._free: collections.deque[np.ndarray] = collections.deque()
+
+    def settle(self) -> None:
+        """Waits for what is still pending after an error."""
+        for write, _ in self._pending:
+            write.commit.exception()
+
+    def array(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """An array with arbitrary content, to be filled and written from."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes < _LARGE_ARRAY_BYTES:
+            return np.empty(shape, dtype)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(self._largest, np.uint8)
+        loan = _Loan(memory)
+        weakref.finalize(loan, self._free.append, memory).atexit = False
+        return np.asarray(loan)[:nbytes].view(dtype).reshape(shape)
+
+    def add(self, write: ts.WriteFutures, nbytes: int) -> None:
+        """Takes note of a write, and waits for the oldest ones while there are too many bytes."""
+        held = self._largest if nbytes >= _LARGE_ARRAY_BYTES else nbytes
+        with self._lock:
+            self._pending.append((write, held))
+            self._nbytes += held
+        self.wait_until(self._limit)
+
+    def wait_until(self, limit: int) -> None:
+        """Waits for the oldest ones until no more than so many bytes are pending."""
+        while True:
+            with self._lock:
+                if self._nbytes <= limit:
+                    return
+                write, held = self._pending.popleft()
+                self._nbytes -= held
+            with _settled([write.commit]):
+                write.commit.result()

@@ -1,0 +1,306 @@
+"""Uncompressed chunks: written to where they lie, and read from there, without TensorStore.
+
+TensorStore copies what it writes, and what it reads, through fresh memory of its own, which takes three times as long
+as the bytes; and it reads a chunk as a whole, whoever needs how much of it.
+"""
+
+import itertools
+import math
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from lazyload.checkpoint.assembly import Assembly
+from lazyload.checkpoint.damage import explained
+from lazyload.checkpoint.ocdbt import Reference, write_database
+from lazyload.checkpoint.pieces import Piece, Stretch
+from lazyload.checkpoint.ranges import OpenFiles, range_of, read_at, write_at
+from lazyload.checkpoint.records import ArrayRecord
+from lazyload.checkpoint.zarr import chunk_key, encoded_metadata, metadata_key
+from lazyload.errors import CacheError
+from lazyload.layouts.scratch import Scratch
+from lazyload.layouts.source import Box
+from lazyload.storage import Storage
+
+_GAP_BYTES = 64
+"""Between what is read in one call, at most."""
+
+_STRIP_BYTES = 512 << 10
+"""What is read at a time where it goes to several places: it stays in the processor's cache until it is copied."""
+
+_DIRTY_BYTES = 64 << 20
+"""How much of a file is written before it is worth sending it to the disk."""
+
+
+class UncompressedReader:
+    """Reads uncompressed chunks, for as long as the context lasts."""
+
+    def __init__(self, folder: Path, storage: Storage):
+        """`folder` is that of the arrays."""
+        self._folder = folder
+        self._storage = storage
+        self._files = OpenFiles(folder)
+        self._scratch = Scratch()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._files.close()
+
+    def stretches(self, piece: Piece, record: ArrayRecord, assembly: Assembly) -> list[Stretch] | None:
+        """Where a chunk's bytes go; None unless all that is needed of it are stretches in the file and in memory."""
+        file, offset = range_of(piece.path, record, piece.box, self._storage)
+        self._require_whole(file, record)
+        found = []
+        for view, where in assembly.parts(piece.box):
+            start = _start_of_stretch(where, record.chunks)
+            if start is None or not view.flags.c_contiguous:
+                return None
+            memory = view.reshape(-1).view(np.uint8).data
+            found.append(Stretch(piece.path, file, offset + start * record.numpy_dtype.itemsize, memory))
+        return found
+
+    def strips(self, piece: Piece, record: ArrayRecord, wanted: Assembly | None) -> Iterator[tuple[Box, np.ndarray]]:
+        """What is wanted of a chunk, or all of it, in pieces that are valid until the next one."""
+        file, offset = range_of(piece.path, record, piece.box, self._storage)
+        self._require_whole(file, record)
+        dtype, stored = record.numpy_dtype, record.chunks
+        axis = next((number for number, size in enumerate(stored) if size > 1), len(stored))
+        row_shape = stored[axis + 1 :]
+        row_bytes = math.prod(row_shape) * dtype.itemsize
+        count = piece.box[axis].stop - piece.box[axis].start if axis < len(stored) else 1
+        step = max(1, _STRIP_BYTES // max(1, row_bytes))
+        trimmed = tuple(slice(0, cut.stop - cut.start) for cut in piece.box[axis + 1 :])
+        with self._opened(file) as descriptor:
+            for first in range(0, count, step):
+                last = min(first + step, count)
+                box = piece.box
+                if axis < len(stored):
+                    low = box[axis].start
+                    box = (*box[:axis], slice(low + first, low + last), *box[axis + 1 :])
+                if wanted is not None and not any(True for _ in wanted.parts(box)):
+                    continue
+                rows = self._scratch.array((last - first, *row_shape), dtype)
+                read_at(descriptor, offset + first * row_bytes, [rows.reshape(-1).view(np.uint8).data])
+                yield box, rows[(slice(None), *trimmed)].reshape([cut.stop - cut.start for cut in box])
+
+    def fill(self, stretches: Iterable[Stretch]) -> None:
+        """Reads stretches, neighbours in one call."""
+        for run in _runs(sorted(stretches, key=lambda stretch: (stretch.file, stretch.offset))):
+            try:
+                self._fill(run)
+            except (OSError, ValueError):
+                # Whose bytes they are that cannot be read is not known of several.
+                for stretch in run:
+                    with explained(self._folder, stretch.path):
+                        self._fill([stretch])
+                raise
+
+    def _fill(self, run: Sequence[Stretch]) -> None:
+        with self._opened(run[0].file) as descriptor:
+            read_at(descriptor, run[0].offset, [stretch.memory for stretch in run])
+
+    def _require_whole(self, file: str, record: ArrayRecord) -> None:
+        """Makes sure that a file which is a chunk has its size."""
+        if not self._storage.ocdbt and (self._folder / file).stat().st_size != record.chunk_nbytes:
+            raise ValueError(f"{self._folder / file} has not the {record.chunk_nbytes} bytes of a chunk")
+
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[int]:
+        """A file's descriptor; there may be more files of single chunks than a process can have open."""
+        if self._storage.ocdbt:
+            yield self._files.descriptor(file)
+            return
+        descriptor = os.open(self._folder / file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _start_of_stretch(where: Sequence[slice], stored: Sequence[int]) -> int | None:
+    """Where a box of a chunk begins, in elements, if it is one stretch of the chunk as it is stored; else None."""
+    start, is_stretch, is_cut = 0, True, False
+    for cut, size in zip(where, stored, strict=True):
+        extent = cut.stop - cut.start
+        is_stretch = is_stretch and (not is_cut or extent == size)
+        is_cut = is_cut or extent > 1
+        start = start * size + cut.start
+    return start if is_stretch else None
+
+
+def _runs(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:
+    """Sorted stretches by those that follow each other in a file, up to a gap that arrays are aligned by."""
+    run: list[Stretch] = []
+    end = 0
+    for stretch in stretches:
+        gap = stretch.offset - end
+        if run and (stretch.file != run[0].file or not 0 <= gap <= _GAP_BYTES):
+            yield run
+            run = []
+        if run and gap:
+            run.append(Stretch(stretch.path, stretch.file, end, memoryview(bytearray(gap))))
+        run.append(stretch)
+        end = stretch.offset + len(stretch.memory)
+    if run:
+        yield run
+
+
+class UncompressedWriter:
+    """Writes uncompressed chunks, for as long as the context lasts."""
+
+    def __init__(self, folder: Path, records: Mapping[str, ArrayRecord], storage: Storage):
+        """Makes the files that chunks are written to.
+
+        Args:
+            folder: Where the arrays go, an empty folder.
+            records: What they will be, with their places.
+            storage: How they are stored.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        self._folder = folder
+        self._records = records
+        self._storage = storage
+        self._scratch = Scratch()
+        self._files = OpenFiles(folder, os.O_WRONLY | os.O_CREAT)
+        self._lock = threading.Lock()
+        # Of files of single chunks: how each was left, by array. Of data files: how much is not on the disk yet.
+        self._complete: dict[str, dict[str, os.stat_result]] = {path: {} for path in records}
+        self._dirty: dict[str, int] = {}
+        self._make_places()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._files.close()
+
+    def _make_places(self) -> None:
+        if self._storage.ocdbt:
+            (self._folder / "d").mkdir()
+            return
+        for path, record in self._records.items():
+            (self._folder / path).mkdir()
+            content = encoded_metadata(record.shape, record.numpy_dtype, record.chunks, self._storage)
+            (self._folder / path / metadata_key(self._storage)).write_bytes(content)
+
+    def array(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """An array with arbitrary content, to be filled and written from; valid until the thread's next one."""
+        return self._scratch.array(shape, dtype)
+
+    def put(self, path: str, box: Box, chunk: np.ndarray) -> None:
+        """Writes a chunk.
+
+        Args:
+            path: The array's.
+            box: Which part of it the chunk is.
+            chunk: C-contiguous, without padding.
+
+        Raises:
+            OSError: The folder cannot be written to, or has been removed.
+        """
+        record = self._records[path]
+        file, offset = range_of(path, record, box, self._storage)
+        content = _padded(chunk, record.chunks).reshape(-1).view(np.uint8).data
+        if self._storage.ocdbt:
+            write_at(self._files.descriptor(file), offset, content)
+            with self._lock:
+                self._dirty[file] = self._dirty.get(file, 0) + len(content)
+            return
+        descriptor = self._new_file(path, file)
+        try:
+            write_at(descriptor, 0, content)
+            with self._lock:
+                self._complete[path][file] = os.fstat(descriptor)
+                self._dirty[file] = len(content)
+        finally:
+            os.close(descriptor)
+
+    def _new_file(self, path: str, file: str) -> int:
+        """A file of the folder; only what lies between it and the array's folder is made."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with suppress(FileNotFoundError):
+            return os.open(self._folder / file, flags, 0o666)
+        parent = Path(path)
+        for step in Path(file).relative_to(path).parts[:-1]:
+            parent /= step
+            with suppress(FileExistsError):
+                (self._folder / parent).mkdir()
+        return os.open(self._folder / file, flags, 0o666)
+
+    def worth_synchronising(self, least: int) -> list[str]:
+        """The files of which so many bytes have been written since they were named here."""
+        with self._lock:
+            found = [file for file, nbytes in self._dirty.items() if nbytes >= least]
+            for file in found:
+                del self._dirty[file]
+        return [os.path.join(self._folder, file) for file in found]
+
+    def finish(self) -> None:
+        """Makes sure that all that has been written is there, as it was, and completes it.
+
+        Raises:
+            CacheError: Something has been removed or changed.
+            OSError: The folder cannot be written to.
+        """
+        if self._storage.ocdbt:
+            self._require_data_files()
+            write_database(self._folder, self._database())
+            return
+        for path, files in self._complete.items():
+            gone = sum(not _is_there(self._folder / file, written) for file, written in files.items())
+            if gone or not (self._folder / path / metadata_key(self._storage)).exists():
+                raise self._changed(f"{gone or 'the metadata'} of the chunks of {path} have been removed")
+
+    def _require_data_files(self) -> None:
+        for file in {record.file for record in self._records.values() if record.nbytes}:
+            if not _is_there(self._folder / file, os.fstat(self._files.descriptor(file))):
+                raise self._changed(f"{file} has been removed")
+
+    def _database(self) -> dict[bytes, bytes | Reference]:
+        """Keys and values of the arrays, as zarr has them."""
+        values: dict[bytes, bytes | Reference] = {}
+        for path, record in self._records.items():
+            metadata = encoded_metadata(record.shape, record.numpy_dtype, record.chunks, self._storage)
+            values[f"{path}/{metadata_key(self._storage)}".encode()] = metadata
+            for number, numbers in enumerate(itertools.product(*map(range, record.grid))):
+                offset = record.offset + number * record.chunk_nbytes
+                key = f"{path}/{chunk_key(numbers, self._storage)}"
+                values[key.encode()] = Reference(record.file, offset, record.chunk_nbytes)
+        return values
+
+    def _changed(self, what: str) -> CacheError:
+        return CacheError(
+            f"{self._folder} was changed while it was written ({what}); call again, and see who removes files there"
+        )
+
+
+def _is_there(path: Path, written: os.stat_result) -> bool:
+    """Whether a file is the one that was written, in the size that it had."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, written) and found.st_size == written.st_size
+
+
+def _padded(chunk: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A chunk as it is stored: at the array's edge with zeros after it."""
+    if chunk.shape == tuple(shape):
+        return chunk
+    stored = np.zeros(shape, chunk.dtype)
+    stored[tuple(slice(0, size) for size in chunk.shape)] = chunk
+    return stored
