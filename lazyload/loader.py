@@ -1,30 +1,29 @@
 """`from_pretrained`, `convert`, `plan` and `config`: the life of a call.
 
 A call opens the source, derives from two layouts what the conversion is, and looks the resulting key up in the cache.
-On a miss it converts under the key's lock. Either way it ends with an entry, from which every device reads its own
-shards.
+On a miss it converts under the key's lock, and the devices are given their shards meanwhile; on a hit every device
+reads its own from the entry.
 """
 
-import contextlib
 import functools
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from lazyload.cache.conversions import in_progress
 from lazyload.cache.entry import Entry
 from lazyload.cache.termination import cleaning_up
-from lazyload.errors import ArgumentError, CacheError, EntryRemovedError
+from lazyload.errors import ArgumentError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.layout import Layout
+from lazyload.layouts.source import Box
 from lazyload.monitoring import tell
+from lazyload.obtaining import Manner, Obtained, obtain
 from lazyload.options import ConfigOptions, DTypeOption, LayoutOption, LoadOptions, StorageOption, explains_arguments
-from lazyload.progress import CallProgress, Noted, ProgressOption, show_progress
+from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, open_request, read_config
 from lazyload.results import CachedCheckpoint, Parameter, Plan
@@ -32,6 +31,7 @@ from lazyload.sources import ModelReference
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
     from flax import nnx
 
     from lazyload.architecture import DecoderConfig
@@ -152,8 +152,8 @@ def from_pretrained(
     Example:
         >>> model = lazyload.from_pretrained("Qwen/Qwen3-8B", mesh=mesh)  # doctest: +SKIP
     """
-    from lazyload.checkpoint.read import read
     from lazyload.placement import Placement
+    from lazyload.restoring import Restoring
 
     stopwatch = Stopwatch()
     placement = Placement(mesh, rules, layout, into)
@@ -168,20 +168,13 @@ def from_pretrained(
     ):
         placement.require(request)
 
-        def restore(entry: Entry) -> "tuple[Request, dict[str, jax.Array]]":
-            stored = request.as_stored(entry.manifest.arrays)
-            places = placement.of(stored)
-            path, records = entry.path, entry.manifest.arrays
-            with stopwatch.stage("restore"), shown.stage("restore", entry.nbytes) as advance:
-                if verify:
-                    entry.require_undamaged_files()
-                return stored, read(path, records, places, request.storage, verify=verify, advance=advance)
-
-        (stored, arrays), entry, reasons = _used(request, restore, force_convert, shown, lock_timeout, stopwatch)
+        restoring = Restoring(request, placement, verify, shown, stopwatch)
+        obtained = obtain(request, restoring, Manner(force_convert, lock_timeout, shown, stopwatch))
+        stored, arrays = obtained.used
         with stopwatch.stage("build"):
             built = placement.build(stored, arrays)
-        report = _report(request, entry, reasons, stopwatch, restored=True)
-        shown.sentence = in_one_sentence(report, entry.manifest.arrays, _described(arrays))
+        report = _report(request, obtained, stopwatch, restored=True)
+        shown.sentence = in_one_sentence(report, obtained.entry.manifest.arrays, _described(arrays))
     return built
 
 
@@ -243,10 +236,24 @@ def convert(
             open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
         ) as request,
     ):
-        _, entry, reasons = _used(request, lambda entry: None, force_convert, shown, lock_timeout, stopwatch)
-        report = _report(request, entry, reasons, stopwatch)
+        obtained = obtain(request, _Alone(), Manner(force_convert, lock_timeout, shown, stopwatch))
+        entry = obtained.entry
+        report = _report(request, obtained, stopwatch)
         shown.sentence = in_one_sentence(report, entry.manifest.arrays)
-    return CachedCheckpoint(entry.path, entry.key, reasons is not None, entry.manifest)
+    return CachedCheckpoint(entry.path, entry.key, obtained.reasons is not None, entry.manifest)
+
+
+class _Alone:
+    """What `convert` does with its entry: nothing; see `lazyload.obtaining.Use`."""
+
+    def begin(self, request: Request, conversion: Conversion) -> None:
+        """Does nothing."""
+
+    def take(self, path: str, box: Box, values: "np.ndarray") -> None:
+        """Does nothing."""
+
+    def of(self, entry: Entry) -> None:
+        """Does nothing."""
 
 
 @explains_arguments
@@ -403,67 +410,9 @@ def config(
     return read_config(reference, cache_dir, family, config, layers)
 
 
-def _used(
-    request: Request,
-    use: Callable[[Entry], Used],
-    force: bool,
-    progress: CallProgress,
-    lock_timeout: float | None,
-    stopwatch: Stopwatch,
-) -> tuple[Used, Entry, tuple[str, ...] | None]:
-    """Uses the entry, converted if need be; and says why, if this call converted it.
-
-    An entry that is there is used without a lock, so that others may remove it until its lease begins; what is lost
-    then, or damaged, is looked for and converted under the lock.
-    """
-    planned = None
-    if request.strict or not request.source.is_identified:
-        # An entry does not tell whether tensors were left aside; and weights need not be read to tell which they are
-        # where they cannot be converted.
-        planned = _planned(request, stopwatch)
-    with stopwatch.stage("open"):
-        cache, key = request.cache, request.key
-    found = cache.find(key, *request.forms)
-    logger.debug("%s: key %s is %s", request.source.name, key.digest, found.folder if found else "in no cache")
-    if found and not force:
-        try:
-            with found.in_use():
-                return use(found), found, None
-        except CacheError as error:
-            if not isinstance(error, EntryRemovedError) and not found.lost_files():
-                raise
-            logger.warning("converting again: %s", error)
-    reasons: tuple[str, ...] | None = ("asked to convert again",)
-    if not force:
-        reasons = tuple(request.reasons())
-    logger.debug("%s: to be converted: %s", request.source.name, "; ".join(reasons or ()))
-    request, conversion = planned or _planned(request, stopwatch)
-    with contextlib.ExitStack() as lease:
-        with stopwatch.entering("wait", cache.lock(key, lock_timeout, request.source.name)):
-            published = cache.find(key, *request.forms)
-            if published and not (force and published == found):
-                lease.enter_context(published.in_use())
-                entry, reasons = published, None
-            else:
-                with in_progress(cache.root, key) as noted:
-                    with stopwatch.stage("fetch"):
-                        _fetch(request, progress, noted)
-                    with stopwatch.stage("convert"):
-                        entry = _convert(request, conversion, progress, noted, lease)
-        return use(entry), entry, reasons
-
-
-def _planned(request: Request, stopwatch: Stopwatch) -> tuple[Request, Conversion]:
-    """The request for what is stored, and its conversion."""
-    with stopwatch.stage("plan"):
-        settled = request.settled()
-        return settled, settled.conversion()
-
-
-def _report(
-    request: Request, entry: Entry, reasons: tuple[str, ...] | None, stopwatch: Stopwatch, *, restored: bool = False
-) -> LoadReport:
+def _report(request: Request, obtained: Obtained[Any], stopwatch: Stopwatch, *, restored: bool = False) -> LoadReport:
     """Remembers what the load did, logs it in a line, and tells JAX."""
+    entry, reasons = obtained.entry, obtained.reasons
     nbytes = entry.nbytes
     report = LoadReport(
         model=request.source.name,
@@ -488,42 +437,3 @@ def _described(arrays: "Mapping[str, jax.Array]") -> str:
     devices: set[jax.Device] = {device for array in arrays.values() for device in array.sharding.device_set}
     kinds = sorted({device.device_kind for device in devices})
     return f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({', '.join(kinds)})"
-
-
-def _fetch(request: Request, progress: CallProgress, noted: Noted) -> None:
-    """Downloads what reading in part would be slow for."""
-    with progress.stage("fetch", request.source.nbytes_to_fetch, noted=noted) as advance:
-        request.source.fetch(advance)
-
-
-def _convert(
-    request: Request, conversion: Conversion, progress: CallProgress, noted: Noted, lease: contextlib.ExitStack
-) -> Entry:
-    """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
-    # TensorStore takes a while to import, and neither plans nor the cache's commands need it.
-    from lazyload.checkpoint.write import write
-
-    nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
-    started = time.perf_counter()
-    with request.cache.staging(request.key, request.source.name, nbytes) as staging:
-        with progress.stage("convert", nbytes, noted=noted) as advance:
-            arrays = write(
-                staging.path,
-                conversion.tensors,
-                request.storage,
-                metadata=request.target.metadata,
-                scalars=request.target.scalars,
-                item=request.target.item,
-                advance=advance,
-            )
-        request.source.check_unchanged()
-        entry = staging.publish(
-            arrays=arrays,
-            nbytes=nbytes,
-            item=request.target.item,
-            source=request.source.origin,
-            config=request.source.config,
-            seconds=time.perf_counter() - started,
-        )
-        lease.enter_context(entry.in_use_by_writer())
-    return entry

@@ -97,6 +97,18 @@ class Request:
         """
         return Key({"source": dict(self.source.identity), **self.fields})
 
+    @property
+    def working_key(self) -> Key:
+        """What the entry is called while it is converted, as long as it is not known what the source contains.
+
+        It is the same for all who convert the same files at the same time.
+
+        Raises:
+            CorruptSourceError: The source's files are being written.
+            SourceNotFoundError: One of them is gone.
+        """
+        return Key({"source": {"status": dict(self.source.status)}, **self.fields})
+
     def conversion(self) -> Conversion:
         """The lazy tensors that the entry consists of; looks at the headers of the source's files.
 

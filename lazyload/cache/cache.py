@@ -278,9 +278,15 @@ class Cache:
                 for leftover in leftovers(folder):
                     with contextlib.suppress(OSError):
                         remove(leftover.path)
+                self._remove_unfinished(model)
                 self._require_space(nbytes)
                 staging = held.enter_context(new_staging(folder, key, model))
             yield staging
+
+    def _remove_unfinished(self, model: str) -> None:
+        """Removes what conversions of a model have left that did not finish, under whatever key."""
+        for folder in self._folders(_models(model)):
+            self._carry_out(unfinished(folder), lambda removal: removal in unfinished(_entry_folder(removal.path)))
 
     def remove(
         self, *targets: str, filters: Sequence[str] = (), dry_run: bool = False, force: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ENTRY_FORMAT = 2
+ENTRY_FORMAT = 3
 """Raised whenever entries of the same key come to look different on disk."""
 
 

@@ -42,6 +42,21 @@ class Staging:
     may_be_published: bool = False
     _created: os.stat_result = field(repr=False, kw_only=True)
     _owner: os.stat_result = field(repr=False, kw_only=True)
+    _held: contextlib.ExitStack = field(repr=False, kw_only=True)
+
+    def move_to(self, key: Key) -> None:
+        """Makes it the staging of another key of the same model, which has only now become known.
+
+        Raises:
+            CacheError: The cache cannot be written to, or the data has been removed.
+        """
+        folder = self.folder.with_name(key.digest)
+        path = folder / self.path.name
+        with explained(self.path):
+            owner = _owned(path, self._held)
+            self.folder, self.key, self._owner = folder, key, os.fstat(owner)
+            os.rename(self.path, path)
+            self.path = path
 
     def publish(
         self,
@@ -125,15 +140,17 @@ def new_staging(folder: Path, key: Key, model: str) -> Iterator[Staging]:
             owner = _owned(path, held)
             try:
                 path.mkdir()
-                made = held.enter_context(liveness.locked_shared(path))
-                staging = Staging(folder, path, key, model, _created=os.fstat(made), _owner=os.fstat(owner))
+                made = os.fstat(held.enter_context(liveness.locked_shared(path)))
+                staging = Staging(folder, path, key, model, _created=made, _owner=os.fstat(owner), _held=held)
                 yield staging
             finally:
                 if staging is None or not staging.may_be_published:
-                    _discard(path)
+                    _discard(staging.path if staging else path)
     finally:
+        for used in dict.fromkeys([folder, staging.folder if staging else folder]):
+            with contextlib.suppress(OSError):
+                used.rmdir()
         with contextlib.suppress(OSError):
-            folder.rmdir()
             folder.parent.rmdir()
 
 

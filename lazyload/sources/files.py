@@ -54,12 +54,18 @@ class Files(Protocol):
     def origin(self) -> Mapping[str, Any]:
         """Where the files came from, for the manifest."""
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self, advance: Advance | None = None) -> Mapping[str, Any]:
         """What changes whenever the content does, for the key; JSON values.
+
+        Args:
+            advance: Called with the numbers of bytes that are read for that; None for the call's own progress.
 
         Raises:
             CorruptSourceError: A file is being written.
         """
+
+    def status(self) -> Mapping[str, Any]:
+        """What tells, without reading any weights, that the files have not changed between two times; JSON values."""
 
     @property
     def is_identified(self) -> bool:

@@ -120,9 +120,13 @@ class HubFiles:
         origin = {"id": self.name, "revision": self._revision, "commit": self._commit}
         return origin | self._reference.place
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self, advance: Advance | None = None) -> Mapping[str, Any]:
         """Model and commit, and which files of it, which say all."""
         return {"kind": "hub", "id": self.name, "commit": self._commit} | self._reference.place
+
+    def status(self) -> Mapping[str, Any]:
+        """Nothing: a commit does not change."""
+        return {}
 
     @property
     def is_identified(self) -> bool:

@@ -1,5 +1,6 @@
 """A checkpoint in a local folder."""
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -54,24 +55,35 @@ class LocalFiles:
         """The folder, and the sizes of its files of weights, by which copies of it can be told from others."""
         return {"path": str(self.folder), "sizes": {name: self.size(name) for name in weight_files(self).names}}
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self, advance: Advance | None = None) -> Mapping[str, Any]:
         """The content of every file, wherever the folder is and whenever it was made.
 
         What a file of weights contains is remembered for as long as its status stays, and known of the hub's own
         snapshots, whose files are named by their content; else the file is read as a whole.
         """
-        small = {
-            name: content
-            for name in (CONFIG, MODELOPT_CONFIG, index_name(self.variant))
-            if (content := self.find(name)) is not None
-        }
-        files = {name: {"sha256": hashlib.sha256(content).hexdigest()} for name, content in small.items()}
         names = weight_files(self).names
         known = self._known(names)
         if unknown := [name for name in names if name not in known]:
-            known |= self._hash(unknown)
+            known |= self._hash(unknown, advance)
             self._contents.remember(self._place, {name: self._hashed[name] for name in names if name in self._hashed})
-        return {"kind": "folder", "files": files | {name: {"sha256": known[name]} for name in names}}
+        return {"kind": "folder", "files": self._small_files() | {name: {"sha256": known[name]} for name in names}}
+
+    def status(self) -> Mapping[str, Any]:
+        """Where the files are, and what the system says of them once any further change of one would show."""
+        names = weight_files(self).names
+        for name in names:
+            wait_for_tick(self._status(name))
+        statuses = {name: status_of(self._status(name)) for name in names}
+        return {"kind": "folder", "folder": str(self._place), "files": self._small_files() | statuses}
+
+    def _small_files(self) -> dict[str, dict[str, Any]]:
+        """The content of the files that are no weights."""
+        found = {name: self.find(name) for name in (CONFIG, MODELOPT_CONFIG, index_name(self.variant))}
+        return {
+            name: {"sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in found.items()
+            if content is not None
+        }
 
     @property
     def is_identified(self) -> bool:
@@ -93,16 +105,15 @@ class LocalFiles:
                 self._hashed[name] = before
         return known
 
-    def _hash(self, names: Sequence[str]) -> dict[str, str]:
+    def _hash(self, names: Sequence[str], advance: Advance | None) -> dict[str, str]:
         """Reads files as a whole, and says what their SHA-256 is."""
         nbytes = sum(map(self.size, names))
-        with (
-            _first_to_hash(self._place) as is_first,
-            (self._progress if is_first else CallProgress(False, self.name)).stage(
-                "fetch", nbytes, "hashing"
-            ) as advance,
-            ThreadPoolExecutor(_HASHED_AT_ONCE, thread_name_prefix="lazyload") as pool,
-        ):
+        with contextlib.ExitStack() as stack:
+            if advance is None:
+                is_first = stack.enter_context(_first_to_hash(self._place))
+                progress = self._progress if is_first else CallProgress(False, self.name)
+                advance = stack.enter_context(progress.stage("fetch", nbytes, "hashing"))
+            pool = stack.enter_context(ThreadPoolExecutor(_HASHED_AT_ONCE, thread_name_prefix="lazyload"))
             hashes = pool.map(functools.partial(self._hash_one, advance=advance), names)
             return dict(zip(names, hashes, strict=True))
 

@@ -35,6 +35,15 @@ class RememberedSource:
         """Bytes of weights that have been read."""
         return self._source.nbytes_read if self._is_open else 0
 
+    def identify(self, advance: Advance | None = None) -> Mapping[str, Any]:
+        """The same as `identity`."""
+        return self.identity
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """A commit does not change."""
+        return self.identity
+
     @property
     def is_identified(self) -> bool:
         """Whether `identity` is known to read no weights as a whole."""
@@ -63,7 +72,7 @@ class RememberedSource:
         """Downloads the weights, where reading them in part is slow."""
         self._source.fetch(advance)
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, status: Mapping[str, Any]) -> None:
         """A commit does not change."""
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ class RemoteFiles:
         """The URL."""
         return {"url": self.name, "subfolder": self._subfolder}
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self, advance: Advance | None = None) -> Mapping[str, Any]:
         """The URL, and of each file its size and what its file system tells versions by.
 
         Where it tells none, the size alone would take one file for another: such a file is read as a whole.
@@ -85,6 +85,10 @@ class RemoteFiles:
         ]
         files = {name: self._version(name) for name in (*small, *weight_files(self).names)}
         return {"kind": "url", "url": self.name, "subfolder": self._subfolder, "files": files}
+
+    def status(self) -> Mapping[str, Any]:
+        """Nothing: the identity has been asked for before anything is read."""
+        return {}
 
     @property
     def is_identified(self) -> bool:

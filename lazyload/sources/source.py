@@ -71,9 +71,27 @@ class Source:
             CorruptSourceError: A file is being written.
         """
         # Not a cached property: in Python 3.11 these have one lock for all sources, and this may take minutes.
+        return self.identify()
+
+    def identify(self, advance: Advance | None = None) -> Mapping[str, Any]:
+        """The same.
+
+        Args:
+            advance: Called with the numbers of bytes that are read for that, from any thread; what it raises ends it.
+                None for the call's own progress.
+        """
         if self._identity is None:
-            self._identity = self._files.identity()
+            self._identity = self._files.identity(advance)
         return self._identity
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """What changes whenever the content does, without reading it: not the same for two copies of it.
+
+        Raises:
+            SourceNotFoundError: A file is gone.
+        """
+        return self._files.status()
 
     @property
     def is_identified(self) -> bool:
@@ -126,13 +144,16 @@ class Source:
         self._files.fetch(self._weight_files.names, advance)
         self._check(self._packed)
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, status: Mapping[str, Any]) -> None:
         """Makes sure that what has been read is what the identity stands for.
 
+        Args:
+            status: What `status` was before anything was read.
+
         Raises:
-            CorruptSourceError: The files have changed since the source was opened.
+            CorruptSourceError: The files have changed since.
         """
-        if self._files.identity() != self.identity:
+        if self._files.identity() != self.identity or self._files.status() != status:
             raise CorruptSourceError(
                 f"{self.name} has been changed while it was being converted; call again when its files are complete"
             )

@@ -177,9 +177,9 @@ def test_entries_of_an_older_entry_format_are_older_too(
     folder, root = tiny.make(tmp_path / "tiny"), tmp_path / "cache"
     before = lazyload.convert(folder, cache_dir=root)
     for module in ("key", "entry", "upgrade"):
-        monkeypatch.setattr(f"lazyload.cache.{module}.ENTRY_FORMAT", 3)
-    monkeypatch.setattr("lazyload.request.ENTRY_FORMAT", 3)
-    monkeypatch.setattr(upgrade, "_MARK", ".told/2.3")
+        monkeypatch.setattr(f"lazyload.cache.{module}.ENTRY_FORMAT", 4)
+    monkeypatch.setattr("lazyload.request.ENTRY_FORMAT", 4)
+    monkeypatch.setattr(upgrade, "_MARK", ".told/2.4")
     monkeypatch.setattr(upgrade, "_told", set())
     assert lazyload.Cache(root).entries() == []
     after = lazyload.convert(folder, cache_dir=root)

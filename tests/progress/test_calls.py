@@ -1,6 +1,7 @@
 """What a progress function is told, and what it may do."""
 
 import functools
+import shutil
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -73,11 +74,18 @@ def test_pathways_tells_of_restoring_too(folder: Path, tmp_path: Path, monkeypat
     assert [progress.stage for progress in seen].count("restore") == 2
 
 
-def test_a_folder_s_weights_are_read_in_the_stage_of_fetching(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_s_weights_are_read_in_the_stage_of_fetching_only_where_the_key_is_needed_first(
+    folder: Path, tmp_path: Path
+) -> None:
     seen: list[lazyload.Progress] = []
     lazyload.convert(folder, cache_dir=tmp_path, progress=seen.append)
     require_whole_stages(seen, str(folder))
-    assert {progress.stage for progress in seen} == {"fetch", "convert"}
+    assert {progress.stage for progress in seen} == {"convert"}
+    seen.clear()
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    lazyload.convert(copy, cache_dir=tmp_path, progress=seen.append)
+    require_whole_stages(seen, str(copy))
+    assert {progress.stage for progress in seen} == {"fetch"}
     seen.clear()
     lazyload.convert(folder, cache_dir=tmp_path, progress=seen.append)
     assert seen == []
@@ -93,7 +101,7 @@ def test_what_a_progress_function_raises_ends_the_call_as_it_is(
             raise error("enough")
 
     with pytest.raises(error, match=r"^enough$") as caught:
-        lazyload.from_pretrained(folder, cache_dir=tmp_path, progress=report)
+        lazyload.from_pretrained(folder, cache_dir=tmp_path, progress=report, force_convert=stage == "fetch")
     assert type(caught.value) is error
     assert not list(tmp_path.rglob("*.owner"))
     lazyload.from_pretrained(folder, cache_dir=tmp_path)

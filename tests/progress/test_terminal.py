@@ -108,7 +108,7 @@ def test_one_line_becomes_each_stage_and_ends_as_a_sentence(hub: Hub, folder: Pa
     terminal = Terminal(SLOWLY + LOAD, MODEL, tmp_path / "cache")
     seen = terminal.read()
     (last,) = terminal.end()
-    for doing in ("downloading", "converting", "restoring"):
+    for doing in ("downloading", "converting"):
         lines = [shown for shown in seen if shown.startswith(f"{doing} {MODEL}: ")]
         assert any(re.search(r"\d+%\|.*\| \d+(\.\d+)?k?/\d+k \[00:0\d<.*B/s\]$", line) for line in lines), seen
         assert max(map(len, lines)) <= 100

@@ -19,7 +19,7 @@ FIELDS = {
     "dtype": "bfloat16",
     "adapter": None,
     "storage": {"ocdbt": True, "zarr3": True, "compression": "none", "chunk_bytes": 16777216},
-    "format": 2,
+    "format": 3,
 }
 
 

@@ -1,0 +1,220 @@
+"""The entry that a request asks for: found in the cache, or converted under a lock; used while nobody can remove it.
+
+What a folder contains is known only once all of it has been read. Where the cache may have an entry made of it, that
+comes first, because the key needs it. Where it cannot have one, the folder is converted meanwhile, under a key that
+says which files these are rather than what they contain, and the entry moves to its own key in the end.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from lazyload.cache.conversions import in_progress
+from lazyload.cache.entry import Entry
+from lazyload.cache.key import Key
+from lazyload.errors import CacheError, EntryRemovedError
+from lazyload.layouts.conversion import Conversion
+from lazyload.layouts.source import Box
+from lazyload.progress import CallProgress, Noted
+from lazyload.report import Stopwatch
+from lazyload.request import Request
+from lazyload.sources.remembered import RememberedSource
+from lazyload.sources.source import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Used = TypeVar("Used")
+Used_co = TypeVar("Used_co", covariant=True)
+
+logger = logging.getLogger("lazyload")
+
+
+class Use(Protocol[Used_co]):
+    """What a call does with its entry."""
+
+    def begin(self, request: Request, conversion: Conversion) -> None:
+        """Is told, by the call that converts, what is about to be converted."""
+
+    def take(self, path: str, box: Box, values: "np.ndarray") -> None:
+        """Is given a box of an array while it is converted; see `lazyload.checkpoint.write.Deliver`."""
+
+    def of(self, entry: Entry) -> Used_co:
+        """Uses the entry."""
+
+
+@dataclass(frozen=True)
+class Obtained(Generic[Used]):
+    """What a call ends with.
+
+    Attributes:
+        used: What it has made of its entry.
+        entry: The entry.
+        reasons: Why this call converted it; None if it did not.
+    """
+
+    used: Used
+    entry: Entry
+    reasons: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a call goes about it.
+
+    Attributes:
+        force: Whether to convert again although the entry is there.
+        lock_timeout: Seconds to wait at most for another process.
+        progress: The call's progress.
+        stopwatch: What measures its stages.
+    """
+
+    force: bool
+    lock_timeout: float | None
+    progress: CallProgress
+    stopwatch: Stopwatch
+
+
+def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
+    """Uses the entry of a request, converted if need be.
+
+    An entry that is there is used without a lock, so that others may remove it until its lease begins; what is lost
+    then, or damaged, is looked for and converted under the lock.
+
+    Raises:
+        LazyLoadError: One of the errors in `lazyload.errors`; the cache is left as it was.
+    """
+    planned = None
+    if request.strict or not request.source.is_identified:
+        # An entry does not tell whether tensors were left aside; and weights need not be read to tell which they are
+        # where they cannot be converted.
+        planned = _planned(request, manner.stopwatch)
+    found = None
+    if manner.force or request.may_be_cached:
+        with manner.stopwatch.stage("open"):
+            found = request.cache.find(request.key, *request.forms)
+        logger.debug("%s: key %s is %s", request.source.name, request.key.digest, found.folder if found else "new")
+    if found and not manner.force:
+        try:
+            with found.in_use():
+                return Obtained(use.of(found), found, None)
+        except CacheError as error:
+            if not isinstance(error, EntryRemovedError) and not found.lost_files():
+                raise
+            logger.warning("converting again: %s", error)
+    reasons = ("asked to convert again",) if manner.force else tuple(request.reasons())
+    logger.debug("%s: to be converted: %s", request.source.name, "; ".join(reasons))
+    request, conversion = planned or _planned(request, manner.stopwatch)
+    while True:
+        with contextlib.ExitStack() as lease:
+            is_known = manner.force or request.may_be_cached
+            key = request.key if is_known else request.working_key
+            waited_for = request.cache.lock(key, manner.lock_timeout, request.source.name)
+            with manner.stopwatch.entering("wait", waited_for):
+                if not is_known and request.source.is_identified:
+                    # By whoever was waited for.
+                    continue
+                published = request.cache.find(key, *request.forms)
+                is_hit = published is not None and not (manner.force and published == found)
+                if published and is_hit:
+                    entry = published
+                    lease.enter_context(entry.in_use())
+                else:
+                    use.begin(request, conversion)
+                    entry = _converted(request, conversion, key, use, manner, lease)
+            return Obtained(use.of(entry), entry, None if is_hit else reasons)
+
+
+def _planned(request: Request, stopwatch: Stopwatch) -> tuple[Request, Conversion]:
+    """The request for what is stored, and its conversion."""
+    with stopwatch.stage("plan"):
+        settled = request.settled()
+        return settled, settled.conversion()
+
+
+def _converted(
+    request: Request, conversion: Conversion, key: Key, use: Use[Any], manner: Manner, lease: contextlib.ExitStack
+) -> Entry:
+    """Converts under a key whose lock is held."""
+    with in_progress(request.cache.root, key) as noted:
+        with manner.stopwatch.stage("fetch"):
+            _fetch(request, manner.progress, noted)
+        with manner.stopwatch.stage("convert"):
+            return _convert(request, conversion, key, use, manner.progress, noted, lease)
+
+
+def _fetch(request: Request, progress: CallProgress, noted: Noted) -> None:
+    """Downloads what reading in part would be slow for."""
+    with progress.stage("fetch", request.source.nbytes_to_fetch, noted=noted) as advance:
+        request.source.fetch(advance)
+
+
+def _convert(
+    request: Request,
+    conversion: Conversion,
+    key: Key,
+    use: Use[Any],
+    progress: CallProgress,
+    noted: Noted,
+    lease: contextlib.ExitStack,
+) -> Entry:
+    """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
+    # It takes a while to import, and neither plans nor the cache's commands need it.
+    from lazyload.checkpoint.write import write
+
+    nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
+    started, status = time.perf_counter(), request.source.status
+    with request.cache.staging(key, request.source.name, nbytes) as staging, contextlib.ExitStack() as held:
+        with _identified_meanwhile(request.source), progress.stage("convert", nbytes, noted=noted) as advance:
+            arrays = write(
+                staging.path,
+                conversion.tensors,
+                request.storage,
+                metadata=request.target.metadata,
+                scalars=request.target.scalars,
+                item=request.target.item,
+                advance=advance,
+                deliver=use.take,
+            )
+        request.source.check_unchanged(status)
+        if key != request.key:
+            held.enter_context(request.cache.lock(request.key, None, request.source.name))
+            if published := request.cache.find(request.key, *request.forms):
+                # Somebody has converted a copy of the same files.
+                lease.enter_context(published.in_use())
+                return published
+            staging.move_to(request.key)
+        entry = staging.publish(
+            arrays=arrays,
+            nbytes=nbytes,
+            item=request.target.item,
+            source=request.source.origin,
+            config=request.source.config,
+            seconds=time.perf_counter() - started,
+        )
+        lease.enter_context(entry.in_use_by_writer())
+    return entry
+
+
+@contextlib.contextmanager
+def _identified_meanwhile(source: Source | RememberedSource) -> Iterator[None]:
+    """Finds out what a source contains while the body runs; where that fails, for no longer than a few bytes."""
+    has_failed = threading.Event()
+
+    def advance(nbytes: int) -> None:
+        if has_failed.is_set():
+            raise InterruptedError
+
+    with ThreadPoolExecutor(1, thread_name_prefix="lazyload") as pool:
+        identity = pool.submit(source.identify, advance)
+        try:
+            yield
+        except BaseException:
+            has_failed.set()
+            raise
+        identity.result()
