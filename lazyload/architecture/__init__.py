@@ -13,7 +13,7 @@ from lazyload.architecture.experts import Experts
 from lazyload.architecture.gated_delta_net import GatedDeltaNet
 from lazyload.architecture.latent_attention import LatentAttention
 from lazyload.architecture.mlp import MLP, Activation
-from lazyload.architecture.norm import Norm
+from lazyload.architecture.norm import LayerNorm, Norm
 from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
 from lazyload.architecture.rope import Rope
 
@@ -26,6 +26,7 @@ __all__ = [
     "GatedDeltaNet",
     "LatentAttention",
     "Layer",
+    "LayerNorm",
     "Norm",
     "PerLayerEmbedding",
     "PerLayerInput",

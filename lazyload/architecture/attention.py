@@ -49,6 +49,8 @@ class Attention:
         softcap: Soft cap of the logits; None for none.
         qk_norm: Norm of queries and keys: over each head, over all heads together ("full"), or none.
         norm: What that norm is.
+        norm_after_rope: Whether queries and keys have it after their rotation instead of before (Hunyuan).
+        qkv_clip: The largest magnitude of queries, keys and values, after the norm; None for any (OLMoE).
         qkv_bias: Whether the q, k and v projections have biases.
         o_bias: Whether the output projection has a bias.
         sinks: Whether each head has a learned logit that takes attention away from the tokens (gpt-oss).
@@ -70,6 +72,8 @@ class Attention:
     softcap: float | None = None
     qk_norm: Literal["head", "full"] | None = None
     norm: Norm = RMS_NORM
+    norm_after_rope: bool = False
+    qkv_clip: float | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     sinks: bool = False
@@ -90,8 +94,13 @@ class Attention:
         require_one_of(self, "qk_norm", ("head", "full", None))
         if self.rope is not None:
             require(self.rope.dim <= self.head_dim, self, f"rope rotates {self.rope.dim} of {self.head_dim} dimensions")
+            # Interleaved pairs come out of the rotation as halves, where the norm's scale would not find them.
+            in_place = not (self.norm_after_rope and self.rope.interleaved)
+            require(in_place, self, "norm_after_rope needs a rope that is not interleaved")
         if self.window is not None:
             require_positive(self, "window")
+        if self.qkv_clip is not None:
+            require(self.qkv_clip > 0, self, f"qkv_clip = {self.qkv_clip!r} must be positive, or None")
         if self.softcap is not None:
             require(self.softcap > 0, self, f"softcap = {self.softcap!r} must be positive, or None")
 

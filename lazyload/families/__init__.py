@@ -8,12 +8,17 @@ from typing import Any
 
 from lazyload.errors import ArgumentError, ConfigError, UnknownArchitectureError
 from lazyload.families import (
+    apertus,
+    arcee,
+    cohere2,
     deepseek,
+    exaone4,
     gemma,
     gemma4,
     glm,
     gpt_oss,
     granite,
+    hunyuan,
     llama,
     mistral3,
     mixtral,
@@ -23,6 +28,7 @@ from lazyload.families import (
     qwen3_5,
     qwen3_next,
     qwen3_vl,
+    seed_oss,
     smollm,
 )
 from lazyload.families.family import Family
@@ -98,5 +104,11 @@ for _family in (
     deepseek.DEEPSEEK_V2,
     deepseek.DEEPSEEK_V3,
     deepseek.KIMI,
+    cohere2.COHERE2,
+    exaone4.EXAONE4,
+    seed_oss.SEED_OSS,
+    hunyuan.HUNYUAN_DENSE,
+    arcee.ARCEE,
+    apertus.APERTUS,
 ):
     register(_family)

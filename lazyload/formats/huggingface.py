@@ -49,6 +49,13 @@ MLP = {
     "mlp.down_proj.bias": "mlp.out.bias : embed",
 }
 
+UNGATED_MLP = {
+    "mlp.up_proj.weight": "mlp.up : mlp embed",
+    "mlp.up_proj.bias": "mlp.up.bias : mlp",
+    "mlp.down_proj.weight": "mlp.out : embed mlp",
+    "mlp.down_proj.bias": "mlp.out.bias : embed",
+}
+
 EXPERTS = {
     "mlp.gate.weight": "router : expert embed",
     "mlp.gate.e_score_correction_bias": "router.selection_bias : expert",
@@ -139,9 +146,11 @@ def decoder(
     rows = {
         "model.embed_tokens.weight": "embed : vocab embed",
         "model.norm.weight": "final_norm : embed",
+        "model.norm.bias": "final_norm.bias : embed",
         **further,
         **_in_layers(layer),
         "lm_head.weight": "lm_head : vocab embed",
+        "lm_head.bias": "logits_bias : vocab",
     }
     # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice, or by its other name only.
     twice = ["lm_head.weight", "*.lm_head.weight"] if config.tied else []
