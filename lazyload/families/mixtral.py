@@ -13,7 +13,7 @@ from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
 
 # Experts are called by the numbers of their matrices, as in Mistral's own code.
-_EXPERTS = {
+NUMBERED_EXPERTS = {
     "block_sparse_moe.gate.weight": "router : expert embed",
     "block_sparse_moe.experts.{expert}.{gate_up:w1,w3}.weight": "experts.in : expert_mlp embed",
     "block_sparse_moe.experts.{expert}.w2.weight": "experts.out : embed expert_mlp",
@@ -37,7 +37,7 @@ def mixtral_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def mixtral_huggingface(config: DecoderConfig) -> Layout:
     """Plain attention, and the experts under their own names."""
-    return huggingface.decoder(config, huggingface.ATTENTION | huggingface.NORMS | _EXPERTS)
+    return huggingface.decoder(config, huggingface.ATTENTION | huggingface.NORMS | NUMBERED_EXPERTS)
 
 
 MIXTRAL = Family(

@@ -643,6 +643,66 @@ def kimi_k25(draw: Draw) -> Values:
     }
 
 
+def cohere2(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    if "rms_norm_eps" in values:
+        values["layer_norm_eps"] = values.pop("rms_norm_eps")
+    return (
+        values
+        | rope(draw, width(values))
+        | {"sliding_window": draw(st.sampled_from([2, 5, 4096]))}
+        | draw(st.sampled_from([{}, {"sliding_window_pattern": 2}, {"sliding_window_pattern": 3}]))
+        | maybe(
+            draw,
+            attention_bias=BOTH,
+            hidden_act=ACTIVATIONS,
+            logit_scale=st.sampled_from([0.25, 2.0]),
+            layer_types=kinds_of_layers(values),
+        )
+    )
+
+
+def exaone4(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    values |= rope(draw, width(values)) | {"sliding_window": draw(WINDOWS)} | maybe(draw, hidden_act=ACTIVATIONS)
+    if values["sliding_window"] is None:
+        # Left out, transformers divides by the pattern, zero.
+        return values | {"layer_types": ["full_attention"] * values["num_hidden_layers"]}
+    if draw(BOTH):
+        return values | maybe(draw, sliding_window_pattern=st.sampled_from([1, 2, 4]))
+    return values | {"layer_types": draw(kinds_of_layers(values))} | maybe(draw, sliding_window_pattern=st.just("LLLG"))
+
+
+def seed_oss(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    if "head_dim" not in values:
+        values["head_dim"] = None
+    values |= rope(draw, width(values))
+    return values | maybe(draw, attention_bias=BOTH, attention_out_bias=BOTH, mlp_bias=BOTH, hidden_act=ACTIVATIONS)
+
+
+def hunyuan_v1_dense(draw: Draw) -> Values:
+    # Without the width of a head, transformers cannot be built.
+    values = sizes(draw)
+    values |= rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS)
+    for found in descriptions(values):
+        if "dynamic" in found.values():
+            found.update(maybe(draw, alpha=st.sampled_from([0.0, 2.5, 1000.0]), beta_fast=st.just(32), mscale=st.just(1.0)))
+    return values
+
+
+def arcee(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    activations = st.sampled_from(["relu2", "silu", "gelu"])
+    return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, mlp_bias=BOTH, hidden_act=activations)
+
+
+def apertus(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    activations = st.sampled_from(["xielu", "relu2", "gelu"])
+    return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, hidden_act=activations)
+
+
 KINDS = (
     llama,
     mistral,
@@ -678,6 +738,12 @@ KINDS = (
     deepseek_v2,
     deepseek_v3,
     kimi_k25,
+    cohere2,
+    exaone4,
+    seed_oss,
+    hunyuan_v1_dense,
+    arcee,
+    apertus,
 )
 
 
@@ -705,8 +771,10 @@ def build(kind: str, values: Values) -> Any:
                 tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.5 - 0.25)
             elif name.endswith(("bias", "sinks")):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
-            elif name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+            elif name.endswith(("layer_scalar", "router.scale", "per_expert_scale", "alpha_p", "alpha_n", ".beta")):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            elif name.endswith(".eps"):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * -0.5)
             elif name.endswith(("weight", "_proj")):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 1.3 / tensor.shape[-1] ** 0.5)
     return model
