@@ -65,6 +65,8 @@ class Rope:
             self,
             f"turning_pairs = {self.turning_pairs} of {self.dim // 2} pairs",
         )
+        only_long = self.long_attention_factor is None or self.kind == "longrope"
+        require(only_long, self, "long_attention_factor is for longrope")
         if self.kind in _EXTENDED:
             require(self.original_max_position is not None, self, f"kind {self.kind!r} needs original_max_position")
             require_positive(self, "original_max_position")

@@ -24,6 +24,7 @@ def read(
     *,
     theta: float = 10_000.0,
     partial: bool = False,
+    rotated: str = "",
     interleaved: bool = False,
     names: Mapping[str, str] | None = None,
     ignored: Sequence[str] = (),
@@ -35,6 +36,7 @@ def read(
         dim: How many dimensions of a head it rotates, before `partial_rotary_factor`.
         theta: The base where the file does not say.
         partial: Whether `partial_rotary_factor` may reduce `dim`.
+        rotated: The field that says how many dimensions rotate where there is no `partial_rotary_factor`, if any.
         interleaved: Whether a rotated pair is two neighbours.
         names: What this kind of model means by some kinds of scaling.
         ignored: What stands beside the embedding's parameters and is no matter of it.
@@ -46,6 +48,12 @@ def read(
     if any(name in parameters for name in _LAYER_TYPES):
         raise ConfigError(f"{fields.where}: this kind of model cannot have rope_parameters for each type of layer")
     parameters = {name: value for name, value in parameters.items() if name not in ignored}
+    if rotated:
+        count = fields.size(rotated, dim)
+        if count % 2 or count > dim:
+            raise ConfigError(f"{fields.where}: {rotated} = {count} must be an even number, and at most {dim}")
+        share = fields.get("partial_rotary_factor", count / dim)
+        parameters.setdefault("partial_rotary_factor", share)
     rope = _rope(fields, parameters, dim, fields.get("rope_theta", theta), partial=partial, names=names or {})
     return replace(rope, interleaved=interleaved)
 

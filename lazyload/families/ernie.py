@@ -49,8 +49,9 @@ def _layer(fields: Fields, bias: bool) -> Layer:
 
 def _experts(fields: Fields, bias: bool) -> Experts:
     width, shared = fields.size("moe_intermediate_size"), fields.get("moe_num_shared_experts", 2)
-    selected = "moe_k" if "moe_k" in fields else "num_experts_per_tok"
-    fields.ignore("moe_k", "num_experts_per_tok")
+    names = ("moe_k", "num_experts_per_tok")
+    selected = next((name for name in names if name in fields), "moe_k")
+    fields.ignore(*names)
     return Experts(
         num_experts=num_experts(fields, "moe_num_experts", "num_experts", selected=selected),
         num_selected=fields.size(selected),

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture import DecoderConfig, Experts, Layer
+from lazyload.architecture import DecoderConfig, Layer
 from lazyload.config_json import rope
+from lazyload.config_json.experts import experts
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import activation, attention, decoder, norm, num_experts
+from lazyload.config_json.shape import attention, decoder, norm
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
@@ -16,24 +17,20 @@ _LAYER = {
     **huggingface.ATTENTION,
     **huggingface.EXPERTS,
     **huggingface.NORMS,
-    "self_attn.q_norm.weight": "attn.q_norm : (head head_dim)",
-    "self_attn.k_norm.weight": "attn.k_norm : (kv_head head_dim)",
+    **huggingface.FULL_QK_NORMS,
 }
 
 
 def olmoe_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of an OLMoE."""
     fields = Fields(values, max_position_embeddings=4096, rms_norm_eps=1e-5)
-    bias, clip = fields.get("attention_bias", False), fields.optional("clip_qkv", float)
+    bias = fields.get("attention_bias", False)
+    clip = fields.positive("clip_qkv", 1.0) if "clip_qkv" in fields else None
     mixer = attention(fields, qkv_bias=bias, o_bias=bias, qk_norm="full", norm=norm(fields), qkv_clip=clip)
-    experts = Experts(
-        num_experts=num_experts(fields, "num_experts", "num_local_experts"),
-        num_selected=fields.size("num_experts_per_tok"),
-        mlp_dim=fields.size("intermediate_size"),
-        activation=activation(fields),
-        normalize=fields.get("norm_topk_prob", False),
+    feed_forward = experts(fields, "num_experts", "num_local_experts", normalize=fields.get("norm_topk_prob", False))
+    layer = Layer(
+        mixer=replace(mixer, rope=rope.read(fields, mixer.head_dim)), feed_forward=feed_forward, norm=norm(fields)
     )
-    layer = Layer(mixer=replace(mixer, rope=rope.read(fields, mixer.head_dim)), feed_forward=experts, norm=norm(fields))
     return decoder(fields, (layer,) * fields.size("num_hidden_layers"))
 
 

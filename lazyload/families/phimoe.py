@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture import DecoderConfig, Experts, Layer, Rope
+from lazyload.architecture import DecoderConfig, Layer, Rope
 from lazyload.config_json import rope
+from lazyload.config_json.experts import experts
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import activation, attention, decoder, layer_norm, num_experts, window
+from lazyload.config_json.shape import attention, decoder, layer_norm, window
 from lazyload.errors import ConfigError
 from lazyload.families.family import Family
 from lazyload.families.mixtral import NUMBERED_EXPERTS
@@ -22,22 +23,14 @@ _MAGNITUDES = ("short_mscale", "long_mscale")
 def phimoe_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Phi 3.5 MoE; every token is sent to two experts."""
     fields = Fields(values, num_key_value_heads=8, max_position_embeddings=131_072)
-    bias = fields.get("attention_bias", False)
+    bias, margin = fields.get("attention_bias", False), fields.get("router_jitter_noise", 0.01)
     mixer = attention(fields, qkv_bias=bias, o_bias=bias, window=window(fields))
+    mixer = replace(mixer, rope=_rope(fields, mixer.head_dim))
     fields.ignore("input_jitter_noise")
     fields.refuse("num_experts_per_tok", 2)
-    experts = Experts(
-        num_experts=num_experts(fields, "num_local_experts", "num_experts"),
-        num_selected=fields.size("num_experts_per_tok"),
-        mlp_dim=fields.size("intermediate_size"),
-        activation=activation(fields),
-        scores="sparsemixer",
-        margin=fields.get("router_jitter_noise", 0.01),
-    )
-    norm = layer_norm(fields, "rms_norm_eps", bias=True)
-    layer = Layer(mixer=replace(mixer, rope=_rope(fields, mixer.head_dim)), feed_forward=experts, norm=norm)
-    layers = (layer,) * fields.size("num_hidden_layers")
-    return decoder(fields, layers, logits_bias=fields.get("lm_head_bias", False))
+    feed_forward = experts(fields, "num_local_experts", "num_experts", scores="sparsemixer", margin=margin)
+    layer = Layer(mixer=mixer, feed_forward=feed_forward, norm=layer_norm(fields, "rms_norm_eps", bias=True))
+    return decoder(fields, (layer,) * fields.size("num_hidden_layers"), logits_bias=fields.get("lm_head_bias", False))
 
 
 def _rope(fields: Fields, dim: int) -> Rope:
@@ -45,10 +38,10 @@ def _rope(fields: Fields, dim: int) -> Rope:
     plain = rope.read(fields, dim, theta=1e6, ignored=_MAGNITUDES)
     if plain.kind == "default":
         return plain
-    if plain.kind != "longrope":
-        raise ConfigError(f"{fields.where}: the rotary embedding {plain.kind!r} is not implemented; longrope is")
-    # transformers 5.24 forgets the long factors; the model's own code has them.
     described = Fields(rope.parameters_of(fields), where=f"{fields.where}: rope_scaling")
+    if plain.kind != "longrope":
+        raise ConfigError(f"{described.where}: the rotary embedding {plain.kind!r} is not implemented; longrope is")
+    # transformers 5.24 forgets the long factors; the model's own code has them.
     short, long = (described.need(name, float) for name in _MAGNITUDES)
     return replace(plain, attention_factor=short, long_attention_factor=long)
 

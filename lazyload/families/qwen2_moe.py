@@ -38,8 +38,8 @@ def _windows(fields: Fields) -> list[int | None]:
     first_full = fields.get("max_window_layers", 28)
     default = [used and number % 2 == 0 and number < first_full for number in range(fields.size("num_hidden_layers"))]
     slides = sliding(fields, default)
-    if any(slides) and not (used and width):
-        raise ConfigError(f"{fields.where}: layers slide, but use_sliding_window is off or sliding_window is null")
+    if any(slides) and not used:
+        raise ConfigError(f"{fields.where}: layer_types has sliding_attention, but use_sliding_window is off")
     return [width if slid else None for slid in slides]
 
 

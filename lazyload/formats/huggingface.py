@@ -28,6 +28,12 @@ ATTENTION = {
     "self_attn.sinks": "attn.sinks : head",
 }
 
+FULL_QK_NORMS = {
+    "self_attn.q_norm.weight": "attn.q_norm : (head head_dim)",
+    "self_attn.k_norm.weight": "attn.k_norm : (kv_head head_dim)",
+}
+"""In place of `ATTENTION`'s, where queries and keys have norms over all heads together."""
+
 LATENT_ATTENTION = {
     "self_attn.q_proj.weight": "attn.q : (head qk_dim) embed",
     "self_attn.q_a_proj.weight": "attn.q_a : q_rank embed",

@@ -687,7 +687,9 @@ def hunyuan_v1_dense(draw: Draw) -> Values:
     values |= rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS)
     for found in descriptions(values):
         if "dynamic" in found.values():
-            found.update(maybe(draw, alpha=st.sampled_from([0.0, 2.5, 1000.0]), beta_fast=st.just(32), mscale=st.just(1.0)))
+            found.update(
+                maybe(draw, alpha=st.sampled_from([0.0, 2.5, 1000.0]), beta_fast=st.just(32), mscale=st.just(1.0))
+            )
     return values
 
 
@@ -701,6 +703,92 @@ def apertus(draw: Draw) -> Values:
     values = sizes(draw, head_dim=draw(BOTH))
     activations = st.sampled_from(["xielu", "relu2", "gelu"])
     return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, hidden_act=activations)
+
+
+def few_experts(draw: Draw, count: str = "num_experts", selected: str = "num_experts_per_tok") -> Values:
+    experts = draw(st.integers(1, 5))
+    return {count: experts, selected: draw(st.integers(1, experts))}
+
+
+def olmoe(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=False)
+    values |= rope(draw, width(values)) | few_experts(draw)
+    return values | maybe(
+        draw,
+        attention_bias=BOTH,
+        hidden_act=ACTIVATIONS,
+        norm_topk_prob=BOTH,
+        clip_qkv=st.sampled_from([None, 0.5, 8.0]),
+    )
+
+
+def qwen2_moe(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    sliding = draw(BOTH)
+    values |= {"use_sliding_window": sliding, "sliding_window": 3 if sliding else draw(WINDOWS)}
+    if sliding:
+        values |= maybe(draw, layer_types=kinds_of_layers(values))
+    return (
+        values
+        | rope(draw, width(values))
+        | experts_beside_a_shared_one(draw)
+        | maybe(
+            draw,
+            qkv_bias=BOTH,
+            hidden_act=ACTIVATIONS,
+            norm_topk_prob=BOTH,
+            max_window_layers=st.integers(0, 5),
+            decoder_sparse_step=st.integers(1, 3),
+            mlp_only_layers=st.lists(st.integers(0, 4), max_size=3),
+        )
+    )
+
+
+def minimax_m2(draw: Draw) -> Values:
+    values = sizes(draw) | few_experts(draw, "num_local_experts") | maybe(draw, hidden_act=ACTIVATIONS)
+    if draw(BOTH):
+        return values | partial(draw, values["head_dim"], 1.0)
+    rotated = draw(st.sampled_from([4, values["head_dim"]]))
+    return values | rope(draw, rotated) | {"rotary_dim": rotated}
+
+
+def ernie4_5(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    if "head_dim" not in values:
+        values["head_dim"] = None
+    return values | rope(draw, width(values)) | maybe(draw, use_bias=BOTH, hidden_act=ACTIVATIONS)
+
+
+def ernie4_5_moe(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    values |= rope(draw, width(values)) | few_experts(draw, "moe_num_experts", "moe_k") | {"moe_intermediate_size": 12}
+    return values | maybe(
+        draw,
+        use_bias=BOTH,
+        hidden_act=ACTIVATIONS,
+        moe_num_shared_experts=st.integers(0, 2),
+        moe_layer_start_index=st.integers(0, 3),
+        moe_layer_end_index=st.integers(-1, 4),
+        moe_layer_interval=st.integers(1, 3),
+        moe_norm_min=st.sampled_from([1e-12, 0.7]),
+    )
+
+
+def phimoe(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH)) | {"sliding_window": draw(WINDOWS)}
+    values |= {"num_local_experts": draw(st.integers(2, 5)), "num_experts_per_tok": 2}
+    values |= rope(draw, width(values), "default longrope")
+    for found in descriptions(values):
+        if "longrope" in found.values():
+            # Beyond the original length, transformers forgets the long factors.
+            found |= {"original_max_position_embeddings": 64, "short_mscale": 1.2, "long_mscale": 0.7}
+    return values | maybe(
+        draw,
+        attention_bias=BOTH,
+        lm_head_bias=BOTH,
+        hidden_act=ACTIVATIONS,
+        router_jitter_noise=st.sampled_from([0.0, 0.01, 0.3]),
+    )
 
 
 KINDS = (
@@ -744,6 +832,12 @@ KINDS = (
     hunyuan_v1_dense,
     arcee,
     apertus,
+    olmoe,
+    qwen2_moe,
+    minimax_m2,
+    ernie4_5,
+    ernie4_5_moe,
+    phimoe,
 )
 
 
@@ -893,6 +987,8 @@ NEEDED = {
     "num_local_experts",
     "n_routed_experts",
     "num_experts_per_tok",
+    "moe_k",
+    "moe_num_experts",
     "moe_intermediate_size",
     "kv_lora_rank",
     "qk_nope_head_dim",

@@ -16,6 +16,7 @@ from lazyload.architecture import (
     GatedDeltaNet,
     LatentAttention,
     Layer,
+    LayerNorm,
     Norm,
     PerLayerEmbedding,
     PerLayerInput,
@@ -96,6 +97,14 @@ def _gemma4() -> DecoderConfig:
     return config(*layers, tied=True, per_layer_embedding=PerLayerEmbedding(vocab_size=62, num_layers=4, dim=6))
 
 
+def _parallel() -> DecoderConfig:
+    mixer = replace(ATTENTION, qk_norm="head", norm_after_rope=True, qkv_clip=1.0)
+    experts = replace(EXPERTS, scores="sparsemixer", margin=0.2)
+    norm, dense = LayerNorm(bias=True), MLP(mlp_dim=48, activation="xielu", gated=False)
+    layers = [layer(mixer, feed_forward, norm=norm, parallel=True) for feed_forward in (dense, experts)]
+    return config(*layers, norm=norm, tied=True, logits_bias=True)
+
+
 CONFIGS = {
     "plain": config(),
     "gemma2": _gemma2(),
@@ -104,6 +113,7 @@ CONFIGS = {
     "gpt_oss": _gpt_oss(),
     "deepseek": _deepseek(),
     "qwen3_5": config(layer(replace(DELTA_NET, fused=False)), layer(replace(ATTENTION, gated=True))),
+    "parallel": _parallel(),
     "ministral3": config(*[layer(replace(ATTENTION, temperature=Temperature(beta=0.5, length=3)))] * 2),
     "qwen3_next": config(
         layer(DELTA_NET),
@@ -119,6 +129,7 @@ FULL_BLOCKS = (
     DELTA_NET,
     replace(DELTA_NET, fused=False),
     replace(DENSE, bias=True),
+    replace(DENSE, activation="xielu", gated=False, bias=True),
     replace(
         EXPERTS,
         shared_mlp_dim=8,
@@ -159,7 +170,9 @@ def weights(config: DecoderConfig) -> dict[str, np.ndarray]:
 
 def _around_one(path: str, config: DecoderConfig) -> bool:
     """Whether a parameter is a factor."""
-    return ("norm" in path and not config.norm.offset) or path.endswith(("layer_scalar", "expert_scale"))
+    return ("norm" in path and not getattr(config.norm, "offset", 0.0)) or path.endswith(
+        ("layer_scalar", "expert_scale")
+    )
 
 
 def run(model: Decoder, *args: Any, **kwargs: Any) -> Any:
