@@ -38,7 +38,7 @@ def read(
         partial: Whether `partial_rotary_factor` may reduce `dim`.
         rotated: The field that says how many dimensions rotate where there is no `partial_rotary_factor`, if any.
         interleaved: Whether a rotated pair is two neighbours.
-        names: What this kind of model means by some kinds of scaling.
+        names: What this kind of model means by some kinds of scaling; "ntk_alpha" is one that no file calls so.
         ignored: What stands beside the embedding's parameters and is no matter of it.
 
     Raises:
@@ -156,11 +156,14 @@ def _rope(
             pass
         case "linear":
             rope = replace(rope, kind="linear", factor=parameters.need("factor", float))
+        case "dynamic" | "ntk_alpha" if rotated == 2:
+            raise ConfigError(f"{parameters.where}: the rotary embedding 'dynamic' needs more than one rotated pair")
+        case "ntk_alpha":
+            # A larger base, whatever the length; beside it stands what belongs to other scalings.
+            parameters.ignore("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+            alpha = parameters.positive("alpha", 1.0)
+            rope = replace(rope, theta=rope.theta * alpha ** (rotated / (rotated - 2)))
         case "dynamic":
-            if rotated == 2:
-                raise ConfigError(
-                    f"{parameters.where}: the rotary embedding 'dynamic' needs more than one rotated pair"
-                )
             length = fields.size("max_position_embeddings")
             rope = replace(rope, kind="dynamic", factor=parameters.need("factor", float), original_max_position=length)
         case "llama3":

@@ -192,6 +192,7 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("seed_oss", "sliding_window", 8),
         ("hunyuan_v1_dense", "use_qk_norm", False),
         ("hunyuan_v1_dense", "use_cla", True),
+        ("hunyuan_v1_dense", "num_experts", 8),
         ("hunyuan_v1_dense", "norm_type", "layernorm"),
         ("hunyuan_v1_dense", "use_rotary_pos_emb", False),
         ("hunyuan_v1_dense", "mlp_bias", True),
