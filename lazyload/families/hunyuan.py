@@ -16,16 +16,8 @@ _RENAMED = {f"self_attn.{x[0]}_norm.weight": f"self_attn.{x}_layernorm.weight" f
 
 # The files describe what transformers takes for granted; they name tokens, and have sizes of what is switched off.
 _FIXED = {"use_qk_norm": True, "use_rotary_pos_emb": True, "norm_type": "rms", "num_experts": 1}
-_UNUSED: tuple[str, ...] = (
-    "im_start_id",
-    "im_end_id",
-    "im_newline_id",
-    "text_start_id",
-    "text_end_id",
-    "mask_init_id",
-    "pad_id",
-)
-_UNUSED += ("org_vocab_size", "attention_head_dim", "cla_share_factor", "dense_list", "class_num", "pool_type")
+_TOKENS = ("im_start_id", "im_end_id", "im_newline_id", "text_start_id", "text_end_id", "mask_init_id", "pad_id")
+_UNUSED = ("org_vocab_size", "attention_head_dim", "cla_share_factor", "dense_list", "class_num", "pool_type")
 
 
 def hunyuan_dense_config(values: Mapping[str, Any]) -> DecoderConfig:
@@ -33,7 +25,7 @@ def hunyuan_dense_config(values: Mapping[str, Any]) -> DecoderConfig:
     fields = Fields(values, max_position_embeddings=2048, rms_norm_eps=1e-5)
     for name, value in _FIXED.items():
         fields.refuse(name, value)
-    fields.ignore(*_UNUSED)
+    fields.ignore(*_TOKENS, *_UNUSED)
     bias = fields.get("attention_bias", False)
     mixer = attention(fields, qkv_bias=bias, o_bias=bias, qk_norm="head", norm=norm(fields), norm_after_rope=True)
     # With an `alpha`, what is called "dynamic" does not depend on the length.
