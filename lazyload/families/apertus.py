@@ -31,17 +31,17 @@ def apertus_config(values: Mapping[str, Any]) -> DecoderConfig:
     if not values.get("rope_scaling") and values.get("rope_parameters") is None:
         values = {**values, "rope_parameters": {**_ROPE, "original_max_position_embeddings": 8192}}
     fields = Fields(values, max_position_embeddings=65_536, rms_norm_eps=1e-5)
+    # What transformers takes for granted.
+    fields.refuse("qk_norm", True)
     bias = fields.get("attention_bias", False)
     mixer = attention(fields, qkv_bias=bias, o_bias=bias, qk_norm="head", norm=norm(fields))
     mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim, theta=12e6))
-    layer = Layer(mixer=mixer, feed_forward=_mlp(fields), norm=norm(fields))
+    if fields.get("hidden_act", "xielu") == "xielu":
+        feed_forward = MLP(mlp_dim=fields.size("intermediate_size"), activation="xielu", gated=False)
+    else:
+        feed_forward = mlp(fields, gated=False)
+    layer = Layer(mixer=mixer, feed_forward=feed_forward, norm=norm(fields))
     return decoder(fields, (layer,) * fields.size("num_hidden_layers"))
-
-
-def _mlp(fields: Fields) -> MLP:
-    if fields.get("hidden_act", "xielu") != "xielu":
-        return mlp(fields, gated=False)
-    return MLP(mlp_dim=fields.size("intermediate_size"), activation="xielu", gated=False)
 
 
 def apertus_huggingface(config: DecoderConfig) -> Layout:

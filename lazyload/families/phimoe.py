@@ -26,7 +26,8 @@ def phimoe_config(values: Mapping[str, Any]) -> DecoderConfig:
     bias, margin = fields.get("attention_bias", False), fields.get("router_jitter_noise", 0.01)
     mixer = attention(fields, qkv_bias=bias, o_bias=bias, window=window(fields))
     mixer = replace(mixer, rope=_rope(fields, mixer.head_dim))
-    fields.ignore("input_jitter_noise")
+    # Noise of the training, and a length that the plain embedding has no use for.
+    fields.ignore("input_jitter_noise", "original_max_position_embeddings")
     fields.refuse("num_experts_per_tok", 2)
     feed_forward = experts(fields, "num_local_experts", "num_experts", scores="sparsemixer", margin=margin)
     layer = Layer(mixer=mixer, feed_forward=feed_forward, norm=layer_norm(fields, "rms_norm_eps", bias=True))

@@ -202,6 +202,8 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("arcee", "hidden_act", "xielu"),
         ("arcee", "partial_rotary_factor", 0.5),
         ("apertus", "mlp_bias", True),
+        ("apertus", "qk_norm", False),
+        ("apertus", "post_norm", True),
         ("olmoe", "clip_qkv", -1.0),
         ("olmoe", "shared_expert_intermediate_size", 8),
         ("qwen2_moe", "layer_types", ["sliding_attention"] * 4),
