@@ -11,6 +11,7 @@ from lazyload.architecture.attention import Attention, Temperature
 from lazyload.architecture.decoder import DecoderConfig, Layer
 from lazyload.architecture.experts import Experts
 from lazyload.architecture.gated_delta_net import GatedDeltaNet
+from lazyload.architecture.indexer import Indexer
 from lazyload.architecture.latent_attention import LatentAttention
 from lazyload.architecture.mlp import MLP, Activation
 from lazyload.architecture.norm import LayerNorm, Norm
@@ -24,6 +25,7 @@ __all__ = [
     "DecoderConfig",
     "Experts",
     "GatedDeltaNet",
+    "Indexer",
     "LatentAttention",
     "Layer",
     "LayerNorm",

@@ -9,6 +9,7 @@ from lazyload.architecture.attention import Attention
 from lazyload.architecture.block import Block, Mixer
 from lazyload.architecture.checks import require, require_positive
 from lazyload.architecture.experts import Experts
+from lazyload.architecture.latent_attention import LatentAttention
 from lazyload.architecture.norm import LayerNorm, Norm
 from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
 from lazyload.display.values import differing_fields
@@ -133,6 +134,11 @@ class DecoderConfig:
         self._require_per_layer_inputs()
         for number in range(self.num_layers):
             self._require_keys_and_values(number)
+            require(
+                not self._shares_selection(number) or self._indexing_layer(number) is not None,
+                self,
+                f"layer {number} attends to what an earlier layer's indexer selects, and there is none",
+            )
 
     def kv_layer(self, number: int) -> int:
         """The layer whose keys and values, or states, layer `number` attends to: itself, if it shares no other's."""
@@ -192,6 +198,13 @@ class DecoderConfig:
                 source in layers,
                 self,
                 f"layer {number} attends to the keys and values of layer {source}, which layers={layers} leaves out",
+            )
+            indexing = self._indexing_layer(number) if self._shares_selection(number) else number
+            require(
+                indexing in layers,
+                self,
+                f"layer {number} attends to what the indexer of layer {indexing} selects, which layers={layers} leaves "
+                "out",
             )
         return replace(self, layers=tuple(_counted_from(layers.start, self.layers[number]) for number in layers))
 
@@ -274,6 +287,16 @@ class DecoderConfig:
             f"layer {number} attends to the keys and values of layer {mixer.kv_layer}, which must be an earlier one "
             f"with {mixer.num_kv_heads} heads of its own of width {mixer.head_dim}",
         )
+
+    def _shares_selection(self, number: int) -> bool:
+        mixer = self.layers[number].mixer
+        return isinstance(mixer, LatentAttention) and mixer.shares_selection
+
+    def _indexing_layer(self, number: int) -> int | None:
+        """The last layer before layer `number` that has an indexer; None for none."""
+        mixers = [layer.mixer for layer in self.layers[:number]]
+        indexing = [n for n, mixer in enumerate(mixers) if isinstance(mixer, LatentAttention) and mixer.indexer]
+        return max(indexing, default=None)
 
     def _first_attention(self, attribute: str) -> int:
         mixers = (layer.mixer for layer in self.layers)

@@ -154,26 +154,27 @@ def activation(fields: Fields, name: str = "hidden_act", default: str = "silu") 
     return _ACTIVATIONS[value]
 
 
-def layer_types(fields: Fields, default: Sequence[str], *known: str) -> list[str]:
+def layer_types(fields: Fields, default: Sequence[str], *known: str, name: str = "layer_types") -> list[str]:
     """The kind of each layer.
 
     Args:
         fields: The model's `config.json`.
-        default: The same where the file has no `layer_types`.
+        default: The same where the file does not say.
         known: The kinds that the family has; none for `full_attention` and `sliding_attention`.
+        name: The field that says it.
 
     Raises:
-        ConfigError: `layer_types` has another length or holds another kind.
+        ConfigError: The field has another length or holds another kind.
     """
     known = known or ("full_attention", "sliding_attention")
-    types = fields.optional("layer_types", list)
+    types = fields.optional(name, list)
     if types is None:
         return list(default)
     if len(types) != len(default):
-        raise ConfigError(f"{fields.where}: layer_types has {len(types)} values for {len(default)} layers")
+        raise ConfigError(f"{fields.where}: {name} has {len(types)} values for {len(default)} layers")
     unknown = sorted({str(kind) for kind in types if kind not in known})
     if unknown:
-        raise ConfigError(f"{fields.where}: layer_types holds {', '.join(unknown)}, which is not implemented")
+        raise ConfigError(f"{fields.where}: {name} holds {', '.join(unknown)}, which is not implemented")
     return [str(kind) for kind in types]
 
 

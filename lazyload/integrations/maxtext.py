@@ -35,6 +35,7 @@ MaxTextConfig = TypeVar("MaxTextConfig")
 HUB_IDS: Mapping[str, str] = {
     "deepseek2-16b": "deepseek-ai/DeepSeek-V2-Lite",
     "deepseek3-671b": "deepseek-ai/DeepSeek-V3",
+    "deepseek3.2-671b": "deepseek-ai/DeepSeek-V3.2",
     "gemma2-2b": "google/gemma-2-2b",
     "gemma2-9b": "google/gemma-2-9b",
     "gemma2-27b": "google/gemma-2-27b",
@@ -333,6 +334,10 @@ def _expected(request: Request) -> dict[tuple[str, ...], Any]:
         expected["qk_nope_head_dim",] = latent.nope_dim
         expected["qk_rope_head_dim",] = latent.rope_dim
         expected["v_head_dim",] = latent.v_dim
+        if latent.indexer is not None:
+            expected["indexer_n_heads",] = latent.indexer.num_heads
+            expected["indexer_head_dim",] = latent.indexer.head_dim
+            expected["indexer_topk",] = latent.indexer.num_selected
     if attention:
         expected["num_kv_heads", "base_num_kv_heads"] = attention.num_kv_heads
         expected["head_dim",] = attention.head_dim

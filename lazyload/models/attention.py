@@ -120,7 +120,7 @@ class Attention(nnx.Module):
         if self.block.v_norm:
             value = normalized(value, self.block.norm.eps).astype(value.dtype)
         key, value = self._normed_and_rotated(key, self.k_norm, rotation), self._clipped(value)
-        return {"k": key, "v": value} if cache is None else append(cache, key, value)
+        return {"k": key, "v": value} if cache is None else append(cache, k=key, v=value)
 
     def _normed_and_rotated(self, x: jax.Array, norm: RMSNorm | None, rotation: Rotation | None) -> jax.Array:
         """Queries or keys, `[batch, length, heads, head_dim]`, as the logits take them."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.decoders import ATTENTION, CONFIGS, DENSE, EXPERTS, ROPE, config, layer
+from support.decoders import ATTENTION, CONFIGS, DENSE, EXPERTS, INDEXER, LATENT, ROPE, config, layer
 
 from lazyload.architecture import (
     MLP,
@@ -73,7 +73,6 @@ def test_blocks_are_found_by_their_class() -> None:
     assert (CONFIGS["qwen3_next"].num_heads, CONFIGS["qwen3_next"].head_dim) == (4, 8)
 
 
-LATENT: dict[str, Any] = {"num_heads": 2, "q_rank": 4, "kv_rank": 4, "nope_dim": 4, "rope_dim": 2, "v_dim": 4}
 DELTA: dict[str, Any] = {"num_key_heads": 2, "num_value_heads": 4, "key_dim": 8, "value_dim": 6, "conv_width": 4}
 SHARING = layer(replace(ATTENTION, kv_layer=0))
 
@@ -107,8 +106,12 @@ SHARING = layer(replace(ATTENTION, kv_layer=0))
         (EXPERTS, {"scores": "tanh"}, "Experts: scores = 'tanh' is not known"),
         (EXPERTS, {"scores": "sparsemixer", "num_selected": 3}, "Experts: sparsemixer selects two"),
         (EXPERTS, {"shared_gate": True}, "Experts: there is no shared expert"),
-        (LatentAttention(**LATENT), {"rope": ROPE}, "LatentAttention: rope rotates 8 of 2 dimensions"),
-        (LatentAttention(**LATENT), {"q_rank": 0}, "LatentAttention: q_rank = 0"),
+        (LATENT, {"rope": ROPE}, "LatentAttention: rope rotates 8 of 4 dimensions"),
+        (LATENT, {"q_rank": 0}, "LatentAttention: q_rank = 0"),
+        (LATENT, {"q_rank": None, "indexer": INDEXER}, "LatentAttention: an indexer works on the compressed query"),
+        (LATENT, {"indexer": INDEXER, "shares_selection": True}, "LatentAttention: an indexer of its own, and"),
+        (INDEXER, {"head_dim": 2}, "Indexer: rope rotates 4 of 2 dimensions"),
+        (INDEXER, {"num_selected": 0}, "Indexer: num_selected = 0"),
         (GatedDeltaNet(**DELTA), {"num_value_heads": 3}, "GatedDeltaNet: num_value_heads = 3 is no multiple"),
         (GatedDeltaNet(**DELTA), {"conv_width": 1}, "GatedDeltaNet: conv_width = 1"),
         (ROPE, {"dim": 7}, "Rope: dim = 7 must be even"),
@@ -135,6 +138,11 @@ SHARING = layer(replace(ATTENTION, kv_layer=0))
         ),
         (CONFIGS["plain"], {"layers": (layer(replace(ATTENTION, num_kv_heads=4)), SHARING)}, "DecoderConfig: layer 1"),
         (CONFIGS["plain"], {"layers": (layer(GatedDeltaNet(**DELTA)), SHARING)}, "DecoderConfig: layer 1"),
+        (
+            CONFIGS["plain"],
+            {"layers": (layer(LATENT), layer(replace(LATENT, shares_selection=True)))},
+            "DecoderConfig: layer 1 attends to what an earlier layer's indexer selects, and there is none",
+        ),
         (CONFIGS["plain"], {"layers": (layer(per_layer_input=PerLayerInput(dim=6)),)}, "DecoderConfig: per_layer_emb"),
         (
             CONFIGS["gemma4"],

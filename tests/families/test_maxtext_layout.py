@@ -63,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_cases() -> None:
-    assert len(CASES) == 44
+    assert len(CASES) == 46
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)

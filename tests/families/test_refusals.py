@@ -52,6 +52,8 @@ KINDS = (
     "ernie4_5",
     "ernie4_5_moe",
     "phimoe",
+    "deepseek_v32",
+    "glm_moe_dsa",
 )
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Files on the hub do without.
@@ -68,6 +70,8 @@ EXPERTS = {
     "gpt_oss": ("num_local_experts", "num_experts_per_tok"),
     "deepseek_v2": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
     "deepseek_v3": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
+    "deepseek_v32": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
+    "glm_moe_dsa": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
 }
 
 
@@ -223,6 +227,19 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("phimoe", "num_experts_per_tok", 3),
         ("phimoe", "rope_scaling", {"type": "linear", "factor": 2.0, "short_mscale": 1.0, "long_mscale": 1.0}),
         ("phimoe", "rope_scaling", {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}),
+        ("deepseek_v32", "q_lora_rank", 0),
+        ("deepseek_v32", "scoring_func", "softmax"),
+        ("deepseek_v32", "moe_layer_freq", 2),
+        ("deepseek_v32", "index_topk", 0),
+        ("deepseek_v32", "indexer_types", ["full"] * 4),
+        ("deepseek_v32", "layer_types", ["full_attention"] * 4),
+        ("deepseek_v32", "mlp_layer_types", ["dense"] * 3),
+        ("deepseek_v32", "mlp_layer_types", ["dense", "sparse", "sparse", "mixed"]),
+        ("glm_moe_dsa", "indexer_types", ["full"] * 4),
+        ("glm_moe_dsa", "indexer_types", ["full", "shared", "full", "full", "none"]),
+        ("glm_moe_dsa", "index_topk_pattern", "FSSFX"),
+        ("glm_moe_dsa", "index_topk_pattern", 7),
+        ("glm_moe_dsa", "index_topk_freq", -1.5),
     ],
 )
 def test_an_option_that_is_not_implemented_is_named(kind: str, field: str, value: Any) -> None:
@@ -374,6 +391,7 @@ def test_whole_numbers_may_be_written_either_way(kind: str) -> None:
     "kind",
     ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "olmoe", "qwen2_moe", "minimax_m2", "phimoe"],
 )
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "glm_moe_dsa"])
 @pytest.mark.parametrize("name", ["num_experts", "num_local_experts"])
 def test_the_number_of_experts_goes_by_several_names(kind: str, name: str) -> None:
     own = EXPERTS[kind][0]

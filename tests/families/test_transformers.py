@@ -636,6 +636,38 @@ def deepseek_v3(draw: Draw) -> Values:
     return latent(draw) | grouped(draw, 2) | maybe(draw, norm_topk_prob=BOTH, rope_interleave=BOTH)
 
 
+def sparse(draw: Draw) -> Values:
+    """What DeepSeek V3.2 and GLM 5 share."""
+    # Where heads have no product that is positive, scores are equal, and which key is selected is anybody's choice.
+    values = latent(draw) | grouped(draw, 2) | {"index_n_heads": 24, "q_lora_rank": 9}
+    values |= {"index_head_dim": values["qk_rope_head_dim"] + draw(st.sampled_from([0, 2, 4]))}
+    values |= {"index_topk": draw(st.sampled_from([1, 3, 7, 19, 20, 64]))}
+    count = values["num_hidden_layers"]
+    kinds = st.lists(st.sampled_from(["dense", "sparse"]), min_size=count, max_size=count)
+    return values | maybe(draw, norm_topk_prob=BOTH, mlp_layer_types=kinds, mlp_bias=BOTH)
+
+
+def deepseek_v32(draw: Draw) -> Values:
+    return sparse(draw)
+
+
+def glm_moe_dsa(draw: Draw) -> Values:
+    values = sparse(draw)
+    kinds = ["full", *draw(st.lists(st.sampled_from(["full", "shared"]), min_size=4, max_size=4))]
+    return values | draw(
+        st.sampled_from(
+            [
+                {},
+                {"indexer_types": kinds},
+                {"index_topk_pattern": kinds},
+                {"index_topk_pattern": "".join(kind[0].upper() for kind in kinds)},
+                {"index_topk_freq": draw(st.integers(1, 4))},
+                {"index_topk_freq": draw(st.integers(1, 4)), "index_skip_topk_offset": draw(st.integers(1, 3))},
+            ]
+        )
+    )
+
+
 def kimi_k25(draw: Draw) -> Values:
     text = deepseek_v3(draw)
     return multimodal(draw, draw(st.sampled_from(["kimi_k2", "deepseek_v3"])), text, KIMI_VISION) | {
@@ -823,6 +855,8 @@ KINDS = (
     gpt_oss,
     deepseek_v2,
     deepseek_v3,
+    deepseek_v32,
+    glm_moe_dsa,
     kimi_k25,
     cohere2,
     exaone4,

@@ -14,6 +14,7 @@ from lazyload.architecture import (
     DecoderConfig,
     Experts,
     GatedDeltaNet,
+    Indexer,
     LatentAttention,
     Layer,
     LayerNorm,
@@ -31,6 +32,16 @@ TOKENS = (np.arange(48).reshape(4, 12) * 7 % 61).astype(np.int32)
 
 ATTENTION = Attention(num_heads=4, num_kv_heads=2, head_dim=8, rope=ROPE)
 DELTA_NET = GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=6, conv_width=4)
+LATENT = LatentAttention(
+    num_heads=4,
+    q_rank=12,
+    kv_rank=16,
+    nope_dim=8,
+    rope_dim=4,
+    v_dim=6,
+    rope=Rope(theta=1e4, dim=4, interleaved=True),
+)
+INDEXER = Indexer(num_heads=2, head_dim=6, num_selected=5, rope=Rope(theta=1e4, dim=4))
 DENSE = MLP(mlp_dim=48)
 EXPERTS = Experts(num_experts=8, num_selected=2, mlp_dim=16)
 
@@ -58,17 +69,7 @@ def _gpt_oss() -> DecoderConfig:
 
 
 def _deepseek() -> DecoderConfig:
-    mixer = LatentAttention(
-        num_heads=4,
-        q_rank=12,
-        kv_rank=16,
-        nope_dim=8,
-        rope_dim=4,
-        v_dim=6,
-        rope=Rope(theta=1e4, dim=4, interleaved=True),
-        a_bias=True,
-        o_bias=True,
-    )
+    mixer = replace(LATENT, a_bias=True, o_bias=True)
     experts = replace(
         EXPERTS,
         shared_mlp_dim=8,
@@ -112,6 +113,7 @@ CONFIGS = {
     "olmo": config(*[layer(replace(ATTENTION, qk_norm="full"), pre_norms=False, post_norms=True)] * 2),
     "gpt_oss": _gpt_oss(),
     "deepseek": _deepseek(),
+    "deepseek_v32": config(layer(replace(LATENT, indexer=INDEXER)), layer(replace(LATENT, shares_selection=True))),
     "qwen3_5": config(layer(replace(DELTA_NET, fused=False)), layer(replace(ATTENTION, gated=True))),
     "parallel": _parallel(),
     "ministral3": config(*[layer(replace(ATTENTION, temperature=Temperature(beta=0.5, length=3)))] * 2),
@@ -125,7 +127,7 @@ CONFIGS = {
 
 FULL_BLOCKS = (
     replace(ATTENTION, qk_norm="head", qkv_bias=True, o_bias=True, sinks=True),
-    replace(_deepseek().layers[0].mixer, a_bias=True, o_bias=True),
+    replace(LATENT, a_bias=True, o_bias=True, indexer=INDEXER),
     DELTA_NET,
     replace(DELTA_NET, fused=False),
     replace(DENSE, bias=True),

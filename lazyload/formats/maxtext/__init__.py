@@ -25,6 +25,7 @@ from lazyload.layouts.layout import Layout
 _TABLES: Mapping[str, Callable[[DecoderConfig, bool, int | None], Layout]] = {
     "deepseek_v2": deepseek,
     "deepseek_v3": deepseek,
+    "deepseek_v32": deepseek,
     "gemma2": gemma2,
     "gemma3": gemma3,
     "gemma4": gemma4,
