@@ -29,6 +29,7 @@ class Experts:
         normalize: Whether the selected weights are divided by their sum.
         least_sum: The least that they are divided by (ERNIE 4.5).
         scale: What the weights are multiplied with at the end.
+        weighted_inputs: Whether weights multiply what goes into an expert instead of what comes out (Llama 4).
         num_groups: Groups for group-limited selection; 1 for none.
         num_selected_groups: Groups a token may use.
         group_score: A group's score is its best expert's ("max") or the sum of its two best ("top2").
@@ -54,6 +55,7 @@ class Experts:
     normalize: bool = True
     least_sum: float = 0.0
     scale: float = 1.0
+    weighted_inputs: bool = False
     num_groups: int = 1
     num_selected_groups: int = 1
     group_score: Literal["max", "top2"] = "max"

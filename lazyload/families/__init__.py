@@ -23,6 +23,7 @@ from lazyload.families import (
     hunyuan,
     llama,
     minimax_m2,
+    llama4,
     mistral3,
     mixtral,
     olmo,
@@ -83,6 +84,7 @@ def find(config: Mapping[str, Any]) -> Family:
 
 for _family in (
     llama.LLAMA,
+    llama4.LLAMA4,
     llama.MISTRAL,
     mistral3.MINISTRAL3,
     mistral3.MISTRAL3,

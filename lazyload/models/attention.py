@@ -101,7 +101,7 @@ class Attention(nnx.Module):
             query,
             key,
             value,
-            context.mask(key.shape[1], self.block.window),
+            context.mask(key.shape[1], self.block.window, self.block.chunk),
             scale=self.block.scale,
             softcap=self.block.softcap,
             sinks=self.sinks[...] if self.block.sinks else None,
@@ -129,6 +129,8 @@ class Attention(nnx.Module):
         x = self._clipped(x)
         if rotation is not None:
             x = rotate(x, rotation)
+        if self.block.qk_norm == "bare":
+            return normalized(x, self.block.norm.eps).astype(x.dtype)
         return norm(x) if norm is not None and self.block.norm_after_rope else x
 
     def _clipped(self, x: jax.Array) -> jax.Array:
@@ -138,5 +140,5 @@ class Attention(nnx.Module):
 
 def _growth(temperature: architecture.Temperature, positions: jax.Array) -> jax.Array:
     """What queries are multiplied with, float32 `[batch, length, 1, 1]`."""
-    times = jnp.floor(positions.astype(jnp.float32) / temperature.length)
+    times = jnp.floor((positions + temperature.counted_from).astype(jnp.float32) / temperature.length)
     return (1 + temperature.beta * jnp.log1p(times))[..., None, None]

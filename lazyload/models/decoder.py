@@ -184,7 +184,7 @@ class Decoder(nnx.Module):
             attention_mask: bool, True where a key may be attended to, keys being the cache's slots or, without a
                 cache, the tokens. `[batch, keys]`, as tokenizers make it, says which keys are no padding; `[batch,
                 length, keys]` or `[batch, 1, length, keys]` says it for each token. None is causal. Sliding windows
-                narrow either, counted in slots.
+                narrow either, counted in slots, and chunks, counted from the first key that a token may attend to.
 
         Returns:
             Logits, float32 `[batch, length, vocab]` (the projection itself is computed in the activations' dtype, or

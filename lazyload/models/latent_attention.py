@@ -65,7 +65,7 @@ class LatentAttention(nnx.Module):
         if cache is not None:
             cache = append(cache, **kept)
             kept = {name: cache[name].astype(x.dtype) for name in kept}
-        mask = context.mask(kept["k"].shape[1], None)
+        mask = context.mask(kept["k"].shape[1])
         if self.block.indexer is not None:
             mask = context.selected = self.indexer(x, latent, kept["index_k"], mask, context)
         elif self.block.shares_selection:

@@ -89,7 +89,9 @@ def _original(rope: Rope) -> int:
 def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
     """Long wavelengths are stretched by the factor, short ones kept, those between interpolated."""
     turns = _original(rope) * plain / (2 * math.pi)
-    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    # Llama 4 Scout has nothing between the two.
+    with np.errstate(divide="ignore"):
+        smooth = (turns - rope.low_freq_factor) / np.float64(rope.high_freq_factor - rope.low_freq_factor)
     keep = np.clip(smooth, 0, 1)
     scaled: np.ndarray = (1 - keep) * plain / rope.factor + keep * plain
     return scaled

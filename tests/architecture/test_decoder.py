@@ -84,7 +84,11 @@ SHARING = layer(replace(ATTENTION, kv_layer=0))
         (ATTENTION, {"num_heads": 0}, "Attention: num_heads = 0 must be a positive whole number"),
         (ATTENTION, {"head_dim": 8.0}, "Attention: head_dim = 8.0 must be a positive whole number"),
         (ATTENTION, {"head_dim": 4}, "Attention: rope rotates 8 of 4 dimensions"),
-        (ATTENTION, {"qk_norm": "heads"}, "Attention: qk_norm = 'heads' is not known; there are head, full, None"),
+        (
+            ATTENTION,
+            {"qk_norm": "heads"},
+            "Attention: qk_norm = 'heads' is not known; there are head, full, bare, None",
+        ),
         (ATTENTION, {"window": 0}, "Attention: window = 0"),
         (ATTENTION, {"qkv_clip": 0.0}, "Attention: qkv_clip = 0.0 must be positive"),
         (
@@ -92,6 +96,7 @@ SHARING = layer(replace(ATTENTION, kv_layer=0))
             {"norm_after_rope": True},
             "Attention: norm_after_rope needs a rope that is not interleaved",
         ),
+        (ATTENTION, {"chunk": 0}, "Attention: chunk = 0"),
         (ATTENTION, {"softcap": -1.0}, "Attention: softcap = -1.0 must be positive"),
         (
             DENSE,

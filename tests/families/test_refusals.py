@@ -14,6 +14,8 @@ Values = dict[str, Any]
 
 KINDS = (
     "llama3",
+    "llama4",
+    "llama4_text",
     "mistral",
     "qwen2",
     "qwen3",
@@ -66,6 +68,7 @@ EXPERTS = {
     "phimoe": ("num_local_experts", "num_experts_per_tok"),
     "qwen3_moe": ("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
     "mixtral": ("num_local_experts", "num_experts_per_tok"),
+    "llama4_text": ("num_local_experts", "num_experts_per_tok"),
     "gemma4_a4b": ("num_experts", "top_k_experts", "moe_intermediate_size"),
     "gpt_oss": ("num_local_experts", "num_experts_per_tok"),
     "deepseek_v2": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
@@ -121,6 +124,18 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("llama3", "partial_rotary_factor", 0.5),
         ("llama3", "is_encoder_decoder", True),
         ("llama3", "sliding_window", 128),
+        ("llama4", "sliding_window", 128),
+        ("llama4", "mlp_bias", True),
+        ("llama4", "no_rope_layers", [1, 1, 1, 0]),
+        ("llama4", "no_rope_layer_interval", 0),
+        ("llama4", "interleave_moe_layer_step", 0),
+        ("llama4", "moe_layers", 3),
+        ("llama4", "attention_chunk_size", 0),
+        ("llama4", "floor_scale", 0),
+        ("llama4_text", "layer_types", ["sliding_attention"] * 5),
+        ("llama4_text", "layer_types", ["chunked_attention"] * 4),
+        ("llama4_text", "use_qk_norm", "yes"),
+        ("llama4_text", "num_experts_per_tok", 9),
         ("mistral", "attention_bias", True),
         ("mistral", "layer_types", ["sliding_attention", "full_attention"] * 2),
         ("qwen2", "use_mrope", True),
@@ -334,6 +349,11 @@ def test_what_the_rotary_embedding_of_a_kind_of_layer_lacks_or_has_too_much(desc
     local = {"rope_type": "default", "rope_theta": 1e4}
     parameters = {"full_attention": described, "sliding_attention": local}
     refuse(values_of("gemma4_text_31b", rope_parameters=parameters), message)
+
+
+def test_chunks_need_a_length() -> None:
+    values = values_of("llama4_text", attention_chunk_size=None, layer_types=["chunked_attention"] * 5)
+    refuse(values, "lacks the field 'attention_chunk_size'")
 
 
 def test_one_rotated_pair_cannot_grow_with_the_length() -> None:

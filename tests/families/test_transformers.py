@@ -212,6 +212,34 @@ def llama(draw: Draw) -> Values:
     return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, mlp_bias=BOTH, hidden_act=ACTIVATIONS)
 
 
+def llama4_text(draw: Draw) -> Values:
+    values = sizes(draw)
+    count, experts = values["num_hidden_layers"], draw(st.integers(1, 5))
+    values |= rope(draw, width(values))
+    kinds = st.lists(st.sampled_from(["chunked_attention", "full_attention"]), min_size=count, max_size=count)
+    # Not 1: transformers' own cache keeps everything for it.
+    values |= {"attention_chunk_size": draw(st.sampled_from([2, 5, 8192]))}
+    values |= draw(st.sampled_from([{}, {"layer_types": draw(kinds)}, {"attention_chunk_size": None}]))
+    values |= {"num_local_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
+    return (
+        values
+        | maybe(
+            draw,
+            attention_bias=BOTH,
+            hidden_act=ACTIVATIONS,
+            use_qk_norm=BOTH,
+            attn_temperature_tuning=BOTH,
+            floor_scale=st.sampled_from([1, 3, 8]),
+            attn_scale=st.sampled_from([0.1, 1.0]),
+            no_rope_layer_interval=st.integers(1, 3),
+            no_rope_layers=st.lists(st.integers(0, 1), min_size=count, max_size=count),
+            interleave_moe_layer_step=st.integers(1, 3),
+            moe_layers=st.lists(st.integers(0, 4), max_size=3),
+        )
+        | {"intermediate_size_mlp": 23}
+    )
+
+
 def mistral(draw: Draw) -> Values:
     values = sizes(draw, head_dim=draw(BOTH))
     return values | rope(draw, width(values)) | {"sliding_window": draw(WINDOWS)}
@@ -823,6 +851,7 @@ def phimoe(draw: Draw) -> Values:
 
 KINDS = (
     llama,
+    llama4_text,
     mistral,
     ministral3,
     mistral3,

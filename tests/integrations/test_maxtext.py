@@ -24,6 +24,19 @@ GDN = [
     f"gdn_{name}" for name in ("conv_kernel_dim", "key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads")
 ]
 COMPARED: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "llama4_8": (
+        ["base_moe_mlp_dim", "num_experts_per_tok"],
+        {
+            "base_mlp_dim": 96,
+            "shared_experts": 1,
+            "inhomogeneous_layer_cycle_interval": 4,
+            "interleave_moe_layer_step": 2,
+            "nope_layer_interval": 4,
+            "chunk_attn_window_size": 8,
+            "temperature_tuning": True,
+            "use_qk_norm": False,
+        },
+    ),
     "deepseek_v32": (["indexer_n_heads", "indexer_head_dim", "indexer_topk"], {}),
     "qwen3_5_moe_8": (GDN, {"inhomogeneous_layer_cycle_interval": 4, "shared_experts": 1}),
     "qwen3_next_8": (GDN, {"inhomogeneous_layer_cycle_interval": 4, "shared_experts": 1}),

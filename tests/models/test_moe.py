@@ -30,14 +30,15 @@ def reference(moe, x, weights, chosen):
     y = np.zeros(x.shape)
     for b, t in np.ndindex(*x.shape[:2]):
         for weight, expert in zip(weights[b, t], chosen[b, t], strict=True):
-            gate, up = (x[b, t] @ kernel[name][expert] + bias[name][expert] for name in ("gate", "up"))
+            before, after = (weight, 1) if moe.block.weighted_inputs else (1, weight)
+            gate, up = (x[b, t] * before @ kernel[name][expert] + bias[name][expert] for name in ("gate", "up"))
             if moe.block.clamped_swiglu:
                 alpha, limit = moe.block.clamped_swiglu
                 gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
                 hidden = gate * sigmoid(alpha * gate) * (up + 1)
             else:
                 hidden = gate * sigmoid(gate) * up
-            y[b, t] += weight * (hidden @ kernel["down"][expert] + bias["down"][expert])
+            y[b, t] += after * (hidden @ kernel["down"][expert] + bias["down"][expert])
     return y
 
 
@@ -57,6 +58,7 @@ def mixture(experts):
         EXPERTS,
         Experts(num_experts=8, num_selected=3, mlp_dim=16, bias=True, clamped_swiglu=(1.702, 0.7)),
         Experts(num_experts=8, num_selected=8, mlp_dim=16),
+        Experts(num_experts=8, num_selected=2, mlp_dim=16, scores="sigmoid", normalize=False, weighted_inputs=True),
     ],
 )
 def test_grouped_products_equal_one_expert_at_a_time(experts):

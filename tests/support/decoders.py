@@ -104,6 +104,12 @@ def _parallel() -> DecoderConfig:
     norm, dense = LayerNorm(bias=True), MLP(mlp_dim=48, activation="xielu", gated=False)
     layers = [layer(mixer, feed_forward, norm=norm, parallel=True) for feed_forward in (dense, experts)]
     return config(*layers, norm=norm, tied=True, logits_bias=True)
+def _llama4() -> DecoderConfig:
+    rotary = replace(ROPE, interleaved=True)
+    mixer = replace(ATTENTION, rope=rotary, qk_norm="bare", chunk=5)
+    plain = replace(ATTENTION, rope=None, temperature=Temperature(beta=0.5, length=3, counted_from=1))
+    experts = replace(EXPERTS, shared_mlp_dim=16, scores="sigmoid", normalize=False, weighted_inputs=True)
+    return config(layer(mixer), layer(plain, experts))
 
 
 CONFIGS = {
@@ -116,6 +122,7 @@ CONFIGS = {
     "deepseek_v32": config(layer(replace(LATENT, indexer=INDEXER)), layer(replace(LATENT, shares_selection=True))),
     "qwen3_5": config(layer(replace(DELTA_NET, fused=False)), layer(replace(ATTENTION, gated=True))),
     "parallel": _parallel(),
+    "llama4": _llama4(),
     "ministral3": config(*[layer(replace(ATTENTION, temperature=Temperature(beta=0.5, length=3)))] * 2),
     "qwen3_next": config(
         layer(DELTA_NET),

@@ -15,6 +15,7 @@ from lazyload.formats.maxtext.gemma import gemma2, gemma3
 from lazyload.formats.maxtext.gemma4 import gemma4
 from lazyload.formats.maxtext.gpt_oss import gpt_oss
 from lazyload.formats.maxtext.llama import llama, mistral, mixtral
+from lazyload.formats.maxtext.llama4 import llama4
 from lazyload.formats.maxtext.olmo import olmo3
 from lazyload.formats.maxtext.qwen import qwen, qwen3_vl_moe
 from lazyload.formats.maxtext.qwen3_next import qwen3_5_moe, qwen3_next
@@ -32,6 +33,7 @@ _TABLES: Mapping[str, Callable[[DecoderConfig, bool, int | None], Layout]] = {
     "gpt_oss": gpt_oss,
     "kimi_k2": deepseek,
     "llama": llama,
+    "llama4": llama4,
     "mistral": mistral,
     "mixtral": mixtral,
     "olmo3": olmo3,
