@@ -13,6 +13,7 @@ from lazyload.architecture.experts import Experts
 from lazyload.architecture.gated_delta_net import GatedDeltaNet
 from lazyload.architecture.indexer import Indexer
 from lazyload.architecture.latent_attention import LatentAttention
+from lazyload.architecture.mamba2 import Mamba2
 from lazyload.architecture.mlp import MLP, Activation
 from lazyload.architecture.norm import LayerNorm, Norm
 from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
@@ -29,6 +30,7 @@ __all__ = [
     "LatentAttention",
     "Layer",
     "LayerNorm",
+    "Mamba2",
     "Norm",
     "PerLayerEmbedding",
     "PerLayerInput",

@@ -121,6 +121,25 @@ LAYER = ATTENTION | MLP | NORMS
 """A layer of a Llama, and of most others."""
 
 
+def mamba2(module: str) -> Rows:
+    """A Mamba 2 below `module`: gates, inputs, what writes and reads the states, and time steps are one tensor."""
+    heads, groups = "ssm_head ssm_dim", "ssm_group ssm_state"
+    projected = f"({heads} | {heads} | {groups} | {groups} | ssm_head)"
+    rows = {
+        "in_proj.weight": f"mamba.z | mamba.x | mamba.b | mamba.c | mamba.dt : {projected} embed",
+        "in_proj.bias": f"mamba.z.bias | mamba.x.bias | mamba.b.bias | mamba.c.bias | mamba.dt.bias : {projected}",
+        "conv1d.weight": f"mamba.conv_x | mamba.conv_b | mamba.conv_c : ({heads} | {groups} | {groups}) 1 conv_width",
+        "conv1d.bias": f"mamba.conv_x.bias | mamba.conv_b.bias | mamba.conv_c.bias : ({heads} | {groups} | {groups})",
+        "A_log": "mamba.a_log : ssm_head",
+        "dt_bias": "mamba.dt_bias : ssm_head",
+        "D": "mamba.d : ssm_head",
+        "norm.weight": f"mamba.norm : ({heads})",
+        "out_proj.weight": f"mamba.o : embed ({heads})",
+        "out_proj.bias": "mamba.o.bias : embed",
+    }
+    return {f"{module}.{path}": entry for path, entry in rows.items()}
+
+
 def prediction_layers(config: DecoderConfig) -> list[str]:
     """Patterns of what follows the last layer to predict further tokens (DeepSeek V3, GLM 4 with experts).
 

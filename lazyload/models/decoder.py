@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
-from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, moe, per_layer_input
+from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
 from lazyload.models.context import Context, checked_mask
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
@@ -24,6 +24,7 @@ BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Attention: attention.Attention,
     architecture.LatentAttention: latent_attention.LatentAttention,
     architecture.GatedDeltaNet: gated_delta_net.GatedDeltaNet,
+    architecture.Mamba2: mamba2.Mamba2,
     architecture.MLP: MLP,
     architecture.Experts: moe.MixtureOfExperts,
     architecture.PerLayerInput: per_layer_input.PerLayerInput,

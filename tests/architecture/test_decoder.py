@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.decoders import ATTENTION, CONFIGS, DENSE, EXPERTS, INDEXER, LATENT, ROPE, config, layer
+from support.decoders import ATTENTION, CONFIGS, DENSE, EXPERTS, INDEXER, LATENT, MAMBA, ROPE, config, layer
 
 from lazyload.architecture import (
     MLP,
@@ -119,6 +119,9 @@ SHARING = layer(replace(ATTENTION, kv_layer=0))
         (INDEXER, {"num_selected": 0}, "Indexer: num_selected = 0"),
         (GatedDeltaNet(**DELTA), {"num_value_heads": 3}, "GatedDeltaNet: num_value_heads = 3 is no multiple"),
         (GatedDeltaNet(**DELTA), {"conv_width": 1}, "GatedDeltaNet: conv_width = 1"),
+        (MAMBA, {"num_groups": 3}, "Mamba2: num_heads = 4 is no multiple of num_groups = 3"),
+        (MAMBA, {"conv_width": 1}, "Mamba2: conv_width = 1"),
+        (MAMBA, {"least_step": 2.0, "longest_step": 1.0}, "Mamba2: least_step = 2.0 and longest_step = 1.0"),
         (ROPE, {"dim": 7}, "Rope: dim = 7 must be even"),
         (ROPE, {"kind": "ntk"}, "Rope: kind = 'ntk' is not known"),
         (ROPE, {"theta": 0.0}, "Rope: theta = 0.0 must be positive"),

@@ -579,6 +579,38 @@ def granite(draw: Draw) -> Values:
     )
 
 
+def granitemoehybrid(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=False)
+    values |= rope(draw, width(values))
+    count, experts = values["num_hidden_layers"], draw(st.integers(0, 5))
+    # transformers' cache counts tokens in a layer with attention.
+    kinds = draw(st.lists(st.sampled_from(["mamba", "attention"]), min_size=count, max_size=count))
+    kinds[draw(st.integers(0, count - 1))] = "attention"
+    groups = draw(st.sampled_from([n for n in (1, 2, 3) if values["num_attention_heads"] % n == 0]))
+    # transformers writes no infinite number that it reads again, and takes steps by themselves for as long as they are.
+    return (
+        values
+        | {"layer_types": kinds, "num_local_experts": experts, "shared_intermediate_size": 19}
+        | {"num_experts_per_tok": draw(st.integers(1, experts)) if experts else 0}
+        | {"mamba_n_heads": values["num_attention_heads"], "mamba_n_groups": groups, "mamba_d_state": 7}
+        | maybe(
+            draw,
+            position_embedding_type=st.sampled_from([None, "rope", "nope"]),
+            attention_bias=BOTH,
+            hidden_act=ACTIVATIONS,
+            mamba_expand=st.integers(1, 3),
+            mamba_d_conv=st.integers(2, 5),
+            mamba_chunk_size=st.sampled_from([4, 16]),
+            mamba_conv_bias=BOTH,
+            mamba_proj_bias=BOTH,
+            embedding_multiplier=st.sampled_from([12.0, 0.5]),
+            logits_scaling=st.sampled_from([8.0, 0.5]),
+            residual_multiplier=st.sampled_from([0.22, 1.5]),
+            attention_multiplier=st.sampled_from([0.015625, 0.25]),
+        )
+    )
+
+
 def glm4(draw: Draw) -> Values:
     values = sizes(draw, head_dim=draw(BOTH))
     if values["num_attention_heads"] % 2 == 0 and draw(BOTH):
@@ -879,6 +911,7 @@ KINDS = (
     olmo3,
     smollm3,
     granite,
+    granitemoehybrid,
     glm4,
     glm4_moe,
     gpt_oss,

@@ -18,6 +18,7 @@ from lazyload.architecture import (
     LatentAttention,
     Layer,
     LayerNorm,
+    Mamba2,
     Norm,
     PerLayerEmbedding,
     PerLayerInput,
@@ -42,6 +43,7 @@ LATENT = LatentAttention(
     rope=Rope(theta=1e4, dim=4, interleaved=True),
 )
 INDEXER = Indexer(num_heads=2, head_dim=6, num_selected=5, rope=Rope(theta=1e4, dim=4))
+MAMBA = Mamba2(num_heads=4, head_dim=6, num_groups=2, state_dim=5, conv_width=4)
 DENSE = MLP(mlp_dim=48)
 EXPERTS = Experts(num_experts=8, num_selected=2, mlp_dim=16)
 
@@ -122,6 +124,7 @@ CONFIGS = {
     "deepseek_v32": config(layer(replace(LATENT, indexer=INDEXER)), layer(replace(LATENT, shares_selection=True))),
     "qwen3_5": config(layer(replace(DELTA_NET, fused=False)), layer(replace(ATTENTION, gated=True))),
     "parallel": _parallel(),
+    "granite4": config(layer(replace(MAMBA, proj_bias=True), residual_scale=0.5), layer(), layer(MAMBA)),
     "llama4": _llama4(),
     "ministral3": config(*[layer(replace(ATTENTION, temperature=Temperature(beta=0.5, length=3)))] * 2),
     "qwen3_next": config(
@@ -137,6 +140,7 @@ FULL_BLOCKS = (
     replace(LATENT, a_bias=True, o_bias=True, indexer=INDEXER),
     DELTA_NET,
     replace(DELTA_NET, fused=False),
+    replace(MAMBA, proj_bias=True),
     replace(DENSE, bias=True),
     replace(DENSE, activation="xielu", gated=False, bias=True),
     replace(
