@@ -84,8 +84,8 @@ def _mamba(fields: Fields) -> Mamba2:
     head_dim = inner // num_heads if automatic else fields.size("mamba_d_head")
     if num_heads * head_dim != inner or num_heads % num_groups:
         raise ConfigError(
-            f"{fields.where}: mamba_n_heads = {num_heads} with mamba_d_head = {head_dim} in mamba_n_groups = {num_groups} do not "
-            f"fit mamba_expand * hidden_size = {inner}"
+            f"{fields.where}: mamba_n_heads = {num_heads} with mamba_d_head = {head_dim} in mamba_n_groups = "
+            f"{num_groups} do not fit mamba_expand * hidden_size = {inner}"
         )
     least, longest = _limits(fields)
     return Mamba2(

@@ -424,7 +424,6 @@ def test_whole_numbers_may_be_written_either_way(kind: str) -> None:
     "kind",
     ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "olmoe", "qwen2_moe", "minimax_m2", "phimoe"],
 )
-@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "glm_moe_dsa"])
 @pytest.mark.parametrize("name", ["num_experts", "num_local_experts"])
 def test_the_number_of_experts_goes_by_several_names(kind: str, name: str) -> None:
     own = EXPERTS[kind][0]

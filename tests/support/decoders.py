@@ -106,6 +106,8 @@ def _parallel() -> DecoderConfig:
     norm, dense = LayerNorm(bias=True), MLP(mlp_dim=48, activation="xielu", gated=False)
     layers = [layer(mixer, feed_forward, norm=norm, parallel=True) for feed_forward in (dense, experts)]
     return config(*layers, norm=norm, tied=True, logits_bias=True)
+
+
 def _llama4() -> DecoderConfig:
     rotary = replace(ROPE, interleaved=True)
     mixer = replace(ATTENTION, rope=rotary, qk_norm="bare", chunk=5)
