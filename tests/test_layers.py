@@ -176,6 +176,16 @@ def test_layers_in_a_layout_of_one_s_own(qwen3: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(tree["norms"], np.stack(expected).astype(np.float32))
 
 
+def test_layers_that_share_another_s_selection_need_it(golden: Path, tmp_path: Path) -> None:
+    model = checkpoints.make("glm_moe_dsa", golden)
+    sharing = {"indexer_types": ["full", "full", "shared", "shared", "full"]}
+    with pytest.raises(
+        errors.ConfigError, match=r"layer 2 attends to what the indexer of layer 1 selects.*range\(2, 4"
+    ):
+        lazyload.plan(model, layers=range(2, 4), config=sharing, cache_dir=tmp_path)
+    assert lazyload.config(model, config=sharing).part(range(1, 4)).layers[1].mixer.shares_selection
+
+
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize(
     ("name", "layers", "changes"),

@@ -11,9 +11,11 @@ from lazyload.architecture.attention import Attention, Temperature
 from lazyload.architecture.decoder import DecoderConfig, Layer
 from lazyload.architecture.experts import Experts
 from lazyload.architecture.gated_delta_net import GatedDeltaNet
+from lazyload.architecture.indexer import Indexer
 from lazyload.architecture.latent_attention import LatentAttention
+from lazyload.architecture.mamba2 import Mamba2
 from lazyload.architecture.mlp import MLP, Activation
-from lazyload.architecture.norm import Norm
+from lazyload.architecture.norm import LayerNorm, Norm
 from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
 from lazyload.architecture.rope import Rope
 
@@ -24,8 +26,11 @@ __all__ = [
     "DecoderConfig",
     "Experts",
     "GatedDeltaNet",
+    "Indexer",
     "LatentAttention",
     "Layer",
+    "LayerNorm",
+    "Mamba2",
     "Norm",
     "PerLayerEmbedding",
     "PerLayerInput",

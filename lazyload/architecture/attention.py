@@ -18,10 +18,12 @@ class Temperature:
     Attributes:
         beta: How fast.
         length: Up to which position they stay.
+        counted_from: The position of a sequence's first token (Llama 4: 1).
     """
 
     beta: float
     length: int
+    counted_from: int = 0
 
     __repr__ = differing_fields
 
@@ -44,11 +46,16 @@ class Attention:
         head_dim: Width of a head.
         rope: The rotary embedding of queries and keys; None for none.
         window: How many positions back (itself included) a token sees; None sees all.
+        chunk: The length of the chunks that a sequence falls into, beyond whose start no token sees; None for none
+            (Llama 4).
         query_scale: What the logits are multiplied with; None for `head_dim ** -0.5`.
-        temperature: How queries grow with their position, after their rotation; None for not (Ministral 3).
+        temperature: How queries grow with their position, after their rotation; None for not (Ministral 3, Llama 4).
         softcap: Soft cap of the logits; None for none.
-        qk_norm: Norm of queries and keys: over each head, over all heads together ("full"), or none.
+        qk_norm: Norm of queries and keys: over each head, over all heads together ("full"), over each head after the
+            rotation, without a scale ("bare", Llama 4), or none.
         norm: What that norm is.
+        norm_after_rope: Whether queries and keys have it after their rotation instead of before (Hunyuan).
+        qkv_clip: The largest magnitude of queries, keys and values, after the norm; None for any (OLMoE).
         qkv_bias: Whether the q, k and v projections have biases.
         o_bias: Whether the output projection has a bias.
         sinks: Whether each head has a learned logit that takes attention away from the tokens (gpt-oss).
@@ -65,11 +72,14 @@ class Attention:
     head_dim: int
     rope: Rope | None = None
     window: int | None = None
+    chunk: int | None = None
     query_scale: float | None = None
     temperature: Temperature | None = None
     softcap: float | None = None
-    qk_norm: Literal["head", "full"] | None = None
+    qk_norm: Literal["head", "full", "bare"] | None = None
     norm: Norm = RMS_NORM
+    norm_after_rope: bool = False
+    qkv_clip: float | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     sinks: bool = False
@@ -87,11 +97,18 @@ class Attention:
             self,
             f"num_heads = {self.num_heads} is no multiple of num_kv_heads = {self.num_kv_heads}",
         )
-        require_one_of(self, "qk_norm", ("head", "full", None))
+        require_one_of(self, "qk_norm", ("head", "full", "bare", None))
         if self.rope is not None:
             require(self.rope.dim <= self.head_dim, self, f"rope rotates {self.rope.dim} of {self.head_dim} dimensions")
+            # Interleaved pairs come out of the rotation as halves, where the norm's scale would not find them.
+            in_place = not (self.norm_after_rope and self.rope.interleaved)
+            require(in_place, self, "norm_after_rope needs a rope that is not interleaved")
         if self.window is not None:
             require_positive(self, "window")
+        if self.chunk is not None:
+            require_positive(self, "chunk")
+        if self.qkv_clip is not None:
+            require(self.qkv_clip > 0, self, f"qkv_clip = {self.qkv_clip!r} must be positive, or None")
         if self.softcap is not None:
             require(self.softcap > 0, self, f"softcap = {self.softcap!r} must be positive, or None")
 

@@ -9,7 +9,8 @@ from lazyload.architecture.attention import Attention
 from lazyload.architecture.block import Block, Mixer
 from lazyload.architecture.checks import require, require_positive
 from lazyload.architecture.experts import Experts
-from lazyload.architecture.norm import Norm
+from lazyload.architecture.latent_attention import LatentAttention
+from lazyload.architecture.norm import LayerNorm, Norm
 from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
 from lazyload.display.values import differing_fields
 from lazyload.layouts.axes import Group
@@ -31,6 +32,8 @@ class Layer:
         norm: The norms around the blocks.
         pre_norms: Whether both blocks have a norm before them (OLMo 2: not).
         post_norms: Whether both blocks have a norm after them (Gemma 2 and 3, OLMo 2 and 3, GLM 4).
+        parallel: Whether both blocks work on the same tokens, those before the layer, and share the norm before them,
+            `attn_norm` (Cohere 2).
         experts: Experts beside the feed-forward, on the same residual stream: both have a norm of their own after
             them, and the experts one before them, too (Gemma 4). None for none.
         per_layer_input: What is made of the input that the layer has of its own; None for none (Gemma 4).
@@ -40,9 +43,10 @@ class Layer:
 
     mixer: Mixer
     feed_forward: Block
-    norm: Norm
+    norm: Norm | LayerNorm
     pre_norms: bool = True
     post_norms: bool = False
+    parallel: bool = False
     experts: Experts | None = None
     per_layer_input: PerLayerInput | None = None
     residual_scale: float = 1.0
@@ -56,6 +60,11 @@ class Layer:
             self,
             "there are experts beside experts; the feed-forward must be another block",
         )
+        require(
+            not self.parallel or (self.experts is None and self.per_layer_input is None),
+            self,
+            "where blocks are parallel, there are the mixer and the feed-forward, and nothing beside them",
+        )
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -66,10 +75,11 @@ class Layer:
     @property
     def around(self) -> Mapping[str, str]:
         """The table of what stands around the blocks: norms, and the scalar."""
-        names = ("attn_norm", "mlp_norm") * self.pre_norms + ("post_attn_norm", "post_mlp_norm") * self.post_norms
+        before = ("attn_norm",) if self.parallel else ("attn_norm", "mlp_norm")
+        names = before * self.pre_norms + ("post_attn_norm", "post_mlp_norm") * self.post_norms
         if self.experts is not None:
             names += ("post_dense_norm", "moe_norm", "post_moe_norm")
-        table = {f"{name}.scale": f"{name} : embed" for name in names}
+        table = {f"{name}.{path}": entry for name in names for path, entry in self.norm.parameters(name).items()}
         return table | {"layer_scalar": "layer_scalar : 1"} if self.scalar else table
 
     @functools.cached_property
@@ -94,6 +104,7 @@ class DecoderConfig:
         layers: One value a layer.
         norm: The norm before the output projection.
         tied: Whether the embedding is the output projection, too.
+        logits_bias: Whether the output projection has a bias, be it the embedding or not (Phi 3.5 MoE).
         embed_scale: What embeddings are multiplied with, rounded to the activations' dtype first.
         logits_scale: What the output logits are multiplied with.
         final_softcap: Soft cap of the output logits.
@@ -104,8 +115,9 @@ class DecoderConfig:
     vocab_size: int
     embed_dim: int
     layers: tuple[Layer, ...]
-    norm: Norm
+    norm: Norm | LayerNorm
     tied: bool = False
+    logits_bias: bool = False
     embed_scale: float = 1.0
     logits_scale: float = 1.0
     final_softcap: float | None = None
@@ -122,6 +134,11 @@ class DecoderConfig:
         self._require_per_layer_inputs()
         for number in range(self.num_layers):
             self._require_keys_and_values(number)
+            require(
+                not self._shares_selection(number) or self._indexing_layer(number) is not None,
+                self,
+                f"layer {number} attends to what an earlier layer's indexer selects, and there is none",
+            )
 
     def kv_layer(self, number: int) -> int:
         """The layer whose keys and values, or states, layer `number` attends to: itself, if it shares no other's."""
@@ -182,6 +199,13 @@ class DecoderConfig:
                 self,
                 f"layer {number} attends to the keys and values of layer {source}, which layers={layers} leaves out",
             )
+            indexing = self._indexing_layer(number) if self._shares_selection(number) else number
+            require(
+                indexing in layers,
+                self,
+                f"layer {number} attends to what the indexer of layer {indexing} selects, which layers={layers} leaves "
+                "out",
+            )
         return replace(self, layers=tuple(_counted_from(layers.start, self.layers[number]) for number in layers))
 
     def layers_with(self, kind: type[Any]) -> tuple[int, ...]:
@@ -195,9 +219,12 @@ class DecoderConfig:
     @property
     def parameters(self) -> Mapping[str, str]:
         """The table of the parameters that belong to no layer."""
-        table = {"embed.embedding": "embed : vocab embed", "final_norm.scale": "final_norm : embed"}
+        final_norm = {f"final_norm.{path}": entry for path, entry in self.norm.parameters("final_norm").items()}
+        table = {"embed.embedding": "embed : vocab embed", **final_norm}
         if not self.tied:
             table["lm_head.kernel"] = "lm_head : embed vocab"
+        if self.logits_bias:
+            table["logits_bias"] = "logits_bias : vocab"
         if (inputs := self.per_layer_embedding) is not None:
             table |= {f"{inputs.name}.{path}": entry for path, entry in inputs.parameters.items()}
         return table
@@ -260,6 +287,16 @@ class DecoderConfig:
             f"layer {number} attends to the keys and values of layer {mixer.kv_layer}, which must be an earlier one "
             f"with {mixer.num_kv_heads} heads of its own of width {mixer.head_dim}",
         )
+
+    def _shares_selection(self, number: int) -> bool:
+        mixer = self.layers[number].mixer
+        return isinstance(mixer, LatentAttention) and mixer.shares_selection
+
+    def _indexing_layer(self, number: int) -> int | None:
+        """The last layer before layer `number` that has an indexer; None for none."""
+        mixers = [layer.mixer for layer in self.layers[:number]]
+        indexing = [n for n, mixer in enumerate(mixers) if isinstance(mixer, LatentAttention) and mixer.indexer]
+        return max(indexing, default=None)
 
     def _first_attention(self, attribute: str) -> int:
         mixers = (layer.mixer for layer in self.layers)

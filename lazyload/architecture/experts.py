@@ -22,9 +22,14 @@ class Experts:
         shared_mlp_dim: Width of the shared expert; 0 for none.
         shared_bias: Whether the shared expert has biases.
         shared_gate: Whether a token decides how much of the shared expert it takes (Qwen 2 MoE, Qwen 3 Next).
-        scores: "softmax" over all experts, "sigmoid" of each, or "topk_softmax": over the selected ones only.
+        scores: "softmax" over all experts, "sigmoid" of each, "topk_softmax": over the selected ones only, or
+            "sparsemixer": the best one, then the best of the others, each weighted by the softmax over those that are
+            almost as good (Phi 3.5 MoE, https://arxiv.org/abs/2409.12136); nothing is normalized then.
+        margin: "sparsemixer": how far behind the best, relative to the larger of both, is almost as good.
         normalize: Whether the selected weights are divided by their sum.
+        least_sum: The least that they are divided by (ERNIE 4.5).
         scale: What the weights are multiplied with at the end.
+        weighted_inputs: Whether weights multiply what goes into an expert instead of what comes out (Llama 4).
         num_groups: Groups for group-limited selection; 1 for none.
         num_selected_groups: Groups a token may use.
         group_score: A group's score is its best expert's ("max") or the sum of its two best ("top2").
@@ -45,9 +50,12 @@ class Experts:
     shared_mlp_dim: int = 0
     shared_bias: bool = False
     shared_gate: bool = False
-    scores: Literal["softmax", "sigmoid", "topk_softmax"] = "softmax"
+    scores: Literal["softmax", "sigmoid", "topk_softmax", "sparsemixer"] = "softmax"
+    margin: float = 0.0
     normalize: bool = True
+    least_sum: float = 0.0
     scale: float = 1.0
+    weighted_inputs: bool = False
     num_groups: int = 1
     num_selected_groups: int = 1
     group_score: Literal["max", "top2"] = "max"
@@ -63,7 +71,9 @@ class Experts:
     def __post_init__(self) -> None:
         require_positive(self, "num_experts", "num_selected", "mlp_dim", "num_groups", "num_selected_groups")
         require_one_of(self, "activation", ACTIVATIONS)
-        require_one_of(self, "scores", ("softmax", "sigmoid", "topk_softmax"))
+        require_one_of(self, "scores", ("softmax", "sigmoid", "topk_softmax", "sparsemixer"))
+        two = self.num_selected == 2 and self.num_groups == 1 and not self.selection_bias
+        require(two or self.scores != "sparsemixer", self, "sparsemixer selects two of all experts, without a bias")
         require_one_of(self, "group_score", ("max", "top2"))
         require(self.shared_mlp_dim >= 0, self, f"shared_mlp_dim = {self.shared_mlp_dim} must not be negative")
         shared = self.shared_mlp_dim > 0

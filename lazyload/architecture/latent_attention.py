@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from lazyload.architecture.block import CacheArray
 from lazyload.architecture.checks import require, require_positive
+from lazyload.architecture.indexer import Indexer
 from lazyload.architecture.rope import Rope
 from lazyload.display.values import differing_fields
 
@@ -25,6 +26,8 @@ class LatentAttention:
         query_scale: What the logits are multiplied with; None for `(nope_dim + rope_dim) ** -0.5`.
         a_bias: Whether the projections to the latents have biases.
         o_bias: Whether the output projection has a bias.
+        indexer: What selects the keys that a token attends to; None for all (DeepSeek V3.2, GLM 5).
+        shares_selection: Whether a token attends to what the last indexer of an earlier layer has selected (GLM 5).
     """
 
     name: ClassVar[str] = "attn"
@@ -39,6 +42,8 @@ class LatentAttention:
     query_scale: float | None = None
     a_bias: bool = False
     o_bias: bool = False
+    indexer: Indexer | None = None
+    shares_selection: bool = False
 
     __repr__ = differing_fields
 
@@ -48,6 +53,14 @@ class LatentAttention:
             require_positive(self, "q_rank")
         if self.rope is not None:
             require(self.rope.dim == self.rope_dim, self, f"rope rotates {self.rope.dim} of {self.rope_dim} dimensions")
+        require(
+            self.indexer is None or self.q_rank is not None,
+            self,
+            "an indexer works on the compressed query: q_rank must not be None",
+        )
+        require(
+            self.indexer is None or not self.shares_selection, self, "an indexer of its own, and another's selection"
+        )
 
     @property
     def num_kv_heads(self) -> int:
@@ -67,7 +80,7 @@ class LatentAttention:
     @property
     def axes(self) -> Mapping[str, int]:
         """Heads, latents, and the widths of what comes of them."""
-        return {
+        axes = {
             "head": self.num_heads,
             "q_rank": self.q_rank or 0,
             "kv_rank": self.kv_rank,
@@ -77,10 +90,11 @@ class LatentAttention:
             "v_dim": self.v_dim,
             "rope_dim": self.rope_dim,
         }
+        return axes if self.indexer is None else axes | dict(self.indexer.axes)
 
     @property
     def parameters(self) -> Mapping[str, str]:
-        """The projections to and from the latents, and the latents' norms."""
+        """The projections to and from the latents, the latents' norms, and what the indexer has."""
         table = {
             "kv_a_proj_with_mqa.kernel": "attn.kv_a : embed kv_rank_rope",
             "kv_a_layernorm.scale": "attn.kv_a_norm : kv_rank",
@@ -101,12 +115,18 @@ class LatentAttention:
                 table["q_a_proj.bias"] = "attn.q_a.bias : q_rank"
         if self.o_bias:
             table["o_proj.bias"] = "attn.o.bias : embed"
+        if self.indexer is not None:
+            table |= {f"{self.indexer.name}.{path}": entry for path, entry in self.indexer.parameters.items()}
         return table
 
     @property
     def cache(self) -> Mapping[str, CacheArray]:
-        """The latents, and the rotated key that all heads share: DeepSeek V3 needs 576 numbers a token, not 40,960."""
-        return {
+        """The latents, and the rotated key that all heads share: DeepSeek V3 needs 576 numbers a token, not 40,960.
+
+        And the indexer's keys, where there is one.
+        """
+        arrays = {
             "k": CacheArray(("slot", "1", "kv_rank")),
             "v": CacheArray(("slot", "1", "rope_dim")),
         }
+        return arrays if self.indexer is None else arrays | {"index_k": CacheArray(("slot", "1", "index_dim"))}

@@ -1,25 +1,28 @@
-"""The gated MLP."""
+"""The MLP, gated or not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from lazyload.architecture.checks import require_one_of, require_positive
 from lazyload.display.values import differing_fields
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
-"""Of a gate: "gelu" is the exact one, "gelu_tanh" its approximation."""
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
+"""Of a gate, or without one: "gelu" is the exact one, "gelu_tanh" its approximation, "relu2" the square of "relu";
+"xielu" has learned parameters (https://arxiv.org/abs/2411.13010)."""
 
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+"""Those without parameters, which every block may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLP:
-    """A gated MLP, `down(activation(gate(x)) * up(x))`.
+    """An MLP: gated, `down(activation(gate(x)) * up(x))`, or plain, `down(activation(up(x)))`.
 
     Attributes:
         mlp_dim: Its inner width.
-        activation: Of the gate.
+        activation: Of the gate; without one, of what `up` puts out, where it may be "xielu" (Apertus).
+        gated: Whether it has a gate (Arcee, Apertus: not).
         bias: Whether its projections have biases.
     """
 
@@ -27,13 +30,14 @@ class MLP:
 
     mlp_dim: int
     activation: Activation = "silu"
+    gated: bool = True
     bias: bool = False
 
     __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "mlp_dim")
-        require_one_of(self, "activation", ACTIVATIONS)
+        require_one_of(self, "activation", ACTIVATIONS if self.gated else (*ACTIVATIONS, "xielu"))
 
     @property
     def axes(self) -> Mapping[str, int]:
@@ -42,11 +46,11 @@ class MLP:
 
     @property
     def parameters(self) -> Mapping[str, str]:
-        """The three projections."""
-        table = {
-            "{gate_up:gate,up}_proj.kernel": "mlp.in : embed mlp",
-            "down_proj.kernel": "mlp.out : mlp embed",
-        }
+        """The projections, and what "xielu" learns."""
+        into, role = ("{gate_up:gate,up}_proj", "mlp.in") if self.gated else ("up_proj", "mlp.up")
+        table = {f"{into}.kernel": f"{role} : embed mlp", "down_proj.kernel": "mlp.out : mlp embed"}
         if self.bias:
-            table |= {"{gate_up:gate,up}_proj.bias": "mlp.in.bias : mlp", "down_proj.bias": "mlp.out.bias : embed"}
+            table |= {f"{into}.bias": f"{role}.bias : mlp", "down_proj.bias": "mlp.out.bias : embed"}
+        if self.activation == "xielu":
+            table |= {f"xielu.{name}": f"mlp.xielu.{name} : 1" for name in ("alpha_p", "alpha_n", "beta", "eps")}
         return table

@@ -28,6 +28,7 @@ class Rope:
         beta_slow: yarn.
         truncate: yarn: whether the correction range is rounded to whole dimensions.
         attention_factor: yarn, longrope: what cosines and sines are multiplied with; resolved by the family.
+        long_attention_factor: longrope: the same beyond the original context length; None for no other (Phi 3.5 MoE).
         short_factor: longrope: `dim / 2` divisors of the frequencies up to the original context length.
         long_factor: longrope: the same beyond it.
         turning_pairs: proportional: how many pairs turn; the others stay as they are, though `dim` counts them.
@@ -45,6 +46,7 @@ class Rope:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
+    long_attention_factor: float | None = None
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     turning_pairs: int = 0
@@ -63,6 +65,8 @@ class Rope:
             self,
             f"turning_pairs = {self.turning_pairs} of {self.dim // 2} pairs",
         )
+        only_long = self.long_attention_factor is None or self.kind == "longrope"
+        require(only_long, self, "long_attention_factor is for longrope")
         if self.kind in _EXTENDED:
             require(self.original_max_position is not None, self, f"kind {self.kind!r} needs original_max_position")
             require_positive(self, "original_max_position")

@@ -1,4 +1,4 @@
-"""The mixture of experts in the fields that DeepSeek introduced: `n_routed_experts`, `n_shared_experts`, `n_group`."""
+"""The mixture of experts in Mixtral's fields, and in DeepSeek's: `n_routed_experts`, `n_shared_experts`, `n_group`."""
 
 from typing import Any
 
@@ -6,6 +6,27 @@ from lazyload.architecture import Experts
 from lazyload.config_json.fields import Fields
 from lazyload.config_json.shape import activation, num_experts
 from lazyload.errors import ConfigError
+
+
+def experts(fields: Fields, name: str, *aliases: str, **routing: Any) -> Experts:
+    """Experts in all layers, as wide as `intermediate_size` says.
+
+    Args:
+        fields: The model's `config.json`.
+        name: The field that says how many there are.
+        aliases: Its other names.
+        routing: Further arguments of `Experts`.
+
+    Raises:
+        ConfigError: A field is missing, or the numbers do not fit each other.
+    """
+    return Experts(
+        num_experts=num_experts(fields, name, *aliases),
+        num_selected=fields.size("num_experts_per_tok"),
+        mlp_dim=fields.size("intermediate_size"),
+        activation=activation(fields),
+        **routing,
+    )
 
 
 def routed_experts(fields: Fields, *, bias: bool = False, grouped: bool = True, **routing: Any) -> Experts:

@@ -24,6 +24,7 @@ def read(
     *,
     theta: float = 10_000.0,
     partial: bool = False,
+    rotated: str = "",
     interleaved: bool = False,
     names: Mapping[str, str] | None = None,
     ignored: Sequence[str] = (),
@@ -35,8 +36,9 @@ def read(
         dim: How many dimensions of a head it rotates, before `partial_rotary_factor`.
         theta: The base where the file does not say.
         partial: Whether `partial_rotary_factor` may reduce `dim`.
+        rotated: The field that says how many dimensions rotate where there is no `partial_rotary_factor`, if any.
         interleaved: Whether a rotated pair is two neighbours.
-        names: What this kind of model means by some kinds of scaling.
+        names: What this kind of model means by some kinds of scaling; "ntk_alpha" is one that no file calls so.
         ignored: What stands beside the embedding's parameters and is no matter of it.
 
     Raises:
@@ -46,6 +48,12 @@ def read(
     if any(name in parameters for name in _LAYER_TYPES):
         raise ConfigError(f"{fields.where}: this kind of model cannot have rope_parameters for each type of layer")
     parameters = {name: value for name, value in parameters.items() if name not in ignored}
+    if rotated:
+        count = fields.size(rotated, dim)
+        if count % 2 or count > dim:
+            raise ConfigError(f"{fields.where}: {rotated} = {count} must be an even number, and at most {dim}")
+        share = fields.get("partial_rotary_factor", count / dim)
+        parameters.setdefault("partial_rotary_factor", share)
     rope = _rope(fields, parameters, dim, fields.get("rope_theta", theta), partial=partial, names=names or {})
     return replace(rope, interleaved=interleaved)
 
@@ -148,11 +156,14 @@ def _rope(
             pass
         case "linear":
             rope = replace(rope, kind="linear", factor=parameters.need("factor", float))
+        case "dynamic" | "ntk_alpha" if rotated == 2:
+            raise ConfigError(f"{parameters.where}: the rotary embedding 'dynamic' needs more than one rotated pair")
+        case "ntk_alpha":
+            # A larger base, whatever the length; beside it stands what belongs to other scalings.
+            parameters.ignore("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+            alpha = parameters.positive("alpha", 1.0)
+            rope = replace(rope, theta=rope.theta * alpha ** (rotated / (rotated - 2)))
         case "dynamic":
-            if rotated == 2:
-                raise ConfigError(
-                    f"{parameters.where}: the rotary embedding 'dynamic' needs more than one rotated pair"
-                )
             length = fields.size("max_position_embeddings")
             rope = replace(rope, kind="dynamic", factor=parameters.need("factor", float), original_max_position=length)
         case "llama3":

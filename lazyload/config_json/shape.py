@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lazyload.architecture import MLP, Activation, Attention, DecoderConfig, Layer, Norm
+from lazyload.architecture import MLP, Activation, Attention, DecoderConfig, Layer, LayerNorm, Norm
 from lazyload.config_json.fields import Fields
 from lazyload.errors import ConfigError
 
@@ -15,6 +15,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 _MOST_EXPERTS = 1 << 17
 """Of all layers; DeepSeek V3 has 14,848."""
@@ -48,19 +49,27 @@ def attention(fields: Fields, **options: Any) -> Attention:
     return Attention(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, **options)
 
 
-def mlp(fields: Fields, name: str = "hidden_act", default: str = "silu", *, bias: bool = False) -> MLP:
-    """The gated MLP.
+def mlp(
+    fields: Fields, name: str = "hidden_act", default: str = "silu", *, gated: bool = True, bias: bool = False
+) -> MLP:
+    """The MLP.
 
     Args:
         fields: The model's `config.json`.
         name: The field that names the activation.
         default: The activation where the file does not say.
+        gated: Whether it has a gate.
         bias: Whether its projections have biases.
 
     Raises:
         ConfigError: A field is missing, or the activation is not implemented.
     """
-    return MLP(mlp_dim=fields.size("intermediate_size"), activation=activation(fields, name, default), bias=bias)
+    return MLP(
+        mlp_dim=fields.size("intermediate_size"),
+        activation=activation(fields, name, default),
+        gated=gated,
+        bias=bias,
+    )
 
 
 def norm(fields: Fields, *, offset: float = 0.0) -> Norm:
@@ -70,6 +79,20 @@ def norm(fields: Fields, *, offset: float = 0.0) -> Norm:
         ConfigError: `rms_norm_eps` is no number above zero.
     """
     return Norm(eps=fields.positive("rms_norm_eps", 1e-6), offset=offset)
+
+
+def layer_norm(fields: Fields, name: str = "layer_norm_eps", *, bias: bool = False) -> LayerNorm:
+    """The layer norm that all layers share.
+
+    Args:
+        fields: The model's `config.json`.
+        name: The field that holds what is added to the variance.
+        bias: Whether it has a bias.
+
+    Raises:
+        ConfigError: The field is no number above zero.
+    """
+    return LayerNorm(eps=fields.positive(name, 1e-5), bias=bias)
 
 
 def decoder(fields: Fields, layers: Sequence[Layer], *, tied: bool = False, **options: Any) -> DecoderConfig:
@@ -131,26 +154,27 @@ def activation(fields: Fields, name: str = "hidden_act", default: str = "silu") 
     return _ACTIVATIONS[value]
 
 
-def layer_types(fields: Fields, default: Sequence[str], *known: str) -> list[str]:
+def layer_types(fields: Fields, default: Sequence[str], *known: str, name: str = "layer_types") -> list[str]:
     """The kind of each layer.
 
     Args:
         fields: The model's `config.json`.
-        default: The same where the file has no `layer_types`.
+        default: The same where the file does not say.
         known: The kinds that the family has; none for `full_attention` and `sliding_attention`.
+        name: The field that says it.
 
     Raises:
-        ConfigError: `layer_types` has another length or holds another kind.
+        ConfigError: The field has another length or holds another kind.
     """
     known = known or ("full_attention", "sliding_attention")
-    types = fields.optional("layer_types", list)
+    types = fields.optional(name, list)
     if types is None:
         return list(default)
     if len(types) != len(default):
-        raise ConfigError(f"{fields.where}: layer_types has {len(types)} values for {len(default)} layers")
+        raise ConfigError(f"{fields.where}: {name} has {len(types)} values for {len(default)} layers")
     unknown = sorted({str(kind) for kind in types if kind not in known})
     if unknown:
-        raise ConfigError(f"{fields.where}: layer_types holds {', '.join(unknown)}, which is not implemented")
+        raise ConfigError(f"{fields.where}: {name} holds {', '.join(unknown)}, which is not implemented")
     return [str(kind) for kind in types]
 
 

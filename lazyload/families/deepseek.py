@@ -13,13 +13,14 @@ from lazyload.families.family import Family
 from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
 
-_LAYER = {
+LAYER = {
     **huggingface.LATENT_ATTENTION,
     **huggingface.NORMS,
     **huggingface.MLP,
     **huggingface.EXPERTS,
     **huggingface.SHARED_EXPERTS,
 }
+"""A layer, with a plain MLP or with experts."""
 
 _V3_DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 4096,
@@ -61,19 +62,19 @@ def kimi_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 def deepseek_v2_huggingface(config: DecoderConfig) -> Layout:
     """The layers before the experts have a plain MLP."""
-    return huggingface.decoder(config, _LAYER)
+    return huggingface.decoder(config, LAYER)
 
 
 def deepseek_v3_huggingface(config: DecoderConfig) -> Layout:
     """As in DeepSeek V2, but behind the last layer there may be ones that predict further tokens."""
-    return huggingface.decoder(config, _LAYER, skipped=huggingface.prediction_layers(config))
+    return huggingface.decoder(config, LAYER, skipped=huggingface.prediction_layers(config))
 
 
 def kimi_huggingface(config: DecoderConfig) -> Layout:
     """As in DeepSeek V3; in Kimi K2.5 behind a prefix, beside what turns images into embeddings."""
     return huggingface.decoder(
         config,
-        _LAYER,
+        LAYER,
         skipped=[*huggingface.prediction_layers(config), "vision_tower.*", "mm_projector.*"],
         aliases=huggingface.TEXT_MODEL,
     )
@@ -88,7 +89,7 @@ def _v3(fields: Fields) -> DecoderConfig:
 
 def _decoder(fields: Fields, dense: MLP, experts: Experts, *, interleaved: bool) -> DecoderConfig:
     """What the versions share: a few layers with a plain MLP, the rest with experts."""
-    mixer = _latent_attention(fields, interleaved=interleaved)
+    mixer = latent_attention(fields, interleaved=interleaved)
     first = fields.get("first_k_dense_replace", 0)
     fields.refuse("moe_layer_freq", 1)
     layers = [
@@ -98,7 +99,8 @@ def _decoder(fields: Fields, dense: MLP, experts: Experts, *, interleaved: bool)
     return decoder(fields, layers)
 
 
-def _latent_attention(fields: Fields, *, interleaved: bool) -> LatentAttention:
+def latent_attention(fields: Fields, *, interleaved: bool) -> LatentAttention:
+    """Latent attention; `interleaved` says whether a rotated pair is two neighbours."""
     # Both follow from the parts, whatever the file says; the keys' heads are those of the queries.
     fields.ignore("head_dim", "qk_head_dim", "num_key_value_heads")
     nope_dim, rope_dim = fields.size("qk_nope_head_dim"), fields.size("qk_rope_head_dim")

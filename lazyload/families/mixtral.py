@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture import DecoderConfig, Experts, Layer
+from lazyload.architecture import DecoderConfig, Layer
 from lazyload.config_json import rope
+from lazyload.config_json.experts import experts
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import activation, attention, decoder, norm, num_experts, window
+from lazyload.config_json.shape import attention, decoder, norm, window
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
 
 # Experts are called by the numbers of their matrices, as in Mistral's own code.
-_EXPERTS = {
+NUMBERED_EXPERTS = {
     "block_sparse_moe.gate.weight": "router : expert embed",
     "block_sparse_moe.experts.{expert}.{gate_up:w1,w3}.weight": "experts.in : expert_mlp embed",
     "block_sparse_moe.experts.{expert}.w2.weight": "experts.out : embed expert_mlp",
@@ -25,19 +26,14 @@ def mixtral_config(values: Mapping[str, Any]) -> DecoderConfig:
     fields = Fields(values, num_key_value_heads=8, max_position_embeddings=131_072, rms_norm_eps=1e-5)
     mixer = attention(fields, window=window(fields))
     mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim, theta=1e6))
-    experts = Experts(
-        num_experts=num_experts(fields, "num_local_experts", "num_experts"),
-        num_selected=fields.size("num_experts_per_tok"),
-        mlp_dim=fields.size("intermediate_size"),
-        activation=activation(fields),
-    )
-    layer = Layer(mixer=mixer, feed_forward=experts, norm=norm(fields))
+    feed_forward = experts(fields, "num_local_experts", "num_experts")
+    layer = Layer(mixer=mixer, feed_forward=feed_forward, norm=norm(fields))
     return decoder(fields, (layer,) * fields.size("num_hidden_layers"))
 
 
 def mixtral_huggingface(config: DecoderConfig) -> Layout:
     """Plain attention, and the experts under their own names."""
-    return huggingface.decoder(config, huggingface.ATTENTION | huggingface.NORMS | _EXPERTS)
+    return huggingface.decoder(config, huggingface.ATTENTION | huggingface.NORMS | NUMBERED_EXPERTS)
 
 
 MIXTRAL = Family(

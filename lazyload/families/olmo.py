@@ -16,8 +16,7 @@ _LAYER = {
     **huggingface.ATTENTION,
     **huggingface.MLP,
     **huggingface.SANDWICH_NORMS,
-    "self_attn.q_norm.weight": "attn.q_norm : (head head_dim)",
-    "self_attn.k_norm.weight": "attn.k_norm : (kv_head head_dim)",
+    **huggingface.FULL_QK_NORMS,
 }
 
 

@@ -14,6 +14,12 @@ from lazyload.families.qwen import MROPE, sparse_layers
 from lazyload.formats import huggingface
 from lazyload.layouts.layout import Layout
 
+GATED_SHARED_EXPERT = {
+    "mlp.shared_expert.{gate_up:gate,up}_proj.weight": "shared.in : shared_mlp embed",
+    "mlp.shared_expert.down_proj.weight": "shared.out : embed shared_mlp",
+    "mlp.shared_expert_gate.weight": "shared.gate : 1 embed",
+}
+
 LAYER = {
     **huggingface.LAYER,
     "self_attn.q_proj.weight": "attn.q : (head query_gate head_dim) embed",
@@ -24,9 +30,7 @@ LAYER = {
     "linear_attn.dt_bias": "delta.dt_bias : (key_head group)",
     "linear_attn.norm.weight": "delta.norm : value_dim",
     "linear_attn.out_proj.weight": "delta.o : embed (key_head group value_dim)",
-    "mlp.shared_expert.{gate_up:gate,up}_proj.weight": "shared.in : shared_mlp embed",
-    "mlp.shared_expert.down_proj.weight": "shared.out : embed shared_mlp",
-    "mlp.shared_expert_gate.weight": "shared.gate : 1 embed",
+    **GATED_SHARED_EXPERT,
 }
 """A layer of a Qwen 3 Next or 3.5, without the delta net's projections and the routed experts."""
 

@@ -28,6 +28,12 @@ ATTENTION = {
     "self_attn.sinks": "attn.sinks : head",
 }
 
+FULL_QK_NORMS = {
+    "self_attn.q_norm.weight": "attn.q_norm : (head head_dim)",
+    "self_attn.k_norm.weight": "attn.k_norm : (kv_head head_dim)",
+}
+"""In place of `ATTENTION`'s, where queries and keys have norms over all heads together."""
+
 LATENT_ATTENTION = {
     "self_attn.q_proj.weight": "attn.q : (head qk_dim) embed",
     "self_attn.q_a_proj.weight": "attn.q_a : q_rank embed",
@@ -45,6 +51,13 @@ LATENT_ATTENTION = {
 MLP = {
     "mlp.{gate_up:gate,up}_proj.weight": "mlp.in : mlp embed",
     "mlp.{gate_up:gate,up}_proj.bias": "mlp.in.bias : mlp",
+    "mlp.down_proj.weight": "mlp.out : embed mlp",
+    "mlp.down_proj.bias": "mlp.out.bias : embed",
+}
+
+UNGATED_MLP = {
+    "mlp.up_proj.weight": "mlp.up : mlp embed",
+    "mlp.up_proj.bias": "mlp.up.bias : mlp",
     "mlp.down_proj.weight": "mlp.out : embed mlp",
     "mlp.down_proj.bias": "mlp.out.bias : embed",
 }
@@ -108,6 +121,25 @@ LAYER = ATTENTION | MLP | NORMS
 """A layer of a Llama, and of most others."""
 
 
+def mamba2(module: str) -> Rows:
+    """A Mamba 2 below `module`: gates, inputs, what writes and reads the states, and time steps are one tensor."""
+    heads, groups = "ssm_head ssm_dim", "ssm_group ssm_state"
+    projected = f"({heads} | {heads} | {groups} | {groups} | ssm_head)"
+    rows = {
+        "in_proj.weight": f"mamba.z | mamba.x | mamba.b | mamba.c | mamba.dt : {projected} embed",
+        "in_proj.bias": f"mamba.z.bias | mamba.x.bias | mamba.b.bias | mamba.c.bias | mamba.dt.bias : {projected}",
+        "conv1d.weight": f"mamba.conv_x | mamba.conv_b | mamba.conv_c : ({heads} | {groups} | {groups}) 1 conv_width",
+        "conv1d.bias": f"mamba.conv_x.bias | mamba.conv_b.bias | mamba.conv_c.bias : ({heads} | {groups} | {groups})",
+        "A_log": "mamba.a_log : ssm_head",
+        "dt_bias": "mamba.dt_bias : ssm_head",
+        "D": "mamba.d : ssm_head",
+        "norm.weight": f"mamba.norm : ({heads})",
+        "out_proj.weight": f"mamba.o : embed ({heads})",
+        "out_proj.bias": "mamba.o.bias : embed",
+    }
+    return {f"{module}.{path}": entry for path, entry in rows.items()}
+
+
 def prediction_layers(config: DecoderConfig) -> list[str]:
     """Patterns of what follows the last layer to predict further tokens (DeepSeek V3, GLM 4 with experts).
 
@@ -139,9 +171,11 @@ def decoder(
     rows = {
         "model.embed_tokens.weight": "embed : vocab embed",
         "model.norm.weight": "final_norm : embed",
+        "model.norm.bias": "final_norm.bias : embed",
         **further,
         **_in_layers(layer),
         "lm_head.weight": "lm_head : vocab embed",
+        "lm_head.bias": "logits_bias : vocab",
     }
     # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice, or by its other name only.
     twice = ["lm_head.weight", "*.lm_head.weight"] if config.tied else []

@@ -17,6 +17,7 @@ from lazyload.errors import ConfigError
 from lazyload.formats import maxtext as tables
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.maxtext.gemma4 import global_layers
+from lazyload.formats.maxtext.llama4 import CYCLE
 from lazyload.formats.maxtext.qwen3_next import cycle_of
 from lazyload.formats.maxtext.tree import HEAD
 from lazyload.loader import convert
@@ -35,6 +36,7 @@ MaxTextConfig = TypeVar("MaxTextConfig")
 HUB_IDS: Mapping[str, str] = {
     "deepseek2-16b": "deepseek-ai/DeepSeek-V2-Lite",
     "deepseek3-671b": "deepseek-ai/DeepSeek-V3",
+    "deepseek3.2-671b": "deepseek-ai/DeepSeek-V3.2",
     "gemma2-2b": "google/gemma-2-2b",
     "gemma2-9b": "google/gemma-2-9b",
     "gemma2-27b": "google/gemma-2-27b",
@@ -333,6 +335,10 @@ def _expected(request: Request) -> dict[tuple[str, ...], Any]:
         expected["qk_nope_head_dim",] = latent.nope_dim
         expected["qk_rope_head_dim",] = latent.rope_dim
         expected["v_head_dim",] = latent.v_dim
+        if latent.indexer is not None:
+            expected["indexer_n_heads",] = latent.indexer.num_heads
+            expected["indexer_head_dim",] = latent.indexer.head_dim
+            expected["indexer_topk",] = latent.indexer.num_selected
     if attention:
         expected["num_kv_heads", "base_num_kv_heads"] = attention.num_kv_heads
         expected["head_dim",] = attention.head_dim
@@ -345,7 +351,24 @@ def _expected(request: Request) -> dict[tuple[str, ...], Any]:
         expected["gdn_conv_kernel_dim",] = delta_net.conv_width
     if request.family.name == "gemma4":
         expected |= _expected_of_gemma4(model)
+    if request.family.name == "llama4":
+        # Dense layers and those with experts follow each other by turns.
+        expected.pop(("first_num_dense_layers",), None)
+        expected |= _expected_of_llama4(model)
     return expected
+
+
+def _expected_of_llama4(model: DecoderConfig) -> dict[tuple[str, ...], Any]:
+    """What `config.json` says of a Llama 4 beyond what other families have."""
+    mixers = [layer.mixer for layer in model.layers if isinstance(layer.mixer, Attention)]
+    return {
+        ("inhomogeneous_layer_cycle_interval",): CYCLE,
+        ("interleave_moe_layer_step",): next(iter(model.layers_with(Experts)), model.num_layers) + 1,
+        ("nope_layer_interval",): next((n for n, mixer in enumerate(mixers, 1) if mixer.rope is None), -1),
+        ("chunk_attn_window_size",): next((mixer.chunk for mixer in mixers if mixer.chunk), 0),
+        ("temperature_tuning",): any(mixer.temperature for mixer in mixers),
+        ("use_qk_norm",): any(mixer.qk_norm for mixer in mixers),
+    }
 
 
 def _expected_of_gemma4(model: DecoderConfig) -> dict[tuple[str, ...], Any]:

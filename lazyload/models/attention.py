@@ -92,10 +92,7 @@ class Attention(nnx.Module):
         query, gate = self.q_proj(x), None
         if self.block.gated:
             query, gate = query[..., 0, :], query[..., 1, :]
-        if self.q_norm is not None:
-            query = self.q_norm(query)
-        if rotation is not None:
-            query = rotate(query, rotation)
+        query = self._normed_and_rotated(query, self.q_norm, rotation)
         if self.block.temperature is not None:
             query = query * _growth(self.block.temperature, context.positions).astype(query.dtype)
         kept = self._kept(x, rotation, cache)
@@ -104,7 +101,7 @@ class Attention(nnx.Module):
             query,
             key,
             value,
-            context.mask(key.shape[1], self.block.window),
+            context.mask(key.shape[1], self.block.window, self.block.chunk),
             scale=self.block.scale,
             softcap=self.block.softcap,
             sinks=self.sinks[...] if self.block.sinks else None,
@@ -120,16 +117,28 @@ class Attention(nnx.Module):
             return cache
         key = self.k_proj(x)
         value = key if self.v_proj is None else self.v_proj(x)
-        if self.k_norm is not None:
-            key = self.k_norm(key)
         if self.block.v_norm:
             value = normalized(value, self.block.norm.eps).astype(value.dtype)
+        key, value = self._normed_and_rotated(key, self.k_norm, rotation), self._clipped(value)
+        return {"k": key, "v": value} if cache is None else append(cache, k=key, v=value)
+
+    def _normed_and_rotated(self, x: jax.Array, norm: RMSNorm | None, rotation: Rotation | None) -> jax.Array:
+        """Queries or keys, `[batch, length, heads, head_dim]`, as the logits take them."""
+        if norm is not None and not self.block.norm_after_rope:
+            x = norm(x)
+        x = self._clipped(x)
         if rotation is not None:
-            key = rotate(key, rotation)
-        return {"k": key, "v": value} if cache is None else append(cache, key, value)
+            x = rotate(x, rotation)
+        if self.block.qk_norm == "bare":
+            return normalized(x, self.block.norm.eps).astype(x.dtype)
+        return norm(x) if norm is not None and self.block.norm_after_rope else x
+
+    def _clipped(self, x: jax.Array) -> jax.Array:
+        clip = self.block.qkv_clip
+        return x if clip is None else jnp.clip(x, -clip, clip)
 
 
 def _growth(temperature: architecture.Temperature, positions: jax.Array) -> jax.Array:
     """What queries are multiplied with, float32 `[batch, length, 1, 1]`."""
-    times = jnp.floor(positions.astype(jnp.float32) / temperature.length)
+    times = jnp.floor((positions + temperature.counted_from).astype(jnp.float32) / temperature.length)
     return (1 + temperature.beta * jnp.log1p(times))[..., None, None]

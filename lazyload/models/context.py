@@ -15,14 +15,17 @@ class Context:
         positions: int32 `[batch, length]`, for rotary embeddings.
         start: How many tokens the key-value cache held before; 0 without one.
         attention_mask: bool `[batch, keys]` or `[batch, length, keys]`, see `checked_mask`; None for causal.
+        selected: Which of the keys that it may attend to the last indexer has selected for each token, bool `[batch or
+            1, length, keys]`; None before there was one.
     """
 
     def __init__(self, positions: jax.Array, start: jax.Array | int, attention_mask: jax.Array | None):
         self.positions = positions
         self.start = start
         self.attention_mask = attention_mask
+        self.selected: jax.Array | None = None
         self._rotations: dict[Rope, Rotation] = {}
-        self._masks: dict[tuple[int, int | None], jax.Array] = {}
+        self._masks: dict[tuple[int, int | None, int | None], jax.Array] = {}
 
     def rotation(self, rope: Rope | None) -> Rotation | None:
         """The angles of a rotary embedding at the tokens' positions; None for none."""
@@ -32,22 +35,30 @@ class Context:
             self._rotations[rope] = rotation(rope, self.positions)
         return self._rotations[rope]
 
-    def mask(self, keys: int, window: int | None) -> jax.Array:
+    def mask(self, keys: int, window: int | None = None, chunk: int | None = None) -> jax.Array:
         """Which keys each token may attend to, bool `[batch or 1, length, keys]`.
 
         Args:
             keys: The number of keys: the cache's slots or, without a cache, the tokens.
             window: How many slots back, itself included, a token sees; None for all. It narrows any mask.
+            chunk: How many slots make a chunk, beyond whose start a token does not see; None for no chunks. They count
+                from the first key that the token may attend to, after the padding. It narrows any mask, too.
         """
-        if (keys, window) not in self._masks:
+        kind = (keys, window, chunk)
+        if kind not in self._masks:
             queries, slots = self.start + jnp.arange(self.positions.shape[1])[:, None], jnp.arange(keys)
             mask = self.attention_mask
             if mask is None:
                 mask = (slots <= queries)[None]
             elif mask.ndim == 2:
                 mask = (slots <= queries) & _filled_up(mask, keys)[:, None]
-            self._masks[keys, window] = mask if window is None else mask & (slots > queries - window)
-        return self._masks[keys, window]
+            first = jnp.argmax(mask, axis=-1, keepdims=True)
+            if window is not None:
+                mask &= slots > queries - window
+            if chunk is not None:
+                mask &= (slots - first) // chunk == (queries - first) // chunk
+            self._masks[kind] = mask
+        return self._masks[kind]
 
     def real(self) -> jax.Array | None:
         """Which tokens are no padding, bool `[batch, length]`: those that attend to themselves; None for all."""

@@ -11,12 +11,12 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
-from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, moe, per_layer_input
+from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
 from lazyload.models.context import Context, checked_mask
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
-from lazyload.models.norm import RMSNorm
+from lazyload.models.norm import LayerNorm, RMSNorm, norm_of
 from lazyload.models.parameters import Parameters
 from lazyload.models.projection import Embedding, Projection
 
@@ -24,6 +24,7 @@ BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Attention: attention.Attention,
     architecture.LatentAttention: latent_attention.LatentAttention,
     architecture.GatedDeltaNet: gated_delta_net.GatedDeltaNet,
+    architecture.Mamba2: mamba2.Mamba2,
     architecture.MLP: MLP,
     architecture.Experts: moe.MixtureOfExperts,
     architecture.PerLayerInput: per_layer_input.PerLayerInput,
@@ -43,24 +44,26 @@ class DecoderLayer(nnx.Module):
     feed_forward: str
     experts: str | None
     per_layer: str | None
+    parallel: bool
     residual_scale: float
-    attn_norm: RMSNorm | None
-    post_attn_norm: RMSNorm | None
-    mlp_norm: RMSNorm | None
-    post_mlp_norm: RMSNorm | None
-    moe_norm: RMSNorm | None
-    post_moe_norm: RMSNorm | None
-    post_dense_norm: RMSNorm | None
+    attn_norm: RMSNorm | LayerNorm | None
+    post_attn_norm: RMSNorm | LayerNorm | None
+    mlp_norm: RMSNorm | LayerNorm | None
+    post_mlp_norm: RMSNorm | LayerNorm | None
+    moe_norm: RMSNorm | LayerNorm | None
+    post_moe_norm: RMSNorm | LayerNorm | None
+    post_dense_norm: RMSNorm | LayerNorm | None
     layer_scalar: nnx.Param[jax.Array] | None
 
     def __init__(self, layer: Layer, parameters: Parameters):
         self.mixer, self.feed_forward = layer.mixer.name, layer.feed_forward.name
         self.experts = None if layer.experts is None else layer.experts.name
         self.per_layer = None if layer.per_layer_input is None else layer.per_layer_input.name
+        self.parallel = layer.parallel
         self.residual_scale = layer.residual_scale
 
-        def norm(name: str) -> RMSNorm | None:
-            return RMSNorm(parameters[name], layer.norm) if name in parameters else None
+        def norm(name: str) -> RMSNorm | LayerNorm | None:
+            return norm_of(parameters[name], layer.norm) if name in parameters else None
 
         self.attn_norm, self.post_attn_norm = norm("attn_norm"), norm("post_attn_norm")
         self.mlp_norm, self.post_mlp_norm = norm("mlp_norm"), norm("post_mlp_norm")
@@ -82,9 +85,10 @@ class DecoderLayer(nnx.Module):
             cache: The cache that the mixer reads, or None.
             own_input: The input that the layer has of its own, `[batch, length, dim]`, or None.
         """
-        branch, kept = getattr(self, self.mixer)(_normed(self.attn_norm, x), context, cache)
+        normed = _normed(self.attn_norm, x)
+        branch, kept = getattr(self, self.mixer)(normed, context, cache)
         x = x + _normed(self.post_attn_norm, branch) * self.residual_scale
-        branch = getattr(self, self.feed_forward)(_normed(self.mlp_norm, x))
+        branch = getattr(self, self.feed_forward)(normed if self.parallel else _normed(self.mlp_norm, x))
         if self.experts is not None:
             experts = getattr(self, self.experts)(_normed(self.moe_norm, x), routed_by=x)
             branch = _normed(self.post_dense_norm, branch) + _normed(self.post_moe_norm, experts)
@@ -109,13 +113,15 @@ class Decoder(nnx.Module):
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
         final_norm: The norm before the output projection.
         lm_head: The output projection; absent where the embedding is used for it, too.
+        logits_bias: The bias of either; absent where there is none.
     """
 
     embed: Embedding
     per_layer_embedding: nnx.Module
     layers: nnx.List[DecoderLayer]
-    final_norm: RMSNorm
+    final_norm: RMSNorm | LayerNorm
     lm_head: Projection
+    logits_bias: nnx.Param[jax.Array]
 
     def __init__(self, config: DecoderConfig, *, dtype: DTypeLike = jnp.bfloat16, rngs: nnx.Rngs | None):
         self.config = config
@@ -128,9 +134,11 @@ class Decoder(nnx.Module):
         if (inputs := config.per_layer_embedding) is not None:
             self.per_layer_embedding = BLOCKS[type(inputs)](inputs, parameters[inputs.name])
         self.layers = nnx.List([DecoderLayer(layer, declared(layer)) for layer in config.layers])
-        self.final_norm = RMSNorm(parameters["final_norm"], config.norm)
+        self.final_norm = norm_of(parameters["final_norm"], config.norm)
         if not config.tied:
             self.lm_head = Projection(parameters["lm_head"])
+        if config.logits_bias:
+            self.logits_bias = parameters.declare("logits_bias", nnx.initializers.zeros_init())
 
     def __repr__(self) -> str:
         return card.as_text(self, self.config)
@@ -177,7 +185,7 @@ class Decoder(nnx.Module):
             attention_mask: bool, True where a key may be attended to, keys being the cache's slots or, without a
                 cache, the tokens. `[batch, keys]`, as tokenizers make it, says which keys are no padding; `[batch,
                 length, keys]` or `[batch, 1, length, keys]` says it for each token. None is causal. Sliding windows
-                narrow either, counted in slots.
+                narrow either, counted in slots, and chunks, counted from the first key that a token may attend to.
 
         Returns:
             Logits, float32 `[batch, length, vocab]` (the projection itself is computed in the activations' dtype, or
@@ -238,7 +246,10 @@ class Decoder(nnx.Module):
         else:
             # Not rounded to the activations' dtype where the projection has a wider one.
             logits = self.lm_head(x.astype(jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)))
-        logits = logits.astype(jnp.float32) * self.config.logits_scale
+        logits = logits.astype(jnp.float32)
+        if self.config.logits_bias:
+            logits = logits + self.logits_bias[...].astype(jnp.float32)
+        logits = logits * self.config.logits_scale
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -255,5 +266,5 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
-def _normed(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
+def _normed(norm: RMSNorm | LayerNorm | None, x: jax.Array) -> jax.Array:
     return x if norm is None else norm(x)

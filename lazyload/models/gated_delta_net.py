@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from lazyload import architecture
+from lazyload.models.chunks import joined, split, sums_between
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache
 from lazyload.models.mlp import ACTIVATIONS
@@ -147,16 +148,19 @@ class GatedDeltaNet(nnx.Module):
 
 
 class DepthwiseConv(nnx.Module):
-    """A causal convolution of each channel alone; `kernel` is `[width, *channels]`."""
+    """A causal convolution of each channel alone; `kernel` is `[width, *channels]`, `bias` one number a channel."""
 
     kernel: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array] | None
 
     def __init__(self, parameters: Parameters):
         self.kernel = parameters.declare("kernel", nnx.initializers.normal(0.02))
+        self.bias = parameters.declare("bias", nnx.initializers.zeros_init()) if "bias" in parameters else None
 
     def __call__(self, x: jax.Array, state: jax.Array | None, real: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """`causal_conv` over the channels of `x`, `[batch, length, *channels]`, each in its own place."""
-        return causal_conv(x, self.kernel[...], state, real)
+        y, last = causal_conv(x, self.kernel[...], state, real)
+        return (y if self.bias is None else (y + self.bias[...]).astype(x.dtype)), last
 
 
 def gated_delta_rule(
@@ -189,9 +193,9 @@ def gated_delta_rule(
     tokens, start = _prepare(query, key, value, log_decay, beta, state, real)
     length = value.shape[1]
     size = max(1, min(_CHUNK, length))
-    chunks = _solve_chunks(jax.tree.map(partial(_split, size=size), tokens))
+    chunks = _solve_chunks(jax.tree.map(partial(split, size=size), tokens))
     end, outputs = jax.lax.scan(_run_chunk, start, chunks)
-    return _joined(outputs)[:, :length].reshape(value.shape).astype(value.dtype), _ungrouped(end)
+    return joined(outputs)[:, :length].reshape(value.shape).astype(value.dtype), _ungrouped(end)
 
 
 def causal_conv(
@@ -267,20 +271,6 @@ def _ungrouped(state: jax.Array) -> jax.Array:
     return state.reshape(batch, key_heads * group, key_dim, value_dim)
 
 
-def _split(x: jax.Array, size: int) -> jax.Array:
-    """`[batch, length, ...]` as `[chunk, batch, size, ...]`; the last chunk is filled up with zeros."""
-    batch, length, *rest = x.shape
-    count = -(-length // size)
-    padded = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * len(rest))
-    return jnp.moveaxis(padded.reshape(batch, count, size, *rest), 1, 0)
-
-
-def _joined(chunks: jax.Array) -> jax.Array:
-    """`[chunk, batch, size, ...]` as `[batch, chunk * size, ...]`."""
-    count, batch, size, *rest = chunks.shape
-    return jnp.moveaxis(chunks, 0, 1).reshape(batch, count * size, *rest)
-
-
 def _solve_chunks(chunks: _Tokens) -> _Chunk:
     """What needs no state, for all chunks at once; all arrays, in and out, have a leading dimension `chunk`."""
     query, key, value = chunks.query, chunks.key, chunks.value
@@ -288,7 +278,7 @@ def _solve_chunks(chunks: _Tokens) -> _Chunk:
     each = jnp.moveaxis(chunks.log_decay, 2, -1)
     log_decay = jnp.cumsum(each, axis=-1)
     # Masked before exp: where token t is before s, it would be one, and not zero.
-    between = _sums_between(each)
+    between = sums_between(each)
     decay = jnp.exp(jnp.where(np.tri(key.shape[2], dtype=bool), between, -jnp.inf))
     overlaps = jnp.einsum("nbthk,nbshk->nbhts", key, key)[:, :, :, None] * decay
     system = _inverse_of_unit_lower(beta[..., None] * overlaps) * beta[..., None, :]
@@ -301,16 +291,6 @@ def _solve_chunks(chunks: _Tokens) -> _Chunk:
         corrections=jnp.einsum("nbhgts,nbshgv->nbhgtv", system, value),
         lookups=jnp.einsum("nbhgts,nbshk->nbhgtk", system * jnp.exp(log_decay)[..., None, :], key),
     )
-
-
-def _sums_between(x: jax.Array) -> jax.Array:
-    """Of `[..., token]`, the sums after token s up to token t, `[..., t, s]`; zero where t is not after s.
-
-    Each is a sum of its own: as a difference of sums from the start it would have their error, which is large where a
-    head forgets quickly.
-    """
-    after = np.tri(x.shape[-1], k=-1, dtype=bool)
-    return jnp.cumsum(jnp.where(after, x[..., :, None], 0), axis=-2)
 
 
 def _run_chunk(state: jax.Array, chunk: _Chunk) -> tuple[jax.Array, jax.Array]:

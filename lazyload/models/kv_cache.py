@@ -56,11 +56,12 @@ def require_room(cache: KVCache, size: int, length: int) -> None:
         )
 
 
-def append(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCache:
-    """The cache with the keys and values of further tokens, `[batch, length, kv_head, dim]`."""
+def append(cache: LayerCache, **arrays: jax.Array) -> LayerCache:
+    """The cache with what it keeps of further tokens, such as keys and values, `[batch, length, kv_head, dim]`."""
     start = cache["end_index"][0]
-    return {
-        "k": jax.lax.dynamic_update_slice_in_dim(cache["k"], key.astype(cache["k"].dtype), start, axis=1),
-        "v": jax.lax.dynamic_update_slice_in_dim(cache["v"], value.astype(cache["v"].dtype), start, axis=1),
-        "end_index": cache["end_index"] + key.shape[1],
+    kept = {
+        name: jax.lax.dynamic_update_slice_in_dim(cache[name], array.astype(cache[name].dtype), start, axis=1)
+        for name, array in arrays.items()
     }
+    (length,) = {array.shape[1] for array in arrays.values()}
+    return {**kept, "end_index": cache["end_index"] + length}

@@ -7,6 +7,7 @@ from flax import nnx
 from lazyload import architecture
 from lazyload.models.attention import attend
 from lazyload.models.context import Context
+from lazyload.models.indexer import Indexer
 from lazyload.models.kv_cache import LayerCache, append
 from lazyload.models.norm import RMSNorm
 from lazyload.models.parameters import Parameters
@@ -32,6 +33,7 @@ class LatentAttention(nnx.Module):
     kv_a_layernorm: RMSNorm
     kv_b_proj: Projection
     o_proj: Projection
+    indexer: Indexer
 
     def __init__(self, block: architecture.LatentAttention, parameters: Parameters):
         self.block = block
@@ -45,29 +47,39 @@ class LatentAttention(nnx.Module):
         self.kv_a_layernorm = RMSNorm(parameters["kv_a_layernorm"], _INNER_NORM)
         self.kv_b_proj = Projection(parameters["kv_b_proj"])
         self.o_proj = Projection(parameters["o_proj"], inputs=2)
+        if block.indexer is not None:
+            self.indexer = Indexer(block.indexer, parameters["indexer"])
 
     def __call__(self, x: jax.Array, context: Context, cache: LayerCache | None) -> tuple[jax.Array, LayerCache | None]:
         """Attends from `x`, `[batch, length, embed]`; arguments and results are those of `Attention`."""
-        q_nope, q_rope = jnp.split(self._query(x), [self.block.nope_dim], axis=-1)
+        latent, query = self._query(x)
+        q_nope, q_rope = jnp.split(query, [self.block.nope_dim], axis=-1)
         compressed, k_rope = jnp.split(self.kv_a_proj_with_mqa(x), [self.block.kv_rank], axis=-1)
         compressed, k_rope = self.kv_a_layernorm(compressed)[:, :, None], k_rope[:, :, None]
         rotation = context.rotation(self.block.rope)
         if rotation is not None:
             q_rope, k_rope = rotate(q_rope, rotation), rotate(k_rope, rotation)
-        if cache is None:
-            mask = context.mask(x.shape[1], None)
-            mixed = self._attend_expanded(q_nope, q_rope, compressed, k_rope, mask)
-        else:
-            cache = append(cache, compressed, k_rope)
-            compressed, k_rope = cache["k"].astype(x.dtype), cache["v"].astype(x.dtype)
-            mask = context.mask(k_rope.shape[1], None)
-            mixed = self._attend_compressed(q_nope, q_rope, compressed, k_rope, mask)
-        return self.o_proj(mixed), cache
+        kept = {"k": compressed, "v": k_rope}
+        if self.block.indexer is not None:
+            kept["index_k"] = self.indexer.keys(x, context)
+        if cache is not None:
+            cache = append(cache, **kept)
+            kept = {name: cache[name].astype(x.dtype) for name in kept}
+        mask = context.mask(kept["k"].shape[1])
+        if self.block.indexer is not None:
+            mask = context.selected = self.indexer(x, latent, kept["index_k"], mask, context)
+        elif self.block.shares_selection:
+            assert context.selected is not None  # `DecoderConfig` sees to it
+            mask = context.selected
+        attend_to = self._attend_expanded if cache is None else self._attend_compressed
+        return self.o_proj(attend_to(q_nope, q_rope, kept["k"], kept["v"], mask)), cache
 
-    def _query(self, x: jax.Array) -> jax.Array:
+    def _query(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The compressed query, or `x` where queries are projected directly, and the query of each head."""
         if self.block.q_rank is None:
-            return self.q_proj(x)
-        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+            return x, self.q_proj(x)
+        latent = self.q_a_layernorm(self.q_a_proj(x))
+        return latent, self.q_b_proj(latent)
 
     def _attend_expanded(
         self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, mask: jax.Array

@@ -1,8 +1,9 @@
-"""The gated MLP."""
+"""The MLP, gated or not."""
 
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from lazyload import architecture
@@ -15,22 +16,59 @@ ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
 
 
-class MLP(nnx.Module):
-    """`down(activation(gate(x)) * up(x))`."""
+class XIELU(nnx.Module):
+    """An activation with learned parameters (https://arxiv.org/abs/2411.13010), each an array of one number.
 
-    gate_proj: Projection
+    Attributes:
+        alpha_p: Its softplus is the curvature above zero.
+        alpha_n: The same below, where `beta` is added.
+        beta: The slope at zero; stored and not learned.
+        eps: The largest argument of the exponential; stored and not learned.
+    """
+
+    alpha_p: nnx.Param[jax.Array]
+    alpha_n: nnx.Param[jax.Array]
+    beta: nnx.Param[jax.Array]
+    eps: nnx.Param[jax.Array]
+
+    def __init__(self, parameters: Parameters):
+        # As transformers starts them: both curvatures are 0.8.
+        self.alpha_p = parameters.declare("alpha_p", nnx.initializers.constant(0.2034))
+        self.alpha_n = parameters.declare("alpha_n", nnx.initializers.constant(-1.0502))
+        self.beta = parameters.declare("beta", nnx.initializers.constant(0.5))
+        self.eps = parameters.declare("eps", nnx.initializers.constant(-1e-6))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Any shape to the same; in float32, where the difference of two numbers that are almost alike counts."""
+        wide = x.astype(jnp.float32)
+        alpha_p, alpha_n = (jax.nn.softplus(alpha[...].astype(jnp.float32)) for alpha in (self.alpha_p, self.alpha_n))
+        beta, eps = (jax.lax.stop_gradient(fixed[...].astype(jnp.float32)) for fixed in (self.beta, self.eps))
+        below = (jnp.expm1(jnp.minimum(wide, eps)) - wide) * (beta + alpha_n)
+        return (jnp.where(wide > 0, alpha_p * jnp.square(wide), below) + beta * wide).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """`down(activation(gate(x)) * up(x))`, or without a gate `down(activation(up(x)))`."""
+
+    gate_proj: Projection | None
     up_proj: Projection
     down_proj: Projection
+    xielu: XIELU
 
     def __init__(self, block: architecture.MLP, parameters: Parameters):
         self.activation = block.activation
-        self.gate_proj = Projection(parameters["gate_proj"])
+        self.gate_proj = Projection(parameters["gate_proj"]) if block.gated else None
         self.up_proj = Projection(parameters["up_proj"])
         self.down_proj = Projection(parameters["down_proj"])
+        if block.activation == "xielu":
+            self.xielu = XIELU(parameters["xielu"])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, length, embed]` to the same."""
-        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
+        activation = self.xielu if self.activation == "xielu" else ACTIVATIONS[self.activation]
+        up = self.up_proj(x)
+        return self.down_proj(activation(up) if self.gate_proj is None else activation(self.gate_proj(x)) * up)

@@ -164,6 +164,8 @@ class MixtureOfExperts(nnx.Module):
         # Rows of experts that are elsewhere lie behind the last group; what is computed for them is dropped below.
         owners = jnp.minimum(numbers[order], count - 1)
         tokens = x.reshape(-1, x.shape[-1])[order // selected]
+        if self.block.weighted_inputs:
+            tokens, weights = tokens * weights.reshape(-1)[order][:, None].astype(x.dtype), jnp.ones_like(weights)
         gate = _grouped(tokens, parts.gate, group_sizes, parts.gate_bias, owners)
         up = _grouped(tokens, parts.up, group_sizes, parts.up_bias, owners)
         down_bias = parts.down_bias

@@ -1,9 +1,10 @@
-"""Root mean square norm, in float32."""
+"""Norms, in float32."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lazyload import architecture
 from lazyload.architecture import Norm
 from lazyload.models.parameters import Parameters
 
@@ -28,6 +29,31 @@ class RMSNorm(nnx.Module):
         """Normalises the trailing dimensions; shape and dtype are those of `x`, the arithmetic is in float32."""
         scale = self.scale[...].astype(jnp.float32) + self.offset
         return (normalized(x, self.eps, scale.ndim) * scale).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Takes the mean away, divides by the standard deviation over the last dimension, then scales and shifts."""
+
+    eps: float
+    scale: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array] | None
+
+    def __init__(self, parameters: Parameters, norm: architecture.LayerNorm):
+        self.eps = norm.eps
+        self.scale = parameters.declare("scale", nnx.initializers.ones_init())
+        self.bias = parameters.declare("bias", nnx.initializers.zeros_init()) if norm.bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last dimension; shape and dtype are those of `x`, the arithmetic is in float32."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        y = normalized(centred, self.eps) * self.scale[...].astype(jnp.float32)
+        return (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+def norm_of(parameters: Parameters, norm: Norm | architecture.LayerNorm) -> RMSNorm | LayerNorm:
+    """The module of a norm."""
+    return RMSNorm(parameters, norm) if isinstance(norm, Norm) else LayerNorm(parameters, norm)
 
 
 def normalized(x: jax.Array, eps: float, trailing: int = 1) -> jax.Array:

@@ -30,8 +30,12 @@ def rotation(rope: Rope, positions: jax.Array) -> Rotation:
     "dynamic" and "longrope" depend on the sequence's length; it is taken to be the largest position plus one, over the
     whole batch.
     """
-    angles = positions.astype(jnp.float32)[..., None] * frequencies(rope, jnp.max(positions) + 1)
-    return Rotation(jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor, rope.interleaved)
+    length = jnp.max(positions) + 1
+    angles = positions.astype(jnp.float32)[..., None] * frequencies(rope, length)
+    factor: jax.Array | float = rope.attention_factor
+    if rope.long_attention_factor is not None:
+        factor = jnp.where(length > _original(rope), rope.long_attention_factor, factor)
+    return Rotation(jnp.cos(angles) * factor, jnp.sin(angles) * factor, rope.interleaved)
 
 
 def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
@@ -85,7 +89,9 @@ def _original(rope: Rope) -> int:
 def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
     """Long wavelengths are stretched by the factor, short ones kept, those between interpolated."""
     turns = _original(rope) * plain / (2 * math.pi)
-    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    # Llama 4 Scout has nothing between the two.
+    with np.errstate(divide="ignore"):
+        smooth = (turns - rope.low_freq_factor) / np.float64(rope.high_freq_factor - rope.low_freq_factor)
     keep = np.clip(smooth, 0, 1)
     scaled: np.ndarray = (1 - keep) * plain / rope.factor + keep * plain
     return scaled

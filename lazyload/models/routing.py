@@ -23,6 +23,8 @@ def route(logits: jax.Array, experts: Experts, selection_bias: jax.Array | None)
     if experts.scores == "topk_softmax":
         best, chosen = jax.lax.top_k(logits, experts.num_selected)
         return jax.nn.softmax(best, axis=-1) * experts.scale, chosen
+    if experts.scores == "sparsemixer":
+        return _sparsemixer(logits, experts)
     scores = jax.nn.softmax(logits, axis=-1) if experts.scores == "softmax" else jax.nn.sigmoid(logits)
     preference = scores if selection_bias is None else scores + selection_bias
     if experts.num_groups > 1:
@@ -30,8 +32,23 @@ def route(logits: jax.Array, experts: Experts, selection_bias: jax.Array | None)
     _, chosen = jax.lax.top_k(preference, experts.num_selected)
     weights = jnp.take_along_axis(scores, chosen, axis=-1)
     if experts.normalize:
-        weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + _TINY)
+        total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), experts.least_sum)
+        weights = weights / (total + _TINY)
     return weights * experts.scale, chosen
+
+
+def _sparsemixer(logits: jax.Array, experts: Experts) -> tuple[jax.Array, jax.Array]:
+    """The best expert, and the best of the others; each has its share among those within the margin."""
+    weights, chosen, left = [], [], logits
+    for _ in range(experts.num_selected):
+        best = jnp.argmax(left, axis=-1, keepdims=True)
+        score = jnp.take_along_axis(left, best, axis=-1)
+        behind = (score - logits) / jnp.maximum(jnp.abs(logits), score)
+        shares = jax.nn.softmax(jnp.where(behind > 2 * experts.margin, -jnp.inf, left), axis=-1)
+        weights.append(jnp.take_along_axis(shares, best, axis=-1))
+        chosen.append(best)
+        left = jnp.where(jnp.arange(logits.shape[-1]) == best, -jnp.inf, left)
+    return jnp.concatenate(weights, axis=-1) * experts.scale, jnp.concatenate(chosen, axis=-1)
 
 
 def _within_best_groups(preference: jax.Array, experts: Experts) -> jax.Array:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.decoders import ATTENTION, CONFIGS, DENSE, EXPERTS, ROPE, config, layer
+from support.decoders import ATTENTION, CONFIGS, DENSE, EXPERTS, INDEXER, LATENT, MAMBA, ROPE, config, layer
 
 from lazyload.architecture import (
     MLP,
@@ -13,6 +13,7 @@ from lazyload.architecture import (
     Experts,
     GatedDeltaNet,
     LatentAttention,
+    LayerNorm,
     Norm,
     PerLayerEmbedding,
     PerLayerInput,
@@ -72,7 +73,6 @@ def test_blocks_are_found_by_their_class() -> None:
     assert (CONFIGS["qwen3_next"].num_heads, CONFIGS["qwen3_next"].head_dim) == (4, 8)
 
 
-LATENT: dict[str, Any] = {"num_heads": 2, "q_rank": 4, "kv_rank": 4, "nope_dim": 4, "rope_dim": 2, "v_dim": 4}
 DELTA: dict[str, Any] = {"num_key_heads": 2, "num_value_heads": 4, "key_dim": 8, "value_dim": 6, "conv_width": 4}
 SHARING = layer(replace(ATTENTION, kv_layer=0))
 
@@ -84,26 +84,48 @@ SHARING = layer(replace(ATTENTION, kv_layer=0))
         (ATTENTION, {"num_heads": 0}, "Attention: num_heads = 0 must be a positive whole number"),
         (ATTENTION, {"head_dim": 8.0}, "Attention: head_dim = 8.0 must be a positive whole number"),
         (ATTENTION, {"head_dim": 4}, "Attention: rope rotates 8 of 4 dimensions"),
-        (ATTENTION, {"qk_norm": "heads"}, "Attention: qk_norm = 'heads' is not known; there are head, full, None"),
+        (
+            ATTENTION,
+            {"qk_norm": "heads"},
+            "Attention: qk_norm = 'heads' is not known; there are head, full, bare, None",
+        ),
         (ATTENTION, {"window": 0}, "Attention: window = 0"),
+        (ATTENTION, {"qkv_clip": 0.0}, "Attention: qkv_clip = 0.0 must be positive"),
+        (
+            replace(ATTENTION, rope=replace(ROPE, interleaved=True)),
+            {"norm_after_rope": True},
+            "Attention: norm_after_rope needs a rope that is not interleaved",
+        ),
+        (ATTENTION, {"chunk": 0}, "Attention: chunk = 0"),
         (ATTENTION, {"softcap": -1.0}, "Attention: softcap = -1.0 must be positive"),
         (
             DENSE,
             {"activation": "swish"},
             "MLP: activation = 'swish' is not known; there are silu, gelu, gelu_tanh, relu",
         ),
+        (DENSE, {"activation": "xielu"}, "MLP: activation = 'xielu' is not known"),
+        (EXPERTS, {"activation": "xielu"}, "Experts: activation = 'xielu' is not known"),
         (DENSE, {"mlp_dim": True}, "MLP: mlp_dim = True must be a positive whole number"),
         (EXPERTS, {"num_selected": 9}, "Experts: num_selected = 9, but a token can use 8"),
         (EXPERTS, {"num_groups": 3}, "Experts: num_groups = 3 does not fit num_experts = 8"),
         (EXPERTS, {"scores": "tanh"}, "Experts: scores = 'tanh' is not known"),
+        (EXPERTS, {"scores": "sparsemixer", "num_selected": 3}, "Experts: sparsemixer selects two"),
         (EXPERTS, {"shared_gate": True}, "Experts: there is no shared expert"),
-        (LatentAttention(**LATENT), {"rope": ROPE}, "LatentAttention: rope rotates 8 of 2 dimensions"),
-        (LatentAttention(**LATENT), {"q_rank": 0}, "LatentAttention: q_rank = 0"),
+        (LATENT, {"rope": ROPE}, "LatentAttention: rope rotates 8 of 4 dimensions"),
+        (LATENT, {"q_rank": 0}, "LatentAttention: q_rank = 0"),
+        (LATENT, {"q_rank": None, "indexer": INDEXER}, "LatentAttention: an indexer works on the compressed query"),
+        (LATENT, {"indexer": INDEXER, "shares_selection": True}, "LatentAttention: an indexer of its own, and"),
+        (INDEXER, {"head_dim": 2}, "Indexer: rope rotates 4 of 2 dimensions"),
+        (INDEXER, {"num_selected": 0}, "Indexer: num_selected = 0"),
         (GatedDeltaNet(**DELTA), {"num_value_heads": 3}, "GatedDeltaNet: num_value_heads = 3 is no multiple"),
         (GatedDeltaNet(**DELTA), {"conv_width": 1}, "GatedDeltaNet: conv_width = 1"),
+        (MAMBA, {"num_groups": 3}, "Mamba2: num_heads = 4 is no multiple of num_groups = 3"),
+        (MAMBA, {"conv_width": 1}, "Mamba2: conv_width = 1"),
+        (MAMBA, {"least_step": 2.0, "longest_step": 1.0}, "Mamba2: least_step = 2.0 and longest_step = 1.0"),
         (ROPE, {"dim": 7}, "Rope: dim = 7 must be even"),
         (ROPE, {"kind": "ntk"}, "Rope: kind = 'ntk' is not known"),
         (ROPE, {"theta": 0.0}, "Rope: theta = 0.0 must be positive"),
+        (ROPE, {"long_attention_factor": 1.2}, "Rope: long_attention_factor is for longrope"),
         (ROPE, {"kind": "yarn"}, "Rope: kind 'yarn' needs original_max_position"),
         (
             Rope(theta=1e4, dim=4, kind="longrope", original_max_position=8, short_factor=(1, 1), long_factor=(1, 1)),
@@ -112,6 +134,8 @@ SHARING = layer(replace(ATTENTION, kv_layer=0))
         ),
         (ROPE, {"kind": "proportional", "turning_pairs": 5}, "Rope: turning_pairs = 5 of 4 pairs"),
         (Norm(), {"eps": 0.0}, "Norm: eps = 0.0 must be positive"),
+        (LayerNorm(), {"eps": -1.0}, "LayerNorm: eps = -1.0 must be positive"),
+        (layer(experts=EXPERTS), {"parallel": True}, "Layer: where blocks are parallel"),
         (PerLayerInput(dim=6), {"dim": 0}, "PerLayerInput: dim = 0"),
         (layer(feed_forward=EXPERTS), {"experts": EXPERTS}, "Layer: there are experts beside experts"),
         (CONFIGS["plain"], {"layers": (SHARING,)}, "DecoderConfig: layer 0 attends to the keys and values of layer 0"),
@@ -122,6 +146,11 @@ SHARING = layer(replace(ATTENTION, kv_layer=0))
         ),
         (CONFIGS["plain"], {"layers": (layer(replace(ATTENTION, num_kv_heads=4)), SHARING)}, "DecoderConfig: layer 1"),
         (CONFIGS["plain"], {"layers": (layer(GatedDeltaNet(**DELTA)), SHARING)}, "DecoderConfig: layer 1"),
+        (
+            CONFIGS["plain"],
+            {"layers": (layer(LATENT), layer(replace(LATENT, shares_selection=True)))},
+            "DecoderConfig: layer 1 attends to what an earlier layer's indexer selects, and there is none",
+        ),
         (CONFIGS["plain"], {"layers": (layer(per_layer_input=PerLayerInput(dim=6)),)}, "DecoderConfig: per_layer_emb"),
         (
             CONFIGS["gemma4"],

@@ -42,6 +42,9 @@ def of_transformers(model: Path, tokens: np.ndarray) -> np.ndarray:
     loaded = auto.from_pretrained(
         model, dtype=torch.bfloat16, attn_implementation="eager", experts_implementation="eager"
     )
+    if settings.model_type == "llama4":
+        # The whole model cannot do without an image.
+        loaded = loaded.language_model
     with torch.no_grad():
         logits = loaded.eval()(input_ids=torch.from_numpy(tokens).long(), use_cache=False).logits
     return np.asarray(logits.float().numpy())

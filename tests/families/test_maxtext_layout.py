@@ -63,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_cases() -> None:
-    assert len(CASES) == 44
+    assert len(CASES) == 48
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
@@ -189,6 +189,7 @@ def test_a_checkpoint_says_how_it_is_scanned() -> None:
         ("olmo3", 6, (False,), "6 layers are not a multiple of 4.*scan_layers=False"),
         ("qwen3_next_8", 6, (False,), "6 layers are not a multiple of 4.*scan_layers=False"),
         ("qwen3_5_moe_8", 6, (False,), "6 layers are not a multiple of 4.*scan_layers=False"),
+        ("llama4_8", 6, (False,), "6 layers are not a multiple of 4.*scan_layers=False"),
         ("qwen3_next_8", 3, (False,), "3 layers are not a multiple of 4.*scan_layers=False"),
     ],
 )
@@ -233,6 +234,7 @@ def test_attention_after_any_number_of_delta_nets(name: str, cycle: int) -> None
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
+        ("llama4_8", {"attention_bias": True}, "no biases .attention_bias"),
         ("qwen3_next_8", {"mlp_only_layers": [1]}, "an MLP in some .mlp_only_layers"),
         ("qwen3_next_8", {"decoder_sparse_step": 2}, "an MLP in some .mlp_only_layers, decoder_sparse_step"),
         ("qwen3_moe", {"mlp_only_layers": [1]}, "has both .mlp_only_layers"),
@@ -254,6 +256,13 @@ def test_what_maxtext_s_layers_cannot_express(name: str, changes: Mapping[str, A
     for scan_layers in (True, False):
         with pytest.raises(LayoutError, match=message):
             MaxText(scan_layers).layout(family.name, config)
+
+
+def test_experts_of_llama_4_that_do_not_come_in_cycles_are_not_scanned() -> None:
+    family, config = read(spec("llama4_8"), moe_layers=[1, 3, 5])
+    with pytest.raises(LayoutError, match=r"moe_layers.*Use scan_layers=False"):
+        MaxText().layout(family.name, config)
+    assert "decoder.layers_7.mlp.wo.kernel" in shapes(MaxText(False).layout(family.name, config), config)
 
 
 @pytest.mark.parametrize("name", ["gemma4_e2b_10", "gemma4_text_e2b_10"])

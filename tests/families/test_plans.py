@@ -33,7 +33,7 @@ def text_of(config: dict[str, Any]) -> dict[str, Any]:
 def write(folder: Path, config: Mapping[str, Any], tensors: Tensors) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "model.safetensors")
+    save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, folder / "model.safetensors")
     return folder
 
 

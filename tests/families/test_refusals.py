@@ -14,6 +14,8 @@ Values = dict[str, Any]
 
 KINDS = (
     "llama3",
+    "llama4",
+    "llama4_text",
     "mistral",
     "qwen2",
     "qwen3",
@@ -36,21 +38,44 @@ KINDS = (
     "olmo3",
     "smollm3",
     "granite",
+    "granitemoehybrid",
     "glm4",
     "gpt_oss",
     "deepseek_v2",
     "deepseek_v3",
+    "cohere2",
+    "exaone4",
+    "seed_oss",
+    "hunyuan_v1_dense",
+    "arcee",
+    "apertus",
+    "olmoe",
+    "qwen2_moe",
+    "minimax_m2",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "phimoe",
+    "deepseek_v32",
+    "glm_moe_dsa",
 )
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Files on the hub do without.
 LEFT_OUT = {"gemma3": SIZES, "gemma3_text": ("vocab_size", "num_attention_heads")}
 EXPERTS = {
+    "olmoe": ("num_experts", "num_experts_per_tok"),
+    "qwen2_moe": ("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
+    "minimax_m2": ("num_local_experts", "num_experts_per_tok"),
+    "ernie4_5_moe": ("moe_num_experts", "moe_k", "moe_intermediate_size"),
+    "phimoe": ("num_local_experts", "num_experts_per_tok"),
     "qwen3_moe": ("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
     "mixtral": ("num_local_experts", "num_experts_per_tok"),
+    "llama4_text": ("num_local_experts", "num_experts_per_tok"),
     "gemma4_a4b": ("num_experts", "top_k_experts", "moe_intermediate_size"),
     "gpt_oss": ("num_local_experts", "num_experts_per_tok"),
     "deepseek_v2": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
     "deepseek_v3": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
+    "deepseek_v32": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
+    "glm_moe_dsa": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
 }
 
 
@@ -100,6 +125,18 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("llama3", "partial_rotary_factor", 0.5),
         ("llama3", "is_encoder_decoder", True),
         ("llama3", "sliding_window", 128),
+        ("llama4", "sliding_window", 128),
+        ("llama4", "mlp_bias", True),
+        ("llama4", "no_rope_layers", [1, 1, 1, 0]),
+        ("llama4", "no_rope_layer_interval", 0),
+        ("llama4", "interleave_moe_layer_step", 0),
+        ("llama4", "moe_layers", 3),
+        ("llama4", "attention_chunk_size", 0),
+        ("llama4", "floor_scale", 0),
+        ("llama4_text", "layer_types", ["sliding_attention"] * 5),
+        ("llama4_text", "layer_types", ["chunked_attention"] * 4),
+        ("llama4_text", "use_qk_norm", "yes"),
+        ("llama4_text", "num_experts_per_tok", 9),
         ("mistral", "attention_bias", True),
         ("mistral", "layer_types", ["sliding_attention", "full_attention"] * 2),
         ("qwen2", "use_mrope", True),
@@ -144,6 +181,18 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("olmo3", "layer_types", ["sliding_attention"]),
         ("smollm3", "no_rope_layers", [1, 1, 0]),
         ("granite", "num_local_experts", 8),
+        ("granitemoehybrid", "layer_types", ["mamba"] * 4),
+        ("granitemoehybrid", "layer_types", ["mamba", "mamba", "moe", "mamba", "mamba"]),
+        ("granitemoehybrid", "position_embedding_type", "alibi"),
+        ("granitemoehybrid", "normalization_function", "layernorm"),
+        ("granitemoehybrid", "mamba_n_heads", 7),
+        ("granitemoehybrid", "mamba_n_groups", 3),
+        ("granitemoehybrid", "mamba_d_head", 12),
+        ("granitemoehybrid", "mamba_d_head", "large"),
+        ("granitemoehybrid", "mamba_d_state", 0),
+        ("granitemoehybrid", "time_step_limit", [0.0]),
+        ("granitemoehybrid", "time_step_limit", [0.0, "long"]),
+        ("granitemoehybrid", "mlp_bias", True),
         ("glm4", "mlp_bias", True),
         ("glm4", "sliding_window", 128),
         ("glm4", "partial_rotary_factor", 0.2),
@@ -160,6 +209,65 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("deepseek_v3", "topk_method", "group_limited_greedy"),
         ("deepseek_v3", "index_topk", 2048),
         ("deepseek_v3", "n_group", 3),
+        ("cohere2", "sliding_window", None),
+        ("cohere2", "sliding_window_pattern", 0),
+        ("cohere2", "use_parallel_block", False),
+        ("cohere2", "use_gated_activation", False),
+        ("cohere2", "use_qk_norm", True),
+        ("cohere2", "rotary_pct", 0.5),
+        ("cohere2", "position_embedding_type", "rope_neox"),
+        ("cohere2", "order_of_interleaved_layers", "global_attn_first"),
+        ("cohere2", "hidden_act", "xielu"),
+        ("exaone4", "sliding_window", None),
+        ("exaone4", "layer_types", ["chunked_attention"] * 6),
+        ("exaone4", "attention_bias", True),
+        ("seed_oss", "sliding_window", 8),
+        ("hunyuan_v1_dense", "use_qk_norm", False),
+        ("hunyuan_v1_dense", "use_cla", True),
+        ("hunyuan_v1_dense", "num_experts", 8),
+        ("hunyuan_v1_dense", "norm_type", "layernorm"),
+        ("hunyuan_v1_dense", "use_rotary_pos_emb", False),
+        ("hunyuan_v1_dense", "mlp_bias", True),
+        ("hunyuan_v1_dense", "rope_scaling", {"type": "dynamic", "alpha": -1.0}),
+        ("hunyuan_v1_dense", "rope_scaling", {"type": "dynamic", "alpha": "1"}),
+        ("hunyuan_v1_dense", "rope_scaling", {"type": "linear", "factor": 2.0, "mscale": 1.0}),
+        ("arcee", "hidden_act", "xielu"),
+        ("arcee", "partial_rotary_factor", 0.5),
+        ("apertus", "mlp_bias", True),
+        ("apertus", "qk_norm", False),
+        ("apertus", "post_norm", True),
+        ("olmoe", "clip_qkv", -1.0),
+        ("olmoe", "shared_expert_intermediate_size", 8),
+        ("qwen2_moe", "layer_types", ["sliding_attention"] * 4),
+        ("qwen2_moe", "use_qk_norm", True),
+        ("minimax_m2", "attn_type_list", [1, 0, 1, 1]),
+        ("minimax_m2", "qk_norm_type", "per_head"),
+        ("minimax_m2", "use_qk_norm", False),
+        ("minimax_m2", "scoring_func", "softmax"),
+        ("minimax_m2", "use_routing_bias", False),
+        ("minimax_m2", "shared_intermediate_size", 8),
+        ("minimax_m2", "layernorm_mlp_beta", 3.5),
+        ("minimax_m2", "rotary_dim", 7),
+        ("minimax_m2", "sliding_window", 8),
+        ("ernie4_5", "attention_bias", True),
+        ("ernie4_5_moe", "moe_gate", "hash"),
+        ("ernie4_5_moe", "moe_use_aux_free", False),
+        ("phimoe", "num_experts_per_tok", 3),
+        ("phimoe", "rope_scaling", {"type": "linear", "factor": 2.0, "short_mscale": 1.0, "long_mscale": 1.0}),
+        ("phimoe", "rope_scaling", {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}),
+        ("deepseek_v32", "q_lora_rank", 0),
+        ("deepseek_v32", "scoring_func", "softmax"),
+        ("deepseek_v32", "moe_layer_freq", 2),
+        ("deepseek_v32", "index_topk", 0),
+        ("deepseek_v32", "indexer_types", ["full"] * 4),
+        ("deepseek_v32", "layer_types", ["full_attention"] * 4),
+        ("deepseek_v32", "mlp_layer_types", ["dense"] * 3),
+        ("deepseek_v32", "mlp_layer_types", ["dense", "sparse", "sparse", "mixed"]),
+        ("glm_moe_dsa", "indexer_types", ["full"] * 4),
+        ("glm_moe_dsa", "indexer_types", ["full", "shared", "full", "full", "none"]),
+        ("glm_moe_dsa", "index_topk_pattern", "FSSFX"),
+        ("glm_moe_dsa", "index_topk_pattern", 7),
+        ("glm_moe_dsa", "index_topk_freq", -1.5),
     ],
 )
 def test_an_option_that_is_not_implemented_is_named(kind: str, field: str, value: Any) -> None:
@@ -256,9 +364,18 @@ def test_what_the_rotary_embedding_of_a_kind_of_layer_lacks_or_has_too_much(desc
     refuse(values_of("gemma4_text_31b", rope_parameters=parameters), message)
 
 
+def test_chunks_need_a_length() -> None:
+    values = values_of("llama4_text", attention_chunk_size=None, layer_types=["chunked_attention"] * 5)
+    refuse(values, "lacks the field 'attention_chunk_size'")
+
+
 def test_one_rotated_pair_cannot_grow_with_the_length() -> None:
     scaling = {"rope_type": "dynamic", "factor": 2.0}
     refuse(values_of("glm4_moe", head_dim=4, rope_scaling=scaling), "'dynamic' needs more than one rotated pair")
+
+
+def test_a_pattern_in_letters_needs_the_kinds_of_layers() -> None:
+    refuse(values_of("exaone4", layer_types=None), "sliding_window_pattern = 'LLLG' is not of type int")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +420,10 @@ def test_whole_numbers_may_be_written_either_way(kind: str) -> None:
     assert families.find(values).config(values) == families.find(values).config(values_of(kind))
 
 
-@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "kind",
+    ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "olmoe", "qwen2_moe", "minimax_m2", "phimoe"],
+)
 @pytest.mark.parametrize("name", ["num_experts", "num_local_experts"])
 def test_the_number_of_experts_goes_by_several_names(kind: str, name: str) -> None:
     own = EXPERTS[kind][0]

@@ -212,6 +212,34 @@ def llama(draw: Draw) -> Values:
     return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, mlp_bias=BOTH, hidden_act=ACTIVATIONS)
 
 
+def llama4_text(draw: Draw) -> Values:
+    values = sizes(draw)
+    count, experts = values["num_hidden_layers"], draw(st.integers(1, 5))
+    values |= rope(draw, width(values))
+    kinds = st.lists(st.sampled_from(["chunked_attention", "full_attention"]), min_size=count, max_size=count)
+    # Not 1: transformers' own cache keeps everything for it.
+    values |= {"attention_chunk_size": draw(st.sampled_from([2, 5, 8192]))}
+    values |= draw(st.sampled_from([{}, {"layer_types": draw(kinds)}, {"attention_chunk_size": None}]))
+    values |= {"num_local_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
+    return (
+        values
+        | maybe(
+            draw,
+            attention_bias=BOTH,
+            hidden_act=ACTIVATIONS,
+            use_qk_norm=BOTH,
+            attn_temperature_tuning=BOTH,
+            floor_scale=st.sampled_from([1, 3, 8]),
+            attn_scale=st.sampled_from([0.1, 1.0]),
+            no_rope_layer_interval=st.integers(1, 3),
+            no_rope_layers=st.lists(st.integers(0, 1), min_size=count, max_size=count),
+            interleave_moe_layer_step=st.integers(1, 3),
+            moe_layers=st.lists(st.integers(0, 4), max_size=3),
+        )
+        | {"intermediate_size_mlp": 23}
+    )
+
+
 def mistral(draw: Draw) -> Values:
     values = sizes(draw, head_dim=draw(BOTH))
     return values | rope(draw, width(values)) | {"sliding_window": draw(WINDOWS)}
@@ -551,6 +579,38 @@ def granite(draw: Draw) -> Values:
     )
 
 
+def granitemoehybrid(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=False)
+    values |= rope(draw, width(values))
+    count, experts = values["num_hidden_layers"], draw(st.integers(0, 5))
+    # transformers' cache counts tokens in a layer with attention.
+    kinds = draw(st.lists(st.sampled_from(["mamba", "attention"]), min_size=count, max_size=count))
+    kinds[draw(st.integers(0, count - 1))] = "attention"
+    groups = draw(st.sampled_from([n for n in (1, 2, 3) if values["num_attention_heads"] % n == 0]))
+    # transformers writes no infinite number that it reads again, and takes steps by themselves for as long as they are.
+    return (
+        values
+        | {"layer_types": kinds, "num_local_experts": experts, "shared_intermediate_size": 19}
+        | {"num_experts_per_tok": draw(st.integers(1, experts)) if experts else 0}
+        | {"mamba_n_heads": values["num_attention_heads"], "mamba_n_groups": groups, "mamba_d_state": 7}
+        | maybe(
+            draw,
+            position_embedding_type=st.sampled_from([None, "rope", "nope"]),
+            attention_bias=BOTH,
+            hidden_act=ACTIVATIONS,
+            mamba_expand=st.integers(1, 3),
+            mamba_d_conv=st.integers(2, 5),
+            mamba_chunk_size=st.sampled_from([4, 16]),
+            mamba_conv_bias=BOTH,
+            mamba_proj_bias=BOTH,
+            embedding_multiplier=st.sampled_from([12.0, 0.5]),
+            logits_scaling=st.sampled_from([8.0, 0.5]),
+            residual_multiplier=st.sampled_from([0.22, 1.5]),
+            attention_multiplier=st.sampled_from([0.015625, 0.25]),
+        )
+    )
+
+
 def glm4(draw: Draw) -> Values:
     values = sizes(draw, head_dim=draw(BOTH))
     if values["num_attention_heads"] % 2 == 0 and draw(BOTH):
@@ -636,6 +696,38 @@ def deepseek_v3(draw: Draw) -> Values:
     return latent(draw) | grouped(draw, 2) | maybe(draw, norm_topk_prob=BOTH, rope_interleave=BOTH)
 
 
+def sparse(draw: Draw) -> Values:
+    """What DeepSeek V3.2 and GLM 5 share."""
+    # Where heads have no product that is positive, scores are equal, and which key is selected is anybody's choice.
+    values = latent(draw) | grouped(draw, 2) | {"index_n_heads": 24, "q_lora_rank": 9}
+    values |= {"index_head_dim": values["qk_rope_head_dim"] + draw(st.sampled_from([0, 2, 4]))}
+    values |= {"index_topk": draw(st.sampled_from([1, 3, 7, 19, 20, 64]))}
+    count = values["num_hidden_layers"]
+    kinds = st.lists(st.sampled_from(["dense", "sparse"]), min_size=count, max_size=count)
+    return values | maybe(draw, norm_topk_prob=BOTH, mlp_layer_types=kinds, mlp_bias=BOTH)
+
+
+def deepseek_v32(draw: Draw) -> Values:
+    return sparse(draw)
+
+
+def glm_moe_dsa(draw: Draw) -> Values:
+    values = sparse(draw)
+    kinds = ["full", *draw(st.lists(st.sampled_from(["full", "shared"]), min_size=4, max_size=4))]
+    return values | draw(
+        st.sampled_from(
+            [
+                {},
+                {"indexer_types": kinds},
+                {"index_topk_pattern": kinds},
+                {"index_topk_pattern": "".join(kind[0].upper() for kind in kinds)},
+                {"index_topk_freq": draw(st.integers(1, 4))},
+                {"index_topk_freq": draw(st.integers(1, 4)), "index_skip_topk_offset": draw(st.integers(1, 3))},
+            ]
+        )
+    )
+
+
 def kimi_k25(draw: Draw) -> Values:
     text = deepseek_v3(draw)
     return multimodal(draw, draw(st.sampled_from(["kimi_k2", "deepseek_v3"])), text, KIMI_VISION) | {
@@ -643,8 +735,155 @@ def kimi_k25(draw: Draw) -> Values:
     }
 
 
+def cohere2(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    if "rms_norm_eps" in values:
+        values["layer_norm_eps"] = values.pop("rms_norm_eps")
+    return (
+        values
+        | rope(draw, width(values))
+        | {"sliding_window": draw(st.sampled_from([2, 5, 4096]))}
+        | draw(st.sampled_from([{}, {"sliding_window_pattern": 2}, {"sliding_window_pattern": 3}]))
+        | maybe(
+            draw,
+            attention_bias=BOTH,
+            hidden_act=ACTIVATIONS,
+            logit_scale=st.sampled_from([0.25, 2.0]),
+            layer_types=kinds_of_layers(values),
+        )
+    )
+
+
+def exaone4(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    values |= rope(draw, width(values)) | {"sliding_window": draw(WINDOWS)} | maybe(draw, hidden_act=ACTIVATIONS)
+    if values["sliding_window"] is None:
+        # Left out, transformers divides by the pattern, zero.
+        return values | {"layer_types": ["full_attention"] * values["num_hidden_layers"]}
+    if draw(BOTH):
+        return values | maybe(draw, sliding_window_pattern=st.sampled_from([1, 2, 4]))
+    return values | {"layer_types": draw(kinds_of_layers(values))} | maybe(draw, sliding_window_pattern=st.just("LLLG"))
+
+
+def seed_oss(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    if "head_dim" not in values:
+        values["head_dim"] = None
+    values |= rope(draw, width(values))
+    return values | maybe(draw, attention_bias=BOTH, attention_out_bias=BOTH, mlp_bias=BOTH, hidden_act=ACTIVATIONS)
+
+
+def hunyuan_v1_dense(draw: Draw) -> Values:
+    # Without the width of a head, transformers cannot be built.
+    values = sizes(draw)
+    values |= rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS)
+    for found in descriptions(values):
+        if "dynamic" in found.values():
+            found.update(draw(st.sampled_from([{}, {"alpha": 0.0}, {"alpha": 2.5}, {"alpha": 1e3, "mscale": 1.0}])))
+    return values
+
+
+def arcee(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    activations = st.sampled_from(["relu2", "silu", "gelu"])
+    return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, mlp_bias=BOTH, hidden_act=activations)
+
+
+def apertus(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    activations = st.sampled_from(["xielu", "relu2", "gelu"])
+    return values | rope(draw, width(values)) | maybe(draw, attention_bias=BOTH, hidden_act=activations)
+
+
+def few_experts(draw: Draw, count: str = "num_experts", selected: str = "num_experts_per_tok") -> Values:
+    experts = draw(st.integers(1, 5))
+    return {count: experts, selected: draw(st.integers(1, experts))}
+
+
+def olmoe(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=False)
+    values |= rope(draw, width(values)) | few_experts(draw)
+    return values | maybe(
+        draw,
+        attention_bias=BOTH,
+        hidden_act=ACTIVATIONS,
+        norm_topk_prob=BOTH,
+        clip_qkv=st.sampled_from([None, 0.5, 8.0]),
+    )
+
+
+def qwen2_moe(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    sliding = draw(BOTH)
+    values |= {"use_sliding_window": sliding, "sliding_window": 3 if sliding else draw(WINDOWS)}
+    if sliding:
+        values |= maybe(draw, layer_types=kinds_of_layers(values))
+    return (
+        values
+        | rope(draw, width(values))
+        | experts_beside_a_shared_one(draw)
+        | maybe(
+            draw,
+            qkv_bias=BOTH,
+            hidden_act=ACTIVATIONS,
+            norm_topk_prob=BOTH,
+            max_window_layers=st.integers(0, 5),
+            decoder_sparse_step=st.integers(1, 3),
+            mlp_only_layers=st.lists(st.integers(0, 4), max_size=3),
+        )
+    )
+
+
+def minimax_m2(draw: Draw) -> Values:
+    values = sizes(draw) | few_experts(draw, "num_local_experts") | maybe(draw, hidden_act=ACTIVATIONS)
+    if draw(BOTH):
+        return values | partial(draw, values["head_dim"], 1.0)
+    rotated = draw(st.sampled_from([4, values["head_dim"]]))
+    return values | rope(draw, rotated) | {"rotary_dim": rotated}
+
+
+def ernie4_5(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    if "head_dim" not in values:
+        values["head_dim"] = None
+    return values | rope(draw, width(values)) | maybe(draw, use_bias=BOTH, hidden_act=ACTIVATIONS)
+
+
+def ernie4_5_moe(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH))
+    values |= rope(draw, width(values)) | few_experts(draw, "moe_num_experts", "moe_k") | {"moe_intermediate_size": 12}
+    return values | maybe(
+        draw,
+        use_bias=BOTH,
+        hidden_act=ACTIVATIONS,
+        moe_num_shared_experts=st.integers(0, 2),
+        moe_layer_start_index=st.integers(0, 3),
+        moe_layer_end_index=st.integers(-1, 4),
+        moe_layer_interval=st.integers(1, 3),
+        moe_norm_min=st.sampled_from([1e-12, 0.7]),
+    )
+
+
+def phimoe(draw: Draw) -> Values:
+    values = sizes(draw, head_dim=draw(BOTH)) | {"sliding_window": draw(WINDOWS)}
+    values |= {"num_local_experts": draw(st.integers(2, 5)), "num_experts_per_tok": 2}
+    values |= rope(draw, width(values), "default longrope")
+    for found in descriptions(values):
+        if "longrope" in found.values():
+            # Beyond the original length, transformers forgets the long factors.
+            found |= {"original_max_position_embeddings": 64, "short_mscale": 1.2, "long_mscale": 0.7}
+    return values | maybe(
+        draw,
+        attention_bias=BOTH,
+        lm_head_bias=BOTH,
+        hidden_act=ACTIVATIONS,
+        router_jitter_noise=st.sampled_from([0.0, 0.01, 0.3]),
+    )
+
+
 KINDS = (
     llama,
+    llama4_text,
     mistral,
     ministral3,
     mistral3,
@@ -672,12 +911,27 @@ KINDS = (
     olmo3,
     smollm3,
     granite,
+    granitemoehybrid,
     glm4,
     glm4_moe,
     gpt_oss,
     deepseek_v2,
     deepseek_v3,
+    deepseek_v32,
+    glm_moe_dsa,
     kimi_k25,
+    cohere2,
+    exaone4,
+    seed_oss,
+    hunyuan_v1_dense,
+    arcee,
+    apertus,
+    olmoe,
+    qwen2_moe,
+    minimax_m2,
+    ernie4_5,
+    ernie4_5_moe,
+    phimoe,
 )
 
 
@@ -705,8 +959,10 @@ def build(kind: str, values: Values) -> Any:
                 tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.5 - 0.25)
             elif name.endswith(("bias", "sinks")):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
-            elif name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+            elif name.endswith(("layer_scalar", "router.scale", "per_expert_scale", "alpha_p", "alpha_n", ".beta")):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            elif name.endswith(".eps"):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * -0.5)
             elif name.endswith(("weight", "_proj")):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 1.3 / tensor.shape[-1] ** 0.5)
     return model
@@ -825,6 +1081,8 @@ NEEDED = {
     "num_local_experts",
     "n_routed_experts",
     "num_experts_per_tok",
+    "moe_k",
+    "moe_num_experts",
     "moe_intermediate_size",
     "kv_lora_rank",
     "qk_nope_head_dim",

@@ -24,6 +24,20 @@ GDN = [
     f"gdn_{name}" for name in ("conv_kernel_dim", "key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads")
 ]
 COMPARED: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "llama4_8": (
+        ["base_moe_mlp_dim", "num_experts_per_tok"],
+        {
+            "base_mlp_dim": 96,
+            "shared_experts": 1,
+            "inhomogeneous_layer_cycle_interval": 4,
+            "interleave_moe_layer_step": 2,
+            "nope_layer_interval": 4,
+            "chunk_attn_window_size": 8,
+            "temperature_tuning": True,
+            "use_qk_norm": False,
+        },
+    ),
+    "deepseek_v32": (["indexer_n_heads", "indexer_head_dim", "indexer_topk"], {}),
     "qwen3_5_moe_8": (GDN, {"inhomogeneous_layer_cycle_interval": 4, "shared_experts": 1}),
     "qwen3_next_8": (GDN, {"inhomogeneous_layer_cycle_interval": 4, "shared_experts": 1}),
     "gemma4_a4b_12": (
@@ -225,7 +239,7 @@ def test_experts_and_latent_attention_are_compared(models: Path, tmp_path: Path)
 def tree_settings(models: Path, name: str) -> dict[str, Any]:
     """A config of a golden model, as its golden tree was made with."""
     tree = json.loads(next((checkpoints.GOLDEN / "maxtext").glob(f"{name}-*.json")).read_text())
-    overrides = (override.split("=") for override in tree["overrides"])
+    overrides = (override.split("=") for override in tree["overrides"] if override != "attention=dot_product")
     settings = {key: ast.literal_eval(value) for key, value in overrides}
     unlike = {"base_mlp_dim": None, "logits_via_embedding": None, "tokenizer_path": str(models / name)}
     return qwen(models, **{**unlike, **settings})

@@ -70,6 +70,18 @@ def test_a_window_hides_what_lies_further_back():
     assert np.all(np.abs(before[:, 4] - after[:, 4]).max(axis=-1) > 1e-4)
 
 
+@pytest.mark.parametrize("padding", [0, 3])
+def test_no_token_sees_beyond_the_start_of_its_chunk(padding):
+    model = decoder(config(layer(replace(ATTENTION, chunk=5))))
+    tokens, mask = np.pad(TOKENS, ((0, 0), (padding, 0))), np.pad(np.ones_like(TOKENS), ((0, 0), (padding, 0)))
+    changed = tokens.copy()
+    changed[:, padding + 6] += 1
+    before, after = (run(model, some, None, None, mask)[0][:, padding:] for some in (tokens, changed))
+    np.testing.assert_allclose(before[:, :6], after[:, :6], atol=1e-6)
+    np.testing.assert_allclose(before[:, 10:], after[:, 10:], atol=1e-6)
+    assert np.all(np.abs(before[:, 6:10] - after[:, 6:10]).max(axis=-1) > 1e-4)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_left_padding_behind_a_mask_changes_nothing(name):
     """How Tunix's sampler feeds prompts of different lengths: padded on the left, positions without the padding."""

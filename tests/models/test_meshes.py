@@ -53,6 +53,7 @@ def squares(graphdef):
         ("gpt_oss", "fsdp=4,tp=2", False),
         ("deepseek", "fsdp=4,tp=2", True),
         ("gemma4", "fsdp=4,tp=2", False),
+        ("parallel", "fsdp=4,tp=2", True),
     ],
 )
 def test_a_mesh_changes_nothing(name, mesh_name, axis_type, mesh_is_set):

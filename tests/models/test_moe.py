@@ -30,14 +30,15 @@ def reference(moe, x, weights, chosen):
     y = np.zeros(x.shape)
     for b, t in np.ndindex(*x.shape[:2]):
         for weight, expert in zip(weights[b, t], chosen[b, t], strict=True):
-            gate, up = (x[b, t] @ kernel[name][expert] + bias[name][expert] for name in ("gate", "up"))
+            before, after = (weight, 1) if moe.block.weighted_inputs else (1, weight)
+            gate, up = (x[b, t] * before @ kernel[name][expert] + bias[name][expert] for name in ("gate", "up"))
             if moe.block.clamped_swiglu:
                 alpha, limit = moe.block.clamped_swiglu
                 gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
                 hidden = gate * sigmoid(alpha * gate) * (up + 1)
             else:
                 hidden = gate * sigmoid(gate) * up
-            y[b, t] += weight * (hidden @ kernel["down"][expert] + bias["down"][expert])
+            y[b, t] += after * (hidden @ kernel["down"][expert] + bias["down"][expert])
     return y
 
 
@@ -57,6 +58,7 @@ def mixture(experts):
         EXPERTS,
         Experts(num_experts=8, num_selected=3, mlp_dim=16, bias=True, clamped_swiglu=(1.702, 0.7)),
         Experts(num_experts=8, num_selected=8, mlp_dim=16),
+        Experts(num_experts=8, num_selected=2, mlp_dim=16, scores="sigmoid", normalize=False, weighted_inputs=True),
     ],
 )
 def test_grouped_products_equal_one_expert_at_a_time(experts):
@@ -131,6 +133,27 @@ def test_routing(experts, groups, biased, seed):
     expected_weights, expected_chosen = numpy_route(logits, experts, bias)
     np.testing.assert_array_equal(chosen, expected_chosen)
     np.testing.assert_allclose(weights, expected_weights, rtol=1e-5)
+
+
+def test_routing_one_after_the_other():
+    """Each of the two experts has its share among those whose score is not much worse than its own."""
+    experts = Experts(num_experts=5, num_selected=2, mlp_dim=1, scores="sparsemixer", margin=0.1)
+    logits = np.array([[1.0, 2.0, -3.0, 1.7, 0.2], [-1.0, -1.1, -4.0, -1.3, -0.9]], np.float32)
+    weights, chosen = route(jnp.asarray(logits), experts, None)
+    np.testing.assert_array_equal(chosen, [[1, 3], [4, 0]])
+    first = [1 / (1 + np.exp(-0.3)), 1 / (1 + np.exp(-0.1) + np.exp(-0.2))]
+    second = [1.0, 1 / (1 + np.exp(-0.1))]
+    np.testing.assert_allclose(weights, np.stack([first, second], axis=1), rtol=1e-5)
+
+
+def test_weights_are_divided_by_no_less_than_the_least_sum():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 12)), jnp.float32)
+    experts = Experts(num_experts=12, num_selected=3, mlp_dim=1, normalize=False)
+    plain, _ = route(logits, experts, None)
+    bounded, _ = route(logits, dataclasses.replace(experts, normalize=True, least_sum=0.5), None)
+    expected = plain / np.maximum(np.sum(plain, axis=-1, keepdims=True), 0.5)
+    assert (np.sum(plain, axis=-1) < 0.5).any()
+    np.testing.assert_allclose(bounded, expected, rtol=1e-5)
 
 
 def test_routing_by_the_softmax_of_the_selected():

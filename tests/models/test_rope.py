@@ -103,3 +103,21 @@ def test_longrope_switches_when_the_largest_position_passes_the_original_length(
     plain = np.float32([1.0, 1e-2])
     np.testing.assert_allclose(inside.sin[0, 0], np.sin(plain), rtol=1e-5)
     np.testing.assert_allclose(beyond.sin[0, 0], np.sin(plain / [2, 4]), rtol=1e-5)
+
+
+def test_longrope_may_have_a_magnitude_of_its_own_beyond_the_original_length():
+    rope = Rope(
+        theta=1e4,
+        dim=4,
+        kind="longrope",
+        original_max_position=8,
+        attention_factor=1.2,
+        long_attention_factor=0.7,
+        short_factor=(1.0, 1.0),
+        long_factor=(2.0, 3.0),
+    )
+    for last, magnitude, factor in ((7, 1.2, (1.0, 1.0)), (8, 0.7, (2.0, 3.0))):
+        found = rotation(rope, jnp.asarray([[1, last]]))
+        angles = np.array([1.0, 0.01]) / factor
+        np.testing.assert_allclose(found.cos[0, 0], np.cos(angles) * magnitude, rtol=1e-6)
+        np.testing.assert_allclose(found.sin[0, 0], np.sin(angles) * magnitude, rtol=1e-5)

@@ -14,8 +14,11 @@ from lazyload.architecture import (
     DecoderConfig,
     Experts,
     GatedDeltaNet,
+    Indexer,
     LatentAttention,
     Layer,
+    LayerNorm,
+    Mamba2,
     Norm,
     PerLayerEmbedding,
     PerLayerInput,
@@ -30,6 +33,17 @@ TOKENS = (np.arange(48).reshape(4, 12) * 7 % 61).astype(np.int32)
 
 ATTENTION = Attention(num_heads=4, num_kv_heads=2, head_dim=8, rope=ROPE)
 DELTA_NET = GatedDeltaNet(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=6, conv_width=4)
+LATENT = LatentAttention(
+    num_heads=4,
+    q_rank=12,
+    kv_rank=16,
+    nope_dim=8,
+    rope_dim=4,
+    v_dim=6,
+    rope=Rope(theta=1e4, dim=4, interleaved=True),
+)
+INDEXER = Indexer(num_heads=2, head_dim=6, num_selected=5, rope=Rope(theta=1e4, dim=4))
+MAMBA = Mamba2(num_heads=4, head_dim=6, num_groups=2, state_dim=5, conv_width=4)
 DENSE = MLP(mlp_dim=48)
 EXPERTS = Experts(num_experts=8, num_selected=2, mlp_dim=16)
 
@@ -57,17 +71,7 @@ def _gpt_oss() -> DecoderConfig:
 
 
 def _deepseek() -> DecoderConfig:
-    mixer = LatentAttention(
-        num_heads=4,
-        q_rank=12,
-        kv_rank=16,
-        nope_dim=8,
-        rope_dim=4,
-        v_dim=6,
-        rope=Rope(theta=1e4, dim=4, interleaved=True),
-        a_bias=True,
-        o_bias=True,
-    )
+    mixer = replace(LATENT, a_bias=True, o_bias=True)
     experts = replace(
         EXPERTS,
         shared_mlp_dim=8,
@@ -96,6 +100,22 @@ def _gemma4() -> DecoderConfig:
     return config(*layers, tied=True, per_layer_embedding=PerLayerEmbedding(vocab_size=62, num_layers=4, dim=6))
 
 
+def _parallel() -> DecoderConfig:
+    mixer = replace(ATTENTION, qk_norm="head", norm_after_rope=True, qkv_clip=1.0)
+    experts = replace(EXPERTS, scores="sparsemixer", margin=0.2)
+    norm, dense = LayerNorm(bias=True), MLP(mlp_dim=48, activation="xielu", gated=False)
+    layers = [layer(mixer, feed_forward, norm=norm, parallel=True) for feed_forward in (dense, experts)]
+    return config(*layers, norm=norm, tied=True, logits_bias=True)
+
+
+def _llama4() -> DecoderConfig:
+    rotary = replace(ROPE, interleaved=True)
+    mixer = replace(ATTENTION, rope=rotary, qk_norm="bare", chunk=5)
+    plain = replace(ATTENTION, rope=None, temperature=Temperature(beta=0.5, length=3, counted_from=1))
+    experts = replace(EXPERTS, shared_mlp_dim=16, scores="sigmoid", normalize=False, weighted_inputs=True)
+    return config(layer(mixer), layer(plain, experts))
+
+
 CONFIGS = {
     "plain": config(),
     "gemma2": _gemma2(),
@@ -103,7 +123,11 @@ CONFIGS = {
     "olmo": config(*[layer(replace(ATTENTION, qk_norm="full"), pre_norms=False, post_norms=True)] * 2),
     "gpt_oss": _gpt_oss(),
     "deepseek": _deepseek(),
+    "deepseek_v32": config(layer(replace(LATENT, indexer=INDEXER)), layer(replace(LATENT, shares_selection=True))),
     "qwen3_5": config(layer(replace(DELTA_NET, fused=False)), layer(replace(ATTENTION, gated=True))),
+    "parallel": _parallel(),
+    "granite4": config(layer(replace(MAMBA, proj_bias=True), residual_scale=0.5), layer(), layer(MAMBA)),
+    "llama4": _llama4(),
     "ministral3": config(*[layer(replace(ATTENTION, temperature=Temperature(beta=0.5, length=3)))] * 2),
     "qwen3_next": config(
         layer(DELTA_NET),
@@ -115,10 +139,12 @@ CONFIGS = {
 
 FULL_BLOCKS = (
     replace(ATTENTION, qk_norm="head", qkv_bias=True, o_bias=True, sinks=True),
-    replace(_deepseek().layers[0].mixer, a_bias=True, o_bias=True),
+    replace(LATENT, a_bias=True, o_bias=True, indexer=INDEXER),
     DELTA_NET,
     replace(DELTA_NET, fused=False),
+    replace(MAMBA, proj_bias=True),
     replace(DENSE, bias=True),
+    replace(DENSE, activation="xielu", gated=False, bias=True),
     replace(
         EXPERTS,
         shared_mlp_dim=8,
@@ -159,7 +185,9 @@ def weights(config: DecoderConfig) -> dict[str, np.ndarray]:
 
 def _around_one(path: str, config: DecoderConfig) -> bool:
     """Whether a parameter is a factor."""
-    return ("norm" in path and not config.norm.offset) or path.endswith(("layer_scalar", "expert_scale"))
+    return ("norm" in path and not getattr(config.norm, "offset", 0.0)) or path.endswith(
+        ("layer_scalar", "expert_scale")
+    )
 
 
 def run(model: Decoder, *args: Any, **kwargs: Any) -> Any:

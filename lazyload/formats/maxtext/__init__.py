@@ -15,6 +15,7 @@ from lazyload.formats.maxtext.gemma import gemma2, gemma3
 from lazyload.formats.maxtext.gemma4 import gemma4
 from lazyload.formats.maxtext.gpt_oss import gpt_oss
 from lazyload.formats.maxtext.llama import llama, mistral, mixtral
+from lazyload.formats.maxtext.llama4 import llama4
 from lazyload.formats.maxtext.olmo import olmo3
 from lazyload.formats.maxtext.qwen import qwen, qwen3_vl_moe
 from lazyload.formats.maxtext.qwen3_next import qwen3_5_moe, qwen3_next
@@ -25,12 +26,14 @@ from lazyload.layouts.layout import Layout
 _TABLES: Mapping[str, Callable[[DecoderConfig, bool, int | None], Layout]] = {
     "deepseek_v2": deepseek,
     "deepseek_v3": deepseek,
+    "deepseek_v32": deepseek,
     "gemma2": gemma2,
     "gemma3": gemma3,
     "gemma4": gemma4,
     "gpt_oss": gpt_oss,
     "kimi_k2": deepseek,
     "llama": llama,
+    "llama4": llama4,
     "mistral": mistral,
     "mixtral": mixtral,
     "olmo3": olmo3,

@@ -35,6 +35,13 @@ LATENT_ATTENTION = {
     "wkv_b.kernel": "attn.kv_b : kv_rank head nope_v_dim",
     "out.kernel": "attn.o : head v_dim embed",
 }
+INDEXER = {
+    "wq_b.kernel": "indexer.q : q_rank index_head index_dim",
+    "wk.kernel": "indexer.k : embed index_dim",
+    "k_norm.scale": "indexer.k_norm : index_dim ; unrounded",
+    "k_norm.bias": "indexer.k_norm.bias : index_dim ; unrounded",
+    "weights_proj.kernel": "indexer.weights : embed index_head ; unrounded",
+}
 NORMS = {
     "pre_self_attention_layer_norm.scale": "attn_norm : embed",
     "post_self_attention_layer_norm.scale": "mlp_norm : embed",

@@ -1,4 +1,4 @@
-"""MaxText's DeepSeek V2 and V3, and Kimi K2."""
+"""MaxText's DeepSeek V2, V3 and V3.2, and Kimi K2."""
 
 from lazyload.architecture import MLP, DecoderConfig, Experts
 from lazyload.errors import LayoutError
@@ -8,7 +8,7 @@ from lazyload.layouts.layout import Layout
 
 
 def deepseek(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
-    """DeepSeek V2 and V3, and Kimi K2: dense layers before those with experts, each kind stacked on its own.
+    """DeepSeek V2, V3 and V3.2, and Kimi K2: dense layers before those with experts, each kind stacked on its own.
 
     The router's bias stands where both of MaxText's loaders look for it, with the one form that both take: scanned,
     the layer comes first.
@@ -17,7 +17,7 @@ def deepseek(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -
     if dense_layers != tuple(range(len(dense_layers))):
         raise LayoutError("MaxText's DeepSeek has its dense layers before those with experts; this model has not")
     refuse("DeepSeek has no biases", config, "attn.kv_a.bias", "attn.o.bias", "mlp.in.bias", "shared.in.bias")
-    common = blocks.NORMS | under("self_attention", blocks.LATENT_ATTENTION)
+    common = blocks.NORMS | under("self_attention", blocks.LATENT_ATTENTION | under("indexer", blocks.INDEXER))
     bias = "layer expert" if scan_layers else "expert"
     experts = blocks.EXPERTS | {"gate.bias": f"router.selection_bias : {bias} ; unrounded"}
     moe = under("MoeBlock_0", experts) | under("shared_experts", blocks.SHARED_EXPERTS)
