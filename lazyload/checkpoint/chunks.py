@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 
 from lazyload.layouts.source import Box
 
+_LARGEST_MESH = 16
+"""Of those in mind when chunks are cut."""
+
 
 def choose_chunks(shape: Sequence[int], itemsize: int, split_order: Sequence[int], chunk_bytes: int) -> tuple[int, ...]:
     """The shape of an array's chunks: no larger than asked, cut where that is cheap, in equal parts where possible.
 
-    Equal parts are what a mesh asks for, too: an axis that is cut by a divisor can be read by whole chunks.
+    Equal parts are what a mesh asks for, too: an axis cut into a multiple of its devices is read by whole chunks.
 
     Args:
         shape: The array's.
@@ -28,10 +31,19 @@ def choose_chunks(shape: Sequence[int], itemsize: int, split_order: Sequence[int
 
 
 def _cut(size: int, parts: int) -> int:
-    """The largest part that leaves at least so many of them: a divisor unless that were less than half of it."""
+    """The largest part that leaves at least so many of them, or up to half of it where that makes better numbers.
+
+    A divisor is better, and the better the more often its number of parts can be halved: over 8 devices, each has whole
+    ones of 8 parts, and pieces of 7.
+    """
     most = max(1, size // parts)
-    divisor = next(part for part in range(most, 0, -1) if size % part == 0)
-    return divisor if divisor * 2 > most else most
+    divisors = [part for part in range(most // 2 + 1, most + 1) if size % part == 0]
+    return max(divisors, key=lambda part: (_halvings(size // part), part), default=most)
+
+
+def _halvings(parts: int) -> int:
+    """How often a number can be halved, and one more; what the largest mesh does not ask for counts no more."""
+    return min((parts & -parts).bit_length(), _LARGEST_MESH.bit_length())
 
 
 def boxes(shape: Sequence[int], chunks: Sequence[int]) -> Iterator[Box]:

@@ -113,7 +113,7 @@ def _names(path: str, layout: Layout) -> Iterator[str]:
 
 def _are_equal(source: TensorSource, one: str, other: str) -> bool:
     """Whether two tensors hold the same bits; of different dtypes, the same numbers."""
-    (shape, dtype), (other_shape, other_dtype) = source.tensors[one], source.tensors[other]
+    (shape, dtype, _), (other_shape, other_dtype, _) = source.tensors[one], source.tensors[other]
     if shape != other_shape or not shape:
         return False
     rows = max(1, _BYTES_AT_ONCE * shape[0] // max(1, int(np.prod(shape)) * dtype.itemsize))
@@ -131,7 +131,7 @@ def _are_equal(source: TensorSource, one: str, other: str) -> bool:
 
 def _is_zero_bias(name: str, source: TensorSource) -> bool:
     """Whether a tensor is the bias of a stored matrix or norm, and nothing but zeros."""
-    shape, dtype = source.tensors[name]
+    shape, dtype, _ = source.tensors[name]
     weight = source.tensors.get(f"{name.removesuffix('.bias')}.weight")
     is_bias = name.endswith(".bias") and (weight is not None or name.endswith("lm_head.bias"))
     if not is_bias or len(shape) != 1 or shape[0] * dtype.itemsize > _MOST_BIAS_BYTES:

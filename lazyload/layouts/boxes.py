@@ -8,6 +8,7 @@ Example:
     [((0, 1), (4, 8)), ((1, 3), (0, 8))]
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -72,6 +73,34 @@ def stretch(ranges: Sequence[Range], sizes: Sequence[int]) -> Range:
     for (start, stop), size in zip(ranges, sizes, strict=True):
         first, last = first * size + start, last * size + stop - 1
     return first, last + 1
+
+
+def extents_of(shape: Sequence[int], count: int) -> list[int]:
+    """The sizes of a box of so many elements at most that covers the last dimensions of an array as far as it can.
+
+    Example:
+        >>> extents_of([4, 8, 16], 300)
+        [2, 8, 16]
+    """
+    extents: list[int] = []
+    for size in reversed(shape):
+        extents.append(max(1, min(size, count)))
+        count //= max(1, size)
+    return extents[::-1]
+
+
+def boxes_of(shape: Sequence[int], extents: Sequence[int]) -> Iterator[Box]:
+    """Cuts an array into boxes of a size, in row-major order; those at the ends may be smaller.
+
+    Example:
+        >>> list(boxes_of([5], [3]))
+        [(slice(0, 3, None),), (slice(3, 5, None),)]
+    """
+    starts = (range(0, size, extent) for size, extent in zip(shape, extents, strict=True))
+    for corner in itertools.product(*starts):
+        yield tuple(
+            slice(start, min(start + extent, size)) for start, extent, size in zip(corner, extents, shape, strict=True)
+        )
 
 
 def normalised(index: Box, shape: Sequence[int]) -> Box:

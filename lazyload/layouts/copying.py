@@ -1,9 +1,12 @@
 """Copying between arrays of different memory order and dtype, at the speed that memory allows.
 
 NumPy copies a transposed array element by element along the target's rows: every element read starts another cache
-line of the source, and all but one of a line's elements are evicted before they are used (0.3 GB/s for 2-byte elements
-of a large matrix). Copying a few source rows at a time, as many as fill a cache line of the target, keeps both sides in
-the cache (2.0 to 3.4 GB/s a thread).
+line of the source, and all but one of a line's elements are evicted before they are used. Lines whose distance is a
+power of two even share a few places of the cache. So a tile of the source, as much as a core's cache holds, is first
+copied row by row into memory of its own, where its rows lie an odd number of lines apart, and transposed from there:
+then NumPy moves an element in about a cycle, 2 bytes as well as 8.
+
+A change of dtype or scale is made on the way into that tile, or tile by tile where nothing is transposed.
 
 In the worked example of this folder, 8 rows of 16 columns, one head as it is stored, become 16 rows of 8:
 
@@ -15,26 +18,35 @@ Example:
     array([  0.,  16.,  32.,  48.,  64.,  80.,  96., 112.], dtype=float32)
 """
 
-import itertools
-from collections.abc import Iterator
-from types import EllipsisType
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
-_STRIP_BYTES = 64
-"""Of a target row, how much is written at a time: a cache line; half of it where elements are written one by one."""
+from lazyload.layouts.boxes import boxes_of, extents_of
+from lazyload.layouts.scratch import Scratch
 
-_CONVERTED_BYTES = 1 << 20
-"""How much is converted at a time, in the source's dtype."""
+_TILE_BYTES = 1 << 18
+"""Of a tile, in the widest dtype that it passes through: several of them fit into a core's cache."""
+
+_LINE_BYTES = 64
+_SEGMENT_BYTES = 1 << 11
+"""Of a source row, how much a tile takes at least: shorter runs are not worth a call."""
+
+_SMALL_BYTES = 1 << 15
+"""What is smaller lies in the nearest cache, whatever its order."""
 
 Factors = tuple[float, float, float, float]
 """The source's scale and offset, the target's scale and offset."""
 
+_EXACT: Factors = (1.0, 0.0, 1.0, 0.0)
+_FLOAT16, _FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
+_INFINITE_FLOAT16 = 0x7C00
 
-_FLOAT16 = np.dtype(np.float16)
+_tile, _numbers = Scratch(), Scratch()
 
 
-def copy_cast(out: np.ndarray, values: np.ndarray, factors: Factors = (1.0, 0.0, 1.0, 0.0)) -> int:
+def copy_cast(out: np.ndarray, values: np.ndarray, factors: Factors = _EXACT) -> int:
     """Copies `values` into `out`, with a change of dtype and of scale where asked.
 
     Arithmetic is done in float32 and rounded once. The value is `(stored - offset) / scale` of the source, and
@@ -48,29 +60,65 @@ def copy_cast(out: np.ndarray, values: np.ndarray, factors: Factors = (1.0, 0.0,
     Returns:
         How many finite values are infinite in float16, if that is the target's dtype; else 0.
     """
-    exact = factors == (1.0, 0.0, 1.0, 0.0)
-    if exact and out.dtype == values.dtype:
-        _copy(out, values)
+    if not out.size:
         return 0
+    if not out.ndim:
+        out, values = out.reshape(1), values.reshape(1)
+    is_plain = out.dtype == values.dtype and factors == _EXACT
+    if is_plain:
+        out, values = _as_words(out), _as_words(values)
+    if out.nbytes >= _SMALL_BYTES and _axes_by_distance(out)[-1] != _axes_by_distance(values)[-1]:
+        return _transpose(out, values, factors)
+    if is_plain:
+        np.copyto(out, values)
+        return 0
+    order = _axes_by_distance(values)
+    out, values = out.transpose(order), values.transpose(order)
+    extents = extents_of(out.shape, _TILE_BYTES // _FLOAT32.itemsize)
+    return sum(_convert(out[box], values[box], factors) for box in boxes_of(out.shape, extents))
+
+
+def _transpose(out: np.ndarray, values: np.ndarray, factors: Factors) -> int:
+    """Copies tile by tile what lies along other dimensions in `out` than in `values`."""
+    contiguous = _axes_by_distance(values)[-1]
+    # The rows of a tile stand in the order of the target, so that what is contiguous there is copied at once.
+    order = [*(axis for axis in _axes_by_distance(out) if axis != contiguous), contiguous]
+    out, values = out.transpose(order), values.transpose(order)
+    *rows, columns = out.shape
+    is_plain = out.dtype == values.dtype and factors == _EXACT
+    count = _TILE_BYTES // (out.itemsize if is_plain else max(out.itemsize, _FLOAT32.itemsize))
+    width = min(columns, max(_SEGMENT_BYTES // out.itemsize, count // math.prod(rows)))
     overflowed = 0
-    for window in _slabs(values):
-        converted = values[window]
-        if not exact:
-            converted = _computed(converted.astype(np.float32, order="K"), factors)
-        with np.errstate(over="ignore"):
-            cast = converted.astype(out.dtype, order="K", copy=False)
-        if out.dtype == _FLOAT16:
-            overflowed += _overflowed(converted, cast)
-        _copy(out[window], cast)
+    for box in boxes_of(out.shape, [*extents_of(rows, count // width), width]):
+        part = values[box]
+        tile = _padded(part.shape, out.dtype)
+        overflowed += _convert(tile, part, factors)
+        np.copyto(_as_words(out[box]), _as_words(tile))
     return overflowed
 
 
+def _convert(out: np.ndarray, values: np.ndarray, factors: Factors) -> int:
+    """What `copy_cast` does, for a piece that fits into a core's cache, however it lies there."""
+    if factors == _EXACT:
+        if out.dtype == values.dtype:
+            np.copyto(_as_words(out), _as_words(values))
+            return 0
+        numbers = values
+    else:
+        numbers = _numbers.array(values.shape, _FLOAT32)
+        np.copyto(numbers, values, casting="unsafe")
+        _compute(numbers, factors)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(out, numbers, casting="unsafe")
+    return _overflowed(numbers, out) if out.dtype == _FLOAT16 else 0
+
+
 def _overflowed(values: np.ndarray, cast: np.ndarray) -> int:
-    infinite = np.isinf(cast)
+    infinite = np.bitwise_and(cast.view(np.uint16), 0x7FFF) == _INFINITE_FLOAT16
     return int(np.count_nonzero(np.isfinite(values[infinite].astype(np.float32)))) if infinite.any() else 0
 
 
-def _computed(values: np.ndarray, factors: Factors) -> np.ndarray:
+def _compute(values: np.ndarray, factors: Factors) -> None:
     scale, offset, wanted_scale, wanted_offset = (np.float32(factor) for factor in factors)
     if offset:
         values -= offset
@@ -80,61 +128,20 @@ def _computed(values: np.ndarray, factors: Factors) -> np.ndarray:
         values *= wanted_scale
     if wanted_offset:
         values += wanted_offset
-    return values
 
 
-def _slabs(values: np.ndarray) -> Iterator[tuple[slice, ...] | EllipsisType]:
-    """Cuts an array along its outermost dimension in memory."""
-    if values.ndim == 0 or values.size == 0:
-        yield ...
-        return
-    axis = int(
-        np.argmax([stride if size > 1 else -1 for stride, size in zip(values.strides, values.shape, strict=True)])
-    )
-    step = max(1, _CONVERTED_BYTES * values.shape[axis] // values.nbytes)
-    for start in range(0, values.shape[axis], step):
-        yield (*(slice(None),) * axis, slice(start, start + step))
+def _as_words(array: np.ndarray) -> np.ndarray:
+    """The same bytes as integers: what NumPy does not know itself, such as bfloat16, it copies by a call an element."""
+    return array.view(f"u{array.itemsize}") if array.itemsize in (1, 2, 4, 8) else array
 
 
-def _copy(out: np.ndarray, values: np.ndarray) -> None:
-    """Copies between arrays of one dtype."""
-    if out.dtype.itemsize in (1, 2, 4, 8):
-        # Dtypes that NumPy does not know itself, such as bfloat16, are copied through a call an element.
-        out, values = (array.view(f"u{array.dtype.itemsize}") for array in (out, values))
-    fast = _fastest(values)
-    if fast == _fastest(out) or out.nbytes < 1 << 15:
-        np.copyto(out, values)
-        return
-    # The target's dimensions after the one that is contiguous in the source are one row of the target.
-    rows = out.reshape(*out.shape[: fast + 1], -1)
-    columns = np.moveaxis(values, fast, -1)
-    if not np.may_share_memory(rows, out):
-        np.copyto(out, values)
-        return
-    for index in itertools.product(*(range(size) for size in out.shape[:fast])):
-        _transpose(rows[index], columns[index].reshape(-1, values.shape[fast]))
+def _padded(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Memory for a tile, until the thread's next one, of which the rows lie an odd number of cache lines apart."""
+    *rows, columns = shape
+    padding = _LINE_BYTES // dtype.itemsize if columns * dtype.itemsize % (2 * _LINE_BYTES) == 0 else 0
+    return _tile.array((*rows, columns + padding), dtype)[..., :columns]
 
 
-def _transpose(rows: np.ndarray, columns: np.ndarray) -> None:
-    """Does `rows[...] = columns.T`, where a row of each is contiguous, a few rows of `columns` at a time.
-
-    These are first woven into words of eight bytes, because NumPy takes as long to transpose two bytes as eight.
-    """
-    size = rows.dtype.itemsize
-    strip, weave = _STRIP_BYTES // size, 8 // size
-    whole = rows.shape[1] // weave * weave if weave > 1 and rows.strides[1] == size else 0
-    words = rows[:, :whole].view(np.uint64) if whole else rows
-    for start in range(0, whole, strip):
-        stop = min(start + strip, whole)
-        woven = np.empty(((stop - start) // weave, columns.shape[1], weave), rows.dtype)
-        for place in range(weave):
-            woven[:, :, place] = columns[start + place : stop : weave]
-        words[:, start // weave : stop // weave] = woven.view(np.uint64)[:, :, 0].T
-    for start in range(whole, rows.shape[1], strip // 2):
-        rows[:, start : start + strip // 2] = columns[start : start + strip // 2].T
-
-
-def _fastest(array: np.ndarray) -> int:
-    """The dimension whose neighbours lie closest in memory."""
-    strides = [stride if size > 1 else np.inf for stride, size in zip(array.strides, array.shape, strict=True)]
-    return int(np.argmin(strides)) if strides else 0
+def _axes_by_distance(array: np.ndarray) -> list[int]:
+    """The dimensions, last the one whose neighbours lie closest in memory."""
+    return sorted(range(array.ndim), key=lambda axis: (array.shape[axis] > 1, -array.strides[axis]))

@@ -18,10 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lazyload.layouts.boxes import Range, normalised, ranges_of, stretch, widened
+from lazyload.layouts.boxes import Range, boxes_of, extents_of, normalised, ranges_of, stretch, widened
 from lazyload.layouts.copying import copy_cast
 from lazyload.layouts.pattern import Pattern
 from lazyload.layouts.source import Box, TensorSource
+
+_PIECE_SIZE = 1 << 20
+"""How many values are read of a source tensor before they are copied: few enough to be in a core's cache still."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,7 @@ class LazyTensor:
         First those that tell source tensors apart, then those that lie outermost in the source.
         """
         region = max(self.regions, key=lambda region: math.prod(region.pattern.extents))
-        stored = next(iter(region.contributions.values())).pattern
-        depths = {axis.name: depth for depth, axis in enumerate(stored.axes)}
+        depths = {name: depth for depth, name in enumerate(self._as_stored(next(iter(region.contributions.values()))))}
 
         def depth(dimension: int) -> tuple[int, int]:
             axes = [axis for number in region.pattern.stored[dimension] for axis in region.pattern.dimensions[number]]
@@ -178,7 +180,32 @@ class LazyTensor:
         return overflowed
 
     def _read(self, out: np.ndarray, region: Region, given: Contribution, shared: Mapping[str, Range]) -> int:
-        """Fills `out`, one dimension a shared axis in the target's order, from one source tensor."""
+        """Fills `out`, one dimension a shared axis in the target's order, from one source tensor, piece by piece."""
+        if out.size <= _PIECE_SIZE:
+            return self._read_piece(out, region, given, shared)
+        names = [name for name in self._as_stored(given) if name in shared]
+        sizes = [shared[name][1] - shared[name][0] for name in names]
+        # Powers of two cut through no word and no group of packed weights.
+        extents = {
+            name: extent if extent == size else 1 << extent.bit_length() - 1
+            for name, size, extent in zip(names, sizes, extents_of(sizes, _PIECE_SIZE), strict=True)
+        }
+        overflowed = 0
+        for box in boxes_of(out.shape, [extents[name] for name in shared]):
+            piece = {
+                name: (start + cut.start, start + cut.stop)
+                for (name, (start, _)), cut in zip(shared.items(), box, strict=True)
+            }
+            overflowed += self._read_piece(_view(out, box), region, given, piece)
+        return overflowed
+
+    def _as_stored(self, given: Contribution) -> list[str]:
+        """The axes of a source tensor, outermost first, as they are stored."""
+        order = self.source.tensors[given.tensor].order or range(len(given.pattern.stored))
+        numbers = itertools.chain(*(given.pattern.stored[dimension] for dimension in order))
+        return [axis.name for number in numbers for axis in given.pattern.dimensions[number]]
+
+    def _read_piece(self, out: np.ndarray, region: Region, given: Contribution, shared: Mapping[str, Range]) -> int:
         ranges: list[Range] = []
         inner: list[int | slice] = []
         shape, names = [], []

@@ -8,6 +8,7 @@ Where roles take turns in a dimension, as in `(kv_head (group | one))`, it count
 one)`: so each role is a box of the array, which is stored with the two as one.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ class Pattern:
     indices: Mapping[str, Sequence[int]]
     operations: Operations
 
-    @property
+    @functools.cached_property
     def stored(self) -> tuple[tuple[int, ...], ...]:
         """The dimensions of the arrays, each by the number of the one that it is here, or the numbers of the two."""
         numbers = range(len(self.dimensions))
@@ -83,12 +84,12 @@ class Pattern:
         """The arrays' shape."""
         return tuple(math.prod(self.sizes[number] for number in numbers) for numbers in self.stored)
 
-    @property
+    @functools.cached_property
     def axes(self) -> tuple[Axis, ...]:
         """The axes of all dimensions in order."""
         return tuple(axis for composite in self.dimensions for axis in composite)
 
-    @property
+    @functools.cached_property
     def extents(self) -> tuple[int, ...]:
         """What the role takes of each dimension."""
         return tuple(extent(composite) for composite in self.dimensions)

@@ -14,10 +14,17 @@ Box = tuple[slice, ...]
 
 
 class TensorInfo(NamedTuple):
-    """Shape and dtype of a stored tensor, as its file's header gives them."""
+    """A tensor as a source shows it.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its dtype.
+        order: Its dimensions, outermost first, as they are stored; empty where that is their order.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    order: tuple[int, ...] = ()
 
 
 class TensorSource(Protocol):

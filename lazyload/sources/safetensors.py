@@ -160,7 +160,7 @@ def read_box(
     Returns:
         A C-contiguous array of the box's shape and the tensor's dtype.
     """
-    shape, dtype = tensor.info
+    shape, dtype, _ = tensor.info
     extents = [cut.stop - cut.start for cut in box]
     partial = [number for number, (extent, size) in enumerate(zip(extents, shape, strict=True)) if extent < size]
     last = partial[-1] if partial else 0

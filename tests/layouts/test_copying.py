@@ -1,15 +1,101 @@
-"""Copies between memory orders, beside NumPy's own, at the sizes at which rows are woven into words."""
+"""Copies between memory orders and dtypes, beside NumPy's own, at sizes around those of the tiles."""
 
+import dataclasses
 import tracemalloc
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lazyload.layouts.copying import copy_cast
 
 DTYPES = [np.uint8, ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16, np.float32, np.int64, np.complex128]
 SHAPES = [(512, 384), (515, 387), (70_000, 3), (3, 70_000), (129, 1031)]
+
+
+KINDS = [np.uint8, np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """An array that is a part of a larger one: its dtype, its dimensions as they lie in memory, what lies before it."""
+
+    dtype: np.dtype
+    order: tuple[int, ...]
+    margins: tuple[int, ...]
+
+    def array(self, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The array and the larger one, all zeros."""
+        whole = np.zeros([shape[axis] + self.margins[axis] for axis in self.order], self.dtype)
+        part = whole[tuple(slice(self.margins[axis], None) for axis in self.order)]
+        return part.transpose(np.argsort(self.order)), whole
+
+
+@st.composite
+def forms(draw: st.DrawFn) -> tuple[list[int], Form, Form]:
+    """A shape of at most a million elements, and two forms of arrays."""
+    shape = draw(st.lists(st.sampled_from([1, 2, 3, 7, 64, 130]), min_size=1, max_size=4))
+    shape[draw(st.integers(0, len(shape) - 1))] = draw(st.integers(500, 1500))
+    while np.prod(shape, dtype=int) > 1 << 20:
+        shape[int(np.argmax(shape))] //= 4
+    dtypes = draw(st.lists(st.sampled_from(KINDS), min_size=2, max_size=2))
+    if np.uint8 in dtypes:
+        dtypes = [np.uint8, np.uint8]
+    first, second = (
+        Form(
+            np.dtype(dtype),
+            tuple(draw(st.permutations(range(len(shape))))),
+            tuple(draw(st.integers(0, 2)) for _ in shape),
+        )
+        for dtype in dtypes
+    )
+    return shape, first, second
+
+
+@settings(deadline=None)
+@given(forms(), st.integers(0, 99))
+def test_any_order_and_dtype_is_what_numpy_makes(form: tuple[list[int], Form, Form], seed: int) -> None:
+    shape, stored, wanted = form
+    (values, _), (out, around) = stored.array(shape), wanted.array(shape)
+    random = np.random.default_rng(seed)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values[...] = np.ldexp(random.standard_normal(shape), random.integers(-30, 30, shape)).astype(stored.dtype)
+        overflowed = copy_cast(out, values)
+        expected = values.astype(wanted.dtype)
+    assert np.ascontiguousarray(out).tobytes() == np.ascontiguousarray(expected).tobytes()
+    assert np.count_nonzero(around) == np.count_nonzero(expected)
+    became = np.isinf(expected) & np.isfinite(values) if wanted.dtype == np.float16 else np.zeros(())
+    assert overflowed == np.count_nonzero(became)
+
+
+@pytest.mark.parametrize("wanted", [np.float16, ml_dtypes.bfloat16, np.float32], ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float32], ids=lambda dtype: np.dtype(dtype).name)
+def test_every_value_and_all_ties_are_cast_alike_in_any_order(stored: type, wanted: type) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    if stored is np.float32:
+        lower = np.array([0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+        values = (every.astype(np.uint32)[:, None] << 16 | lower).reshape(-1, 256).view(np.float32)
+    else:
+        values = every.view(stored).reshape(-1, 256)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = values.astype(wanted)
+    straight, transposed = np.empty(values.shape, wanted), np.empty(values.shape[::-1], wanted)
+    copy_cast(straight, values)
+    copy_cast(transposed, values.T)
+    assert straight.tobytes() == expected.tobytes()
+    assert transposed.tobytes() == np.ascontiguousarray(expected.T).tobytes()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_overflows_is_counted_in_every_tile(transposed: bool) -> None:
+    stored = np.zeros((1000, 2000), np.float32)
+    stored[::100, ::100] = 1e6
+    stored[1, 1], stored[2, 2] = np.inf, np.nan
+    values = stored.T if transposed else stored
+    assert copy_cast(np.empty(values.shape, np.float16), values) == 200
 
 
 def random(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

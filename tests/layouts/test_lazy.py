@@ -1,6 +1,7 @@
 """Lazy tensors as the writer uses them: what a block reads, how best to cut, what is refused."""
 
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -31,6 +32,49 @@ def test_a_block_reads_no_more_than_it_needs() -> None:
     assert source.reads == 1
     assert tensor.sources == ("0.w", "1.w", "2.w", "3.w")
     assert tensor.nbytes == 4 * 5 * 4 * 3 * 4
+
+
+class Recorded(Arrays):
+    """A checkpoint in memory that keeps the boxes that are read of it; its tensors are stored in an order."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], order: tuple[int, ...] = ()):
+        super().__init__(arrays)
+        self.tensors = {name: info._replace(order=order) for name, info in self.tensors.items()}
+        self.boxes: list[tuple[slice, ...]] = []
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        self.boxes.append(index)
+        return super().read(name, index)
+
+
+@pytest.mark.parametrize(
+    ("order", "first"),
+    [
+        ((), (slice(0, 2), slice(0, 300), slice(0, 1700))),
+        ((0, 2, 1), (slice(0, 2), slice(0, 300), slice(0, 1700))),
+        ((2, 0, 1), (slice(0, 5), slice(0, 300), slice(0, 512))),
+        ((1, 2, 0), (slice(0, 5), slice(0, 64), slice(0, 1700))),
+    ],
+    ids=str,
+)
+def test_a_large_tensor_is_read_in_pieces_along_what_is_stored_outermost(
+    order: tuple[int, ...], first: tuple[slice, ...]
+) -> None:
+    sizes = Sizes({"layer": 1, "head": 5, "head_dim": 300, "embed": 1700}, {})
+    source = Recorded({"w": np.random.default_rng(0).random((5, 300, 1700), np.float32)}, order)
+    tensor = lazy("q : embed head_dim head", source, Layout({"w": "q : head head_dim embed"}), sizes)
+    block = tensor[0:1700, 0:300, 0:5]
+    np.testing.assert_array_equal(block, source.arrays["w"].T)
+    assert source.boxes[0] == first
+    assert len(source.boxes) > 2
+    assert source.bytes_read == block.nbytes
+
+
+def test_chunks_are_cut_along_what_is_stored_outermost() -> None:
+    sizes, stored = Sizes({"layer": 1, "mlp": 3, "embed": 5}, {}), Layout({"w": "m : mlp embed"})
+    for order, cut in (((), 1), ((1, 0), 0)):
+        source = Recorded({"w": np.zeros((3, 5), np.float32)}, order)
+        assert lazy("m : embed mlp", source, stored, sizes).split_order[0] == cut
 
 
 def test_a_block_of_pairs_reads_whole_heads() -> None:

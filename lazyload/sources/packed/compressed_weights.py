@@ -108,7 +108,7 @@ class CompressedWeights:
 
     def one_byte(self, name: str, stored: Stored) -> OneByte:
         """The packing of a tensor of one byte a value."""
-        shape, dtype = stored.tensors[name]
+        shape, dtype, _ = stored.tensors[name]
         stored.need(name, FLOAT8 if self.kind == "float" and self.bits == 8 else (_INT8,), name, self.field)
         self._require_divides(shape, name, stored)
         scales = find_grid(

@@ -72,7 +72,7 @@ class GroupedIntegers:
     @property
     def info(self) -> TensorInfo:
         """The matrix in float32, outputs first."""
-        return TensorInfo(self._stored(self.codes.shape), _FLOAT32)
+        return TensorInfo(self._stored(self.codes.shape), _FLOAT32, self._stored((0, 1)))
 
     @property
     def parts(self) -> tuple[str, ...]:

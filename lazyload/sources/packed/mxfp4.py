@@ -62,7 +62,7 @@ class Microscaled:
     @property
     def info(self) -> TensorInfo:
         """The stack in bfloat16, which all of its values are exact in: two digits times a power of two."""
-        return TensorInfo(self.shape, _BFLOAT16)
+        return TensorInfo(self.shape, _BFLOAT16, (0, 2, 1))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class Microscaled:
 
 
 def _microscaled(name: str, stored: Stored) -> Microscaled:
-    shape, dtype = stored.tensors[name]
+    shape, dtype, _ = stored.tensors[name]
     if len(shape) != 4 or shape[3] != _BLOCK // 2 or dtype != _UINT8:
         raise CorruptSourceError(
             f"{stored.where}: {name} is {list(shape)} of {dtype}, but MXFP4 codes are [expert, out, in / 32, 16] of "

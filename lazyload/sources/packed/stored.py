@@ -53,7 +53,7 @@ class Stored:
                 f"{self.where}: {self.shown(of)} is packed ({field}), but {name} is missing; download the checkpoint "
                 "again"
             )
-        shape, dtype = self.tensors[name]
+        shape, dtype, _ = self.tensors[name]
         if dtype not in dtypes:
             raise CorruptSourceError(
                 f"{self.where}: {name} is of {dtype}, but in this packing ({field}) it is of "
@@ -102,5 +102,5 @@ class Stored:
         """A tensor with its shape and dtype, for messages."""
         if name not in self.tensors:
             return name
-        shape, dtype = self.tensors[name]
+        shape, dtype, _ = self.tensors[name]
         return f"{name}, {list(shape)} of {dtype},"
