@@ -1,10 +1,12 @@
 """What is measured call by call, one function a row.
 
-A function gets a job (`rows.Job` as a dictionary), prepares what is not to be measured, and returns what is: a function
-of an empty folder that is its own for one call. Each is run by `worker.py` in an environment of its own, in which
-lazyload, or even JAX, need not be installed; so nothing is imported that a row does not need.
+A function gets a job (`Settings.job` makes it), prepares what is not to be measured, and returns what is: a function of
+an empty folder that is its own for one call. What that returns is kept until the call has been measured, and closed if
+it can be. Each is run by `worker.py` in an environment of its own, in which lazyload, or even JAX, need not be
+installed; so nothing is imported that a row does not need.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -248,13 +250,16 @@ def fastsafetensors(job: Job) -> Call:
     device = _torch_device()
 
     def call(_: str) -> object:
-        # A device's kernels are asked for by name where it has no direct storage.
+        # Without direct storage between disk and device, which few machines have.
         loader = SafeTensorsFileLoader(None, device, nogds=True)
         loader.add_filenames({0: [str(path) for path in _files(job)]})
         buffers = loader.copy_files_to_device()
-        tensors = {name: buffers.get_tensor(name) for name in loader.get_keys()}
-        loader.close()
-        return buffers, tensors, _touched(tensors.values())
+        _touched([buffers.get_tensor(name) for name in loader.get_keys()])
+        # Its tensors are the loader's until it is closed.
+        kept = contextlib.ExitStack()
+        kept.callback(loader.close)
+        kept.callback(buffers.close)
+        return kept
 
     return call
 

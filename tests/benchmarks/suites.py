@@ -1,6 +1,7 @@
 """The experiments there are: what is loaded, converted, downloaded, and started, beside what others do."""
 
 import contextlib
+import importlib.metadata
 import math
 import sys
 import threading
@@ -121,6 +122,7 @@ def loads(settings: Settings) -> Iterator[Experiment]:
                 "orbax_safetensors",
                 held=held,
                 files=files,
+                missing=_orbax_is_old(),
             ),
             torch("tunix", "Tunix's loader", function="tunix", **settings.by("tunix")),
             torch("transformers", "transformers, to the host", function="transformers", **settings.by("transformers")),
@@ -365,13 +367,20 @@ _ID = "org/model"
 
 
 def _cases(settings: Settings) -> Iterator[tuple[str, Path, Storage]]:
-    """Models, and how they are stored."""
+    """Models, the largest of a kind first, and how they are stored."""
     for kind in settings.kinds:
-        for gigabytes in settings.gigabytes:
+        for gigabytes in sorted(settings.gigabytes, reverse=True):
             model = _model(settings, kind, gigabytes)
             for storage in settings.storages:
                 stored = ", ".join(f"{'' if on else 'no '}{name}" for name, on in storage.items())
                 yield f"{_KINDS[kind]}, {_size(model)}, {stored or 'default storage'}", model, storage
+
+
+def _orbax_is_old() -> str:
+    """Why Orbax's safetensors layout cannot be measured; empty if it can."""
+    version = importlib.metadata.version("orbax-checkpoint")
+    old = tuple(map(int, version.split(".")[:2])) < (0, 12)
+    return f"needs Orbax 0.12, and this is {version}" if old else ""
 
 
 def _model(settings: Settings, kind: str, gigabytes: float) -> Path:

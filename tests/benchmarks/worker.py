@@ -45,14 +45,18 @@ def prepared(file: str, function: str, job: Mapping[str, Any]) -> tuple[Callable
 def measured(call: Callable[[str], object], scratch: str) -> dict[str, float | None]:
     """One call: seconds, processor time, bytes and reads, and the peak of memory above what was in use before."""
     folder = tempfile.mkdtemp(dir=scratch)
-    _give_back_memory()
+    _settle()
     rest, done = _memory("VmRSS"), _reads()
     cpu, started = time.process_time(), time.perf_counter()
     result = call(folder)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak, reads = _memory("VmHWM"), _reads()
+    if hasattr(result, "close"):
+        result.close()
     del result
     shutil.rmtree(folder)
+    # Others are measured until the next call.
+    _settle()
     return {
         "seconds": seconds,
         "cpu": cpu,
@@ -62,8 +66,8 @@ def measured(call: Callable[[str], object], scratch: str) -> dict[str, float | N
     }
 
 
-def _give_back_memory() -> None:
-    """Frees what nobody uses, and has Linux forget the peak so far."""
+def _settle() -> None:
+    """Gives back the memory that nobody uses, and has Linux forget the peak so far."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
