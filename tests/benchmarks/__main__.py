@@ -61,7 +61,9 @@ def main() -> None:
     elsewhere = ("folder", "python", "json", "markdown", "chart")
     options = {name: value for name, value in vars(asked).items() if name not in elsewhere}
     _write(asked.json, json.dumps(tables.as_json(outcomes, machine, options), indent=1) + "\n")
-    _write(asked.markdown, tables.as_markdown(outcomes, machine))
+    if asked.markdown:
+        page = asked.markdown.read_text() if asked.markdown.exists() else ""
+        _write(asked.markdown, tables.between_marks(page, tables.as_markdown(outcomes, machine)))
     if asked.chart:
         _write(asked.chart, chart.draw(next(outcome for outcome in outcomes if outcome.samples)))
     failed = [name for outcome in outcomes for name in _failed_of_ours(outcome)]
@@ -155,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     add = out.add_argument
     add("--folder", type=Path, help="where models and caches are written, and removed; the temporary folder")
     add("--json", type=Path, metavar="FILE", help="every sample")
-    add("--markdown", type=Path, metavar="FILE", help="tables")
+    add("--markdown", type=Path, metavar="FILE", help="tables; in a file with marks for them, between these")
     add("--chart", type=Path, metavar="FILE.svg", help="a picture of the first experiment")
     return parser
 

@@ -198,6 +198,8 @@ def environment(python: str, given: Mapping[str, str]) -> dict[str, str]:
 
         own = [str(Path(lazyload.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         inherited["PYTHONPATH"] = os.pathsep.join(filter(None, own))
+    # The processes that wait share the accelerator with the one that is measured.
+    inherited.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
     return inherited | quiet | dict(given)
 

@@ -10,8 +10,7 @@ from tests.benchmarks.experiments import Outcome, Row
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.measure import Sample
 
-_BASE = "x the base"
-_HEADER = ("row", "by", "seconds", "least", "process", "cpu", _BASE, "above", "read", "GB/s")
+_HEADER = ("row", "by", "seconds", "least", "process", "cpu", "x the base", "above", "read", "GB/s")
 _RIGHT = _HEADER[2:]
 _MET = {True: "met", False: "NOT met", None: "not measured"}
 
@@ -40,8 +39,17 @@ def as_markdown(outcomes: Sequence[Outcome], machine: Machine) -> str:
     for outcome in outcomes:
         header, *rows = _without_empty([_HEADER, *_cells(outcome)])
         parts += [f"### {outcome.experiment.title[0].upper()}{outcome.experiment.title[1:]}", _table(header, rows)]
-        parts += [f"* Not measured: {name}: {why}" for name, why in outcome.missing.items()]
+        if outcome.missing:
+            parts.append("\n".join(f"* Not measured: {name}: {why}" for name, why in outcome.missing.items()))
     return "\n\n".join(parts) + "\n"
+
+
+def between_marks(page: str, tables: str) -> str:
+    """A page whose part between the marks is replaced; without marks, the tables alone."""
+    start, end = "<!-- figures -->\n", "<!-- end of figures -->"
+    if start not in page or end not in page:
+        return tables
+    return f"{page.partition(start)[0]}{start}{tables}{end}{page.partition(end)[2]}"
 
 
 def as_json(outcomes: Sequence[Outcome], machine: Machine, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +83,7 @@ def _cells(outcome: Outcome) -> Iterator[tuple[str, ...]]:
             _seconds(min(sample.seconds for sample in samples)),
             _seconds(_median(sample.process_seconds for sample in samples)),
             _seconds(statistics.median(sample.cpu for sample in samples)),
-            _ratios(samples, base) if base else "",
+            "" if not base else "the base" if samples is base else _ratios(samples, base),
             _memory(row, samples),
             _amount(_median(sample.bytes_read for sample in samples)),
             f"{row.nbytes / seconds / 1e9:.2f}" if row.nbytes else "",
