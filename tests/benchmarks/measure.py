@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 HERE = Path(__file__).parent
 _DEVICES = "--xla_force_host_platform_device_count=8"
@@ -83,15 +83,18 @@ class Worker:
             Failed: It ends with an error, or not in time.
         """
         assert self._process.stdin
-        self._process.stdin.write("once more\n")
-        self._process.stdin.flush()
+        # Of a process that has ended, the missing answer tells.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("once more\n")
+            self._process.stdin.flush()
         return Sample(**json.loads(self._answer()))
 
     def end(self) -> float:
         """Ends the process; how long it lived."""
         if self._process.poll() is None:
             assert self._process.stdin
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._process.wait()
         self._log.close()
         return time.perf_counter() - self._started
@@ -112,8 +115,7 @@ class Worker:
         if line := self._process.stdout.readline():
             return line
         self._process.wait()
-        self._log.seek(0)
-        raise Failed(_last_words(self._log.read().decode(errors="replace")))
+        raise Failed(_last_words(self._log, self._process.returncode))
 
 
 def once(python: str, function: str, job: Mapping[str, Any], *, timeout: float) -> Sample:
@@ -145,8 +147,7 @@ def command(words: Sequence[str], given: Mapping[str, str], folder: Path, *, tim
         watched.stop()
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            log.seek(0)
-            raise Failed(_last_words(log.read().decode(errors="replace")) or f"exit code {process.returncode}")
+            raise Failed(_last_words(log, process.returncode))
     cpu = usage.ru_utime + usage.ru_stime
     return Sample(
         seconds, cpu, watched.of("status", "VmHWM", 1024), watched.of("io", "rchar"), watched.of("io", "syscr")
@@ -204,6 +205,8 @@ def environment(python: str, given: Mapping[str, str]) -> dict[str, str]:
     return inherited | quiet | dict(given)
 
 
-def _last_words(log: str) -> str:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
+def _last_words(log: BinaryIO, code: int) -> str:
+    """How a process ended, and the last line that it printed."""
+    log.seek(0)
+    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return f"exit code {code}: {lines[-1].strip()[:300] if lines else 'nothing was printed'}"
