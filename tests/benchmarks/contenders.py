@@ -195,7 +195,7 @@ def tunix(job: Job) -> Call:
         num_layers=values["num_hidden_layers"],
         vocab_size=values["vocab_size"],
         embed_dim=values["hidden_size"],
-        hidden_dim=values["intermediate_size"],
+        hidden_dim=values.get("moe_intermediate_size", values["intermediate_size"]),
         num_heads=values["num_attention_heads"],
         head_dim=values["head_dim"],
         num_kv_heads=values["num_key_value_heads"],
