@@ -129,7 +129,7 @@ def with_links(text: str, path: str, page: str, pages: Mapping[str, str]) -> str
         if found is None:
             if not (ROOT / file).exists():
                 sys.exit(f"{path}: there is no {file}")
-            kind = "tree" if (ROOT / file).is_dir() else "blob"
+            kind = "tree" if (ROOT / file).is_dir() else "raw" if file.endswith(".svg") else "blob"
             return f"]({REPOSITORY}/{kind}/main/{file}{mark}{anchor})"
         relative = posixpath.relpath(found, posixpath.dirname(page) or ".")
         suffix = ".ipynb" if file.endswith(".ipynb") else ".md"

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def publish(
     nbytes: int = 1000,
     used: float | None = None,
     place: dict[str, str] | None = None,
+    arrays: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Entry:
     """Publishes an entry of a hub model.
@@ -44,11 +46,12 @@ def publish(
         nbytes: The size of its arrays, and of its one file.
         used: How many seconds ago it was used; None for never.
         place: The subfolder and variant.
+        arrays: What its manifest says of its arrays; None for nothing.
         fields: Fields of the key that are to have other values.
     """
     identity = {"kind": "hub", "id": model, "commit": commit} | (place or {})
     origin = {"id": model, "revision": revision, "commit": commit} | (place or {})
-    return _publish(root, model, identity, origin, nbytes, used, fields)
+    return _publish(root, model, identity, origin, nbytes, used, fields, arrays)
 
 
 def publish_folder(root: Path, path: str, content: str, **fields: Any) -> Entry:
@@ -65,11 +68,12 @@ def _publish(
     nbytes: int,
     used: float | None,
     fields: dict[str, Any],
+    arrays: Mapping[str, Any] | None = None,
 ) -> Entry:
     key = Key({"source": identity} | FIELDS | fields)
     with Cache(root).staging(key, model, nbytes) as staging:
         (staging.path / "chunk").write_bytes(b"x" * nbytes)
-        entry = staging.publish(arrays={}, nbytes=nbytes, source=origin, config={}, seconds=1)
+        entry = staging.publish(arrays=arrays or {}, nbytes=nbytes, source=origin, config={}, seconds=1)
     if used is not None:
         (entry.folder / "last-used").touch()
         os.utime(entry.folder / "last-used", (time.time() - used,) * 2)

@@ -11,6 +11,7 @@ import http.server
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ class Hub(http.server.ThreadingHTTPServer):
 
         self.ended = threading.Event()
         self.sent = 0
+        self.rate: float | None = None
+        """Bytes a second that it sends at most, to all who ask together; None for no limit."""
+
+        self._free, self._sending = 0.0, threading.Lock()
 
     @property
     def endpoint(self) -> str:
@@ -76,6 +81,15 @@ class Hub(http.server.ThreadingHTTPServer):
         is_newest = revision == "main" or revision == self.commit(model)
         return self.folders[model] if is_newest else None
 
+    def wait_for_link(self, nbytes: int) -> None:
+        """Returns when the link has sent that many bytes more, after what it is sending already."""
+        if self.rate is None:
+            return
+        with self._sending:
+            self._free = max(self._free, time.monotonic()) + nbytes / self.rate
+            wait = self._free - time.monotonic()
+        time.sleep(max(wait, 0))
+
     def asked(self, pattern: str) -> list[str]:
         return [request for request in self.requests if re.search(pattern, request)]
 
@@ -96,7 +110,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.spoilt.clear()
         self.faults.clear()
         self.renamed.clear()
-        self.ranges, self.down, self.elsewhere = True, False, False
+        self.ranges, self.down, self.elsewhere, self.rate = True, False, False, None
         self.ended.set()
         self.ended = threading.Event()
 
@@ -239,7 +253,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         with contextlib.suppress(ConnectionError):
             for start in range(0, len(content), 1 << 16):
-                self.wfile.write(content[start : start + (1 << 16)])
+                part = content[start : start + (1 << 16)]
+                self.server.wait_for_link(len(part))
+                self.wfile.write(part)
                 self.server.sent += 1 << 16
 
 

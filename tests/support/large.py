@@ -59,22 +59,13 @@ QWEN3_1_7B = {
 
 def write_large_llama(folder: Path, gigabytes: float) -> Path:
     """Writes a Llama of about the given size in bfloat16, in several shards."""
-    return _write_as_large_as(folder, LLAMA, gigabytes)
+    return write_as_large_as(folder, LLAMA, gigabytes)
 
 
-def write_large_moe(folder: Path, gigabytes: float) -> Path:
-    """Writes a Qwen3-MoE with 128 experts a layer and the given size in bfloat16."""
-    return _write_as_large_as(folder, QWEN_MOE, gigabytes)
-
-
-def write_qwen3_1_7b(folder: Path) -> Path:
-    """Writes a checkpoint with the shapes of Qwen3-1.7B (3.4 GB)."""
-    return write(folder, QWEN3_1_7B)
-
-
-def _write_as_large_as(folder: Path, config: Mapping[str, object], gigabytes: float) -> Path:
-    base = _nbytes(shapes_of({**config, "num_hidden_layers": 0}))
-    layer = _nbytes(shapes_of({**config, "num_hidden_layers": 1})) - base
+def write_as_large_as(folder: Path, config: Mapping[str, object], gigabytes: float) -> Path:
+    """Writes a checkpoint with a config's shapes and as many layers as make it about as large as is given."""
+    base = nbytes_of({**config, "num_hidden_layers": 0})
+    layer = nbytes_of({**config, "num_hidden_layers": 1}) - base
     layers = max(1, round((gigabytes * 1e9 - base) / layer))
     return write(folder, {**config, "num_hidden_layers": layers})
 
@@ -94,7 +85,7 @@ def write(folder: Path, config: Mapping[str, object], shard_bytes: float = 1e9) 
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(shapes, file)
         _write_shard(folder / file, shapes, block)
-    index = {"metadata": {"total_size": _nbytes(shapes_of(config))}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": nbytes_of(config)}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
@@ -139,6 +130,11 @@ def shapes_of(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
             own |= {"mlp.gate_proj": (mlp, width), "mlp.up_proj": (mlp, width), "mlp.down_proj": (width, mlp)}
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in own.items()}
     return shapes
+
+
+def nbytes_of(config: Mapping[str, object]) -> int:
+    """The size of a config's tensors in bfloat16."""
+    return _nbytes(shapes_of(config))
 
 
 def _nbytes(shapes: Mapping[str, tuple[int, ...]]) -> int:

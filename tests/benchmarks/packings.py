@@ -1,28 +1,14 @@
-"""A conversion of packed weights, for each packing: seconds a GB of unpacked bfloat16, and memory above rest.
+"""Checkpoints with packed weights: a Llama with random codes in all of its linear maps, in every packing."""
 
-    python tests/benchmarks/bench_packed.py [--gigabytes 2] [--repeat 3] [NAME ...]
-
-Each checkpoint is a Llama with random codes in all of its linear maps, converted in a process of its own; the least of
-the repeated seconds counts. The first one, plain, is bfloat16 already. On a machine with other work to do, the CPU
-seconds say more than the wall clock.
-"""
-
-import argparse
 import json
 import pathlib
-import shutil
-import sys
-import tempfile
 from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-
-from bench_load import CONVERT, run
-from support.large import LLAMA, shapes_of
+from tests.support.large import LLAMA, shapes_of
 
 Stored = dict[str, np.ndarray]
 
@@ -141,13 +127,22 @@ PACKINGS: dict[str, tuple[dict[str, object] | None, Callable[[int, int], Stored]
 }
 
 
-def write(folder: pathlib.Path, name: str, gigabytes: float) -> pathlib.Path:
-    """Writes a Llama of about a size, unpacked, whose layers all hold the same numbers."""
+def write(folder: pathlib.Path, name: str, gigabytes: float, width: int = 2048) -> pathlib.Path:
+    """Writes a Llama of about a size, unpacked, whose layers all hold the same numbers.
+
+    Args:
+        folder: Where to.
+        name: The packing.
+        gigabytes: The size of its layers.
+        width: The size of its hidden states, a multiple of 512.
+    """
     config, pack = PACKINGS[name]
-    shapes = shapes_of({**LLAMA, "num_hidden_layers": 1})
+    model = {**LLAMA, "hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
+    shapes = shapes_of({**model, "num_hidden_layers": 1})
     layer = sum(2 * int(np.prod(shape)) for name, shape in shapes.items() if ".layers." in name)
     layers = max(1, round(gigabytes * 1e9 / layer))
-    stored, arrays = {}, {}
+    stored: Stored = {}
+    arrays: Stored = {}
     for key, shape in shapes.items():
         module = key.removesuffix(".weight")
         if "_proj" in key:
@@ -156,36 +151,9 @@ def write(folder: pathlib.Path, name: str, gigabytes: float) -> pathlib.Path:
             arrays[key] = drawn(BFLOAT16, *shape)
     for number in range(layers):
         stored |= {key.replace(".layers.0.", f".layers.{number}."): array for key, array in arrays.items()}
-    folder.mkdir()
+    folder.mkdir(parents=True)
     quantization = {"quantization_config": config} if config else {}
-    described = {**LLAMA, "num_hidden_layers": layers, "torch_dtype": "bfloat16", **quantization}
+    described = {**model, "num_hidden_layers": layers, "torch_dtype": "bfloat16", **quantization}
     (folder / "config.json").write_text(json.dumps(described))
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--repeat", type=int, default=3)
-    arguments = parser.parse_args()
-    for name in arguments.names or PACKINGS:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = pathlib.Path(temporary)
-            model, results = write(folder / "model", name, arguments.gigabytes), []
-            for _ in range(arguments.repeat):
-                results.append(run(CONVERT, model, folder / "cache", True, True))
-                shutil.rmtree(folder / "cache")
-        gigabytes = results[0]["nbytes"] / 1e9
-        seconds, cpu = (min(result[key] for result in results) / gigabytes for key in ("seconds", "cpu"))
-        above = max(result["above"] for result in results)
-        print(
-            f"{name:26} {gigabytes:5.2f} GB, {seconds:5.2f} s/GB, {cpu:5.2f} CPU s/GB, "
-            f"{above / 1e6:4.0f} MB above rest",
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main()
