@@ -15,7 +15,16 @@ from typing import Any
 from lazyload.errors import AccessDeniedError, CorruptSourceError, SourceNotFoundError
 from lazyload.progress import Advance, CallProgress
 from lazyload.sources.content import Contents, NoContents, blob_of, sha256_of, status_of, wait_for_tick
-from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, MOST_JSON_BYTES, MissingFileError, index_name, weight_files
+from lazyload.sources.files import (
+    CONFIG,
+    MODELOPT_CONFIG,
+    MOST_JSON_BYTES,
+    MissingFileError,
+    before_each,
+    index_name,
+    weight_files,
+)
+from lazyload.sources.stretches import Wanted
 
 _HASHED_AT_ONCE = 8
 
@@ -155,12 +164,17 @@ class LocalFiles:
                     )
                 done += count
 
-    def nbytes_to_fetch(self, names: Iterable[str]) -> int:
+    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
         """None: the files are here already."""
         return 0
 
-    def fetch(self, names: Iterable[str], advance: Advance) -> None:
-        """Does nothing."""
+    @contextmanager
+    def arriving(self, wanted: Wanted, advance: Advance, *, keep: bool) -> Iterator[Mapping[str, int]]:
+        """Brings nothing: the files are here already, and stay."""
+        yield before_each({name: self.size(name) for name in wanted})
+
+    def stop_arriving(self, error: BaseException) -> None:
+        """Nothing is under way."""
 
     def close(self) -> None:
         """Closes what has been opened."""

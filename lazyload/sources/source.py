@@ -2,9 +2,12 @@
 
 import collections
 import functools
+import math
+import operator
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,10 +27,11 @@ from lazyload.sources.packed import (
     read_scheme,
 )
 from lazyload.sources.safetensors import StoredTensor, parse_header, read_box, read_header
+from lazyload.sources.stretches import Stretch, Wanted
 
 _READS_AT_ONCE = 8
 _MOST_CHECKS = 1024
-"""Of packed tensors, while their files may be far away: each is a read of its own."""
+"""Of packed tensors, while their files may be far away: each is a read of its own. Others are checked when read."""
 
 
 class Source:
@@ -50,6 +54,8 @@ class Source:
         self._files = files
         self._identity: Mapping[str, Any] | None = None
         self._nbytes_read = 0
+        self._starts: Mapping[str, int] = {}
+        self._checked: set[str] = set()
         self._scratch, self._unpacked = Scratch(), Scratch()
         self._lock = threading.Lock()
 
@@ -101,30 +107,64 @@ class Source:
         """Reads one box of a tensor; the array is valid until the thread's next read.
 
         Raises:
-            CorruptSourceError: A file is shorter than its header says.
+            CorruptSourceError: A file is shorter than its header says, or packed weights contradict themselves.
         """
         packed = self._packed.get(name)
         if packed is None:
             return self._read_stored(name, index)
+        if name not in self._checked:
+            packed.check(self._read_stored)
+            self._checked.add(name)
         return packed.read(self._read_stored, index, self._unpacked.array)
 
-    @property
-    def nbytes_to_fetch(self) -> int:
-        """How many bytes `fetch` downloads."""
-        return self._files.nbytes_to_fetch(self._weight_files.names)
+    def position(self, name: str) -> int:
+        """When a tensor has arrived: so many bytes come before, in the order in which files are brought."""
+        return max(
+            self._starts.get(part.file, 0) + part.start for part in map(self._stored.__getitem__, self._parts(name))
+        )
 
-    def fetch(self, advance: Advance = lambda nbytes: None) -> None:
-        """Downloads the weights, where reading them in part is slow.
+    def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool) -> int:
+        """How many bytes `arriving` downloads."""
+        return self._files.nbytes_to_fetch(self._wanted(tensors), keep=keep)
+
+    @contextmanager
+    def arriving(
+        self, tensors: Collection[str], advance: Advance = lambda nbytes: None, *, keep: bool = True
+    ) -> Iterator[None]:
+        """Brings weights from far away while the body runs: what reads them waits for what has not arrived.
+
+        Leaving the context waits for the rest, and makes sure that it is what was meant.
 
         Args:
+            tensors: Those that are read.
             advance: Called with the numbers of bytes that have arrived, from any thread.
+            keep: Whether what is downloaded is stored in the hub's cache; else none of it is stored.
 
         Raises:
-            CorruptSourceError: A downloaded file is not what the hub says it is, or packed weights contradict
-                themselves.
+            CorruptSourceError: What has arrived is not what the hub says it is.
         """
-        self._files.fetch(self._weight_files.names, advance)
-        self._check(self._packed)
+        with self._files.arriving(self._wanted(tensors), advance, keep=keep) as starts:
+            self._starts = starts
+            yield
+
+    def stop_arriving(self, error: BaseException) -> None:
+        """Ends what is under way, and whoever waits for it, with an error."""
+        self._files.stop_arriving(error)
+
+    def _parts(self, name: str) -> Sequence[str]:
+        """The stored tensors that one is read from."""
+        packed = self._packed.get(name)
+        return (name,) if packed is None else tuple(packed.parts)
+
+    def _wanted(self, tensors: Collection[str]) -> Wanted:
+        """Where these tensors lie, by file."""
+        parts = {part: self._stored[part] for name in tensors for part in self._parts(name)}
+        wanted: dict[str, list[Stretch]] = {}
+        for file, (shape, dtype), start in sorted(
+            ((part.file, part.info, part.start) for part in parts.values()), key=operator.itemgetter(0, 2)
+        ):
+            wanted.setdefault(file, []).append(Stretch(start, start + math.prod(shape) * dtype.itemsize))
+        return wanted
 
     def check_unchanged(self) -> None:
         """Makes sure that what has been read is what the identity stands for.
@@ -187,13 +227,10 @@ class Source:
             return {}
         packed = find_packed(self._scheme, self._infos, self._read_stored, self.name)
         if len(packed) <= _MOST_CHECKS:
-            self._check(packed)
+            with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="lazyload") as pool:
+                collections.deque(pool.map(lambda tensor: tensor.check(self._read_stored), packed.values()), maxlen=0)
+            self._checked.update(packed)
         return packed
-
-    def _check(self, packed: Mapping[str, Packed]) -> None:
-        """Looks at the values of packed tensors that say where others stand."""
-        with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="lazyload") as pool:
-            collections.deque(pool.map(lambda tensor: tensor.check(self._read_stored), packed.values()), maxlen=0)
 
     def _tensors_of(self, file: str) -> dict[str, StoredTensor]:
         where = f"{self.name}: {file}"
