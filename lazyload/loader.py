@@ -9,8 +9,10 @@ import contextlib
 import functools
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from lazyload.cache.conversions import in_progress
@@ -83,6 +85,7 @@ def from_pretrained(
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_convert: bool = False,
+    keep_source: bool = True,
     lock_timeout: float | None = None,
     verify: bool = False,
     progress: ProgressOption = None,
@@ -127,6 +130,10 @@ def from_pretrained(
         token: A hub token; None for the one that is logged in, False for none. Public models need none.
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
+        keep_source: Whether what is downloaded from the hub to be converted stays in the hub's cache. Otherwise weights
+            pass through memory and are never stored, which takes half the disk; converting the same model again, in
+            another layout or dtype, downloads them again. What is here already, a folder or a file in the hub's cache,
+            is read where it is, and stays.
         lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
             `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
         verify: Whether to compare what is restored with its checksums while it is read.
@@ -177,7 +184,9 @@ def from_pretrained(
                     entry.require_undamaged_files()
                 return stored, read(path, records, places, request.storage, verify=verify, advance=advance)
 
-        (stored, arrays), entry, reasons = _used(request, restore, force_convert, shown, lock_timeout, stopwatch)
+        (stored, arrays), entry, reasons = _used(
+            request, restore, force_convert, keep_source, shown, lock_timeout, stopwatch
+        )
         with stopwatch.stage("build"):
             built = placement.build(stored, arrays)
         report = _report(request, entry, reasons, stopwatch, restored=True)
@@ -200,6 +209,7 @@ def convert(
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_convert: bool = False,
+    keep_source: bool = True,
     lock_timeout: float | None = None,
     progress: ProgressOption = None,
     strict: bool = False,
@@ -221,6 +231,7 @@ def convert(
         token: A hub token.
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
+        keep_source: Whether what is downloaded from the hub stays in the hub's cache.
         lock_timeout: Seconds to wait at most for another process.
         progress: How progress is shown.
         strict: Whether every tensor without use is an error.
@@ -243,7 +254,9 @@ def convert(
             open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
         ) as request,
     ):
-        _, entry, reasons = _used(request, lambda entry: None, force_convert, shown, lock_timeout, stopwatch)
+        _, entry, reasons = _used(
+            request, lambda entry: None, force_convert, keep_source, shown, lock_timeout, stopwatch
+        )
         report = _report(request, entry, reasons, stopwatch)
         shown.sentence = in_one_sentence(report, entry.manifest.arrays)
     return CachedCheckpoint(entry.path, entry.key, reasons is not None, entry.manifest)
@@ -407,6 +420,7 @@ def _used(
     request: Request,
     use: Callable[[Entry], Used],
     force: bool,
+    keep_source: bool,
     progress: CallProgress,
     lock_timeout: float | None,
     stopwatch: Stopwatch,
@@ -445,11 +459,9 @@ def _used(
                 lease.enter_context(published.in_use())
                 entry, reasons = published, None
             else:
-                with in_progress(cache.root, key) as noted:
-                    with stopwatch.stage("fetch"):
-                        _fetch(request, progress, noted)
-                    with stopwatch.stage("convert"):
-                        entry = _convert(request, conversion, progress, noted, lease)
+                with in_progress(cache.root, key) as noted, stopwatch.switching("fetch", "convert") as arrived:
+                    arriving = _arriving(request, conversion, keep_source, progress, noted, arrived)
+                    entry = _convert(request, conversion, progress, noted, lease, arriving)
         return use(entry), entry, reasons
 
 
@@ -490,14 +502,43 @@ def _described(arrays: "Mapping[str, jax.Array]") -> str:
     return f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({', '.join(kinds)})"
 
 
-def _fetch(request: Request, progress: CallProgress, noted: Noted) -> None:
-    """Downloads what reading in part would be slow for."""
-    with progress.stage("fetch", request.source.nbytes_to_fetch, noted=noted) as advance:
-        request.source.fetch(advance)
+@contextlib.contextmanager
+def _arriving(
+    request: Request,
+    conversion: Conversion,
+    keep_source: bool,
+    progress: CallProgress,
+    noted: Noted,
+    arrived: Callable[[], None],
+) -> Iterator[None]:
+    """Brings the weights from far away while the body reads them; `arrived` is called when all of them are there."""
+    source = request.source
+    tensors = {name for lazy in conversion.tensors.values() for name in lazy.sources}
+    total = source.nbytes_to_fetch(tensors, keep=keep_source)
+    if not total:
+        arrived()
+    with progress.stage("fetch", total, noted=noted) as advance:
+        left, lock = total, threading.Lock()
+
+        def count(nbytes: int) -> None:
+            nonlocal left
+            with lock:
+                left -= nbytes
+            if left <= 0:
+                arrived()
+            advance(nbytes)
+
+        with source.arriving(tensors, count, keep=keep_source):
+            yield
 
 
 def _convert(
-    request: Request, conversion: Conversion, progress: CallProgress, noted: Noted, lease: contextlib.ExitStack
+    request: Request,
+    conversion: Conversion,
+    progress: CallProgress,
+    noted: Noted,
+    lease: contextlib.ExitStack,
+    arriving: AbstractContextManager[None],
 ) -> Entry:
     """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
     # TensorStore takes a while to import, and neither plans nor the cache's commands need it.
@@ -506,7 +547,7 @@ def _convert(
     nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
     started = time.perf_counter()
     with request.cache.staging(request.key, request.source.name, nbytes) as staging:
-        with progress.stage("convert", nbytes, noted=noted) as advance:
+        with arriving, progress.stage("convert", nbytes, noted=noted) as advance:
             arrays = write(
                 staging.path,
                 conversion.tensors,
