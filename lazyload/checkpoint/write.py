@@ -25,6 +25,7 @@ import tensorstore as ts
 from lazyload.checkpoint.chunks import boxes, choose_chunks
 from lazyload.checkpoint.completeness import WrittenFiles, files_below
 from lazyload.checkpoint.orbax_files import write_composite_file, write_orbax_files
+from lazyload.checkpoint.order import in_order_of_arrival
 from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined
 from lazyload.checkpoint.store import context, new_array_spec
 from lazyload.errors import CacheError, LazyLoadError
@@ -99,10 +100,13 @@ def write(
         advance(chunk.nbytes)
 
     logger.debug("writing %d arrays to %s", len(tensors), arrays)
-    work = ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path])))
+    work = in_order_of_arrival(
+        ((path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, chunks[path]))),
+        tensors,
+    )
     largest = max((math.prod(chunks[path]) * lazy.dtype.itemsize for path, lazy in tensors.items()), default=0)
     with _sent_to_disk_meanwhile(folder), _Writes(folder, _BYTES_IN_FLIGHT, largest) as writes:
-        _run(write_chunk, work)
+        _run(write_chunk, iter(work))
     records = {
         path: ArrayRecord(
             lazy.shape,
