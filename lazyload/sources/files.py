@@ -90,6 +90,9 @@ class Files(Protocol):
             MissingFileError: There is no such file.
         """
 
+    def is_here(self, name: str) -> bool:
+        """Whether reading a file asks nobody."""
+
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fills `out` from a position on; safe to call from several threads.
 

@@ -181,7 +181,7 @@ class HubFiles:
         except hub_errors.EntryNotFoundError as error:
             unknown = isinstance(error, hub_errors.LocalEntryNotFoundError) and not self._offline
             # Out of reach, but a checkpoint of one file that has been downloaded needs no index.
-            if not unknown or (name == index_name(self.variant) and self._is_local(single_name(self.variant))):
+            if not unknown or (name == index_name(self.variant) and self.is_here(single_name(self.variant))):
                 return None
             raise _unreachable(error, self._reference, self._offline) from None
         except HTTP_ERRORS as error:
@@ -189,7 +189,7 @@ class HubFiles:
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
-        if self._is_local(name):
+        if self.is_here(name):
             return self._local.size(name)
         if is_known_missing(self.name, _path(self._reference, name), self._commit):
             raise self._missing(name)
@@ -199,16 +199,20 @@ class HubFiles:
             raise
         except SourceNotFoundError as error:
             # Out of reach, but a checkpoint with an index that has been downloaded needs no single file.
-            if name == single_name(self.variant) and self._is_local(index_name(self.variant)):
+            if name == single_name(self.variant) and self.is_here(index_name(self.variant)):
                 raise self._missing(name) from error
             raise
+
+    def is_here(self, name: str) -> bool:
+        """Whether a file is in the hub's cache."""
+        return (self._local.folder / name).exists()
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fills `out` from a position on: from the hub's cache, from what arrives, or by asking for that range."""
         if self._arrival is not None and self._arrival.holds(name):
             self._arrival.read_into(name, start, out)
             return
-        if self._is_local(name):
+        if self.is_here(name):
             self._local.read_into(name, start, out)
             return
         known, size = self._start(name)
@@ -256,7 +260,7 @@ class HubFiles:
         self._local.close()
 
     def _remote(self, wanted: Wanted) -> Wanted:
-        return {name: stretches for name, stretches in wanted.items() if not self._is_local(name)}
+        return {name: stretches for name, stretches in wanted.items() if not self.is_here(name)}
 
     def _following(self, wanted: Wanted, advance: Advance) -> Following:
         files = [self._followed(name, advance) for name in wanted]
@@ -333,9 +337,6 @@ class HubFiles:
 
     def _url(self, name: str) -> str:
         return hf_hub_url(self.name, _path(self._reference, name), revision=self._commit)
-
-    def _is_local(self, name: str) -> bool:
-        return (self._local.folder / name).exists()
 
     def _download(self, name: str, revision: str | None, count: DownloadCount | None = None) -> Path:
         path, token = _path(self._reference, name), self._reference.token

@@ -45,7 +45,7 @@ class PassingFile:
     Attributes:
         name: The file.
         size: Its size in bytes.
-        wanted: Its stretches that are read, in order.
+        wanted: Its stretches that are read, in order; one that is read twice is there twice.
         sha256: What it contains, where that is known; compared where all of it passes.
     """
 
@@ -317,7 +317,8 @@ def _blocks(file: PassingFile) -> Iterator[_Block]:
     """The blocks of a file, in order."""
     starts = [wanted.start for wanted in file.wanted]
     for at in cut(file.stretches(), _BLOCK_BYTES):
-        first = max(0, bisect.bisect_right(starts, at.start) - 1)
+        before = bisect.bisect_right(starts, at.start) - 1
+        first = bisect.bisect_left(starts, starts[before]) if before >= 0 else 0
         unread = 0
         for wanted in file.wanted[first:]:
             if wanted.start >= at.stop:

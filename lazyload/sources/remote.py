@@ -112,6 +112,10 @@ class RemoteFiles:
         """The size of a file in bytes."""
         return int(self._info(name)["size"])
 
+    def is_here(self, name: str) -> bool:
+        """None is."""
+        return False
+
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fills `out` from a position on."""
         if self._passing is not None and self._passing.holds(name):

@@ -2,8 +2,9 @@
 
 import collections
 import functools
+import hashlib
+import itertools
 import math
-import operator
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,15 @@ from lazyload.errors import CorruptSourceError
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box, TensorInfo
 from lazyload.progress import Advance
-from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, Files, WeightFiles, parse_json, weight_files
+from lazyload.sources.files import (
+    CONFIG,
+    MODELOPT_CONFIG,
+    Files,
+    NotAsReadError,
+    WeightFiles,
+    parse_json,
+    weight_files,
+)
 from lazyload.sources.packed import (
     Packed,
     Scheme,
@@ -27,9 +36,13 @@ from lazyload.sources.packed import (
     read_scheme,
 )
 from lazyload.sources.safetensors import StoredTensor, parse_header, read_box, read_header
-from lazyload.sources.stretches import Stretch, Wanted
+from lazyload.sources.stretches import Stretch, Wanted, cut
 
 _READS_AT_ONCE = 8
+_SAMPLES, _SAMPLE_BYTES = 32, 1 << 15
+_BYTES_TO_SAMPLE = 4 << 20
+"""What is smaller is compared as a whole."""
+
 _MOST_CHECKS = 1024
 """Of packed tensors, while their files may be far away: each is a read of its own. Others are checked when read."""
 
@@ -54,6 +67,7 @@ class Source:
         self._files = files
         self._identity: Mapping[str, Any] | None = None
         self._nbytes_read = 0
+        self._compared: dict[tuple[str, str], bool] = {}
         self._starts: Mapping[str, int] = {}
         self._checked: set[str] = set()
         self._scratch, self._unpacked = Scratch(), Scratch()
@@ -143,13 +157,70 @@ class Source:
         Raises:
             CorruptSourceError: What has arrived is not what the hub says it is.
         """
-        with self._files.arriving(self._wanted(tensors), advance, keep=keep) as starts:
+        pairs = [pair for pair, are_equal in self._compared.items() if are_equal]
+        wanted = self._wanted((*tensors, *itertools.chain(*pairs)))
+        with (
+            self._files.arriving(wanted, advance, keep=keep) as starts,
+            ThreadPoolExecutor(1, thread_name_prefix="lazyload-comparison") as pool,
+        ):
             self._starts = starts
-            yield
+            comparisons = [pool.submit(self._compare, pair) for pair in pairs]
+            try:
+                yield
+                for comparison in comparisons:
+                    comparison.result()
+            except BaseException as error:
+                self._files.stop_arriving(error)
+                raise
 
     def stop_arriving(self, error: BaseException) -> None:
         """Ends what is under way, and whoever waits for it, with an error."""
         self._files.stop_arriving(error)
+
+    def looks_equal(self, one: str, other: str) -> bool | None:
+        """Whether two tensors hold the same bits, as far as samples tell; None where they are not compared by samples.
+
+        That is where they are near or small, packed, or of different shapes or dtypes. Of those that look equal, all is
+        compared when they arrive.
+        """
+        stored = [self._stored[name] for name in (one, other) if name not in self._packed]
+        is_far = not all(self._files.is_here(tensor.file) for tensor in stored)
+        if (
+            len(stored) < 2
+            or stored[0].info != stored[1].info
+            or not is_far
+            or _stretch(stored[0]).nbytes < _BYTES_TO_SAMPLE
+        ):
+            return None
+        pair = one, other
+        if pair not in self._compared:
+            last = _stretch(stored[0]).nbytes - _SAMPLE_BYTES
+            places = [number * last // (_SAMPLES - 1) for number in range(_SAMPLES)]
+            with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="lazyload") as pool:
+                samples = [list(pool.map(functools.partial(self._sample, tensor), places)) for tensor in stored]
+            self._compared[pair] = samples[0] == samples[1]
+        return self._compared[pair]
+
+    def _sample(self, tensor: StoredTensor, place: int) -> bytearray:
+        sample = bytearray(_SAMPLE_BYTES)
+        self._counted_read(tensor.file, tensor.start + place, memoryview(sample))
+        return sample
+
+    def _compare(self, pair: tuple[str, str]) -> None:
+        """Compares two tensors that have looked equal, each as it arrives."""
+        digests = {name: self._sha256(self._stored[name]) for name in sorted(pair, key=self.position)}
+        if len(set(digests.values())) > 1:
+            self._compared[pair] = False
+            raise NotAsReadError(
+                f"{self.name}: {' and '.join(pair)} look equal in {_SAMPLES} places, and are not; call again"
+            )
+
+    def _sha256(self, tensor: StoredTensor) -> bytes:
+        sha256, memory = hashlib.sha256(), memoryview(bytearray(_BYTES_TO_SAMPLE))
+        for at in cut([_stretch(tensor)], len(memory)):
+            self._files.read_into(tensor.file, at.start, memory[: at.nbytes])
+            sha256.update(memory[: at.nbytes])
+        return sha256.digest()
 
     def _parts(self, name: str) -> Sequence[str]:
         """The stored tensors that one is read from."""
@@ -157,13 +228,12 @@ class Source:
         return (name,) if packed is None else tuple(packed.parts)
 
     def _wanted(self, tensors: Collection[str]) -> Wanted:
-        """Where these tensors lie, by file."""
-        parts = {part: self._stored[part] for name in tensors for part in self._parts(name)}
+        """Where these tensors lie, by file; what is read twice, twice."""
+        names = itertools.chain.from_iterable(map(self._parts, tensors))
+        parts = [self._stored[name] for name in names]
         wanted: dict[str, list[Stretch]] = {}
-        for file, (shape, dtype), start in sorted(
-            ((part.file, part.info, part.start) for part in parts.values()), key=operator.itemgetter(0, 2)
-        ):
-            wanted.setdefault(file, []).append(Stretch(start, start + math.prod(shape) * dtype.itemsize))
+        for part in sorted(parts, key=lambda part: (part.file, part.start)):
+            wanted.setdefault(part.file, []).append(_stretch(part))
         return wanted
 
     def check_unchanged(self) -> None:
@@ -246,3 +316,9 @@ class Source:
         self._files.read_into(file, start, out)
         with self._lock:
             self._nbytes_read += len(out)
+
+
+def _stretch(tensor: StoredTensor) -> Stretch:
+    """Where in its file a tensor lies."""
+    shape, dtype = tensor.info
+    return Stretch(tensor.start, tensor.start + math.prod(shape) * dtype.itemsize)
