@@ -31,6 +31,7 @@ from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_rep
 from lazyload.request import Request, open_request, read_config
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.sources import ModelReference
+from lazyload.sources.files import NotAsReadError
 
 if TYPE_CHECKING:
     import jax
@@ -285,8 +286,8 @@ def plan(
     """Says what a load would do. Nothing is written.
 
     Nothing is read but `config.json` and the headers of the weights; embedding and output projection where both are
-    stored although `config.json` ties them, until they differ; and the weights of a folder that has never been loaded,
-    where the cache has an entry that may be made of the same.
+    stored although `config.json` ties them, until they differ, or samples of both where they are far away; and the
+    weights of a folder that has never been loaded, where the cache has an entry that may be made of the same.
 
     Args:
         model: See `from_pretrained`, here and below.
@@ -459,9 +460,12 @@ def _used(
                 lease.enter_context(published.in_use())
                 entry, reasons = published, None
             else:
-                with in_progress(cache.root, key) as noted, stopwatch.switching("fetch", "convert") as arrived:
-                    arriving = _arriving(request, conversion, keep_source, progress, noted, arrived)
-                    entry = _convert(request, conversion, progress, noted, lease, arriving)
+                try:
+                    entry = _converted(request, conversion, keep_source, progress, lease, stopwatch)
+                except NotAsReadError as error:
+                    logger.warning("converting again: %s", error)
+                    request, conversion = _planned(request, stopwatch)
+                    entry = _converted(request, conversion, keep_source, progress, lease, stopwatch)
         return use(entry), entry, reasons
 
 
@@ -500,6 +504,23 @@ def _described(arrays: "Mapping[str, jax.Array]") -> str:
     devices: set[jax.Device] = {device for array in arrays.values() for device in array.sharding.device_set}
     kinds = sorted({device.device_kind for device in devices})
     return f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({', '.join(kinds)})"
+
+
+def _converted(
+    request: Request,
+    conversion: Conversion,
+    keep_source: bool,
+    progress: CallProgress,
+    lease: contextlib.ExitStack,
+    stopwatch: Stopwatch,
+) -> Entry:
+    """Converts while the source arrives."""
+    with (
+        in_progress(request.cache.root, request.key) as noted,
+        stopwatch.switching("fetch", "convert") as arrived,
+    ):
+        arriving = _arriving(request, conversion, keep_source, progress, noted, arrived)
+        return _convert(request, conversion, progress, noted, lease, arriving)
 
 
 @contextlib.contextmanager
