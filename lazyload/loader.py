@@ -83,6 +83,7 @@ def from_pretrained(
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_convert: bool = False,
+    keep_source: bool = True,
     lock_timeout: float | None = None,
     verify: bool = False,
     progress: ProgressOption = None,
@@ -127,6 +128,10 @@ def from_pretrained(
         token: A hub token; None for the one that is logged in, False for none. Public models need none.
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
+        keep_source: Whether what is downloaded from the hub to be converted stays in the hub's cache. Otherwise weights
+            pass through memory and are never stored, which takes half the disk; converting the same model again, in
+            another layout or dtype, downloads them again. What is here already, a folder or a file in the hub's cache,
+            is read where it is, and stays.
         lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
             `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
         verify: Whether to compare what is restored with its checksums while it is read.
@@ -169,7 +174,8 @@ def from_pretrained(
         placement.require(request)
 
         restoring = Restoring(request, placement, verify, shown, stopwatch)
-        obtained = obtain(request, restoring, Manner(force_convert, lock_timeout, shown, stopwatch))
+        manner = Manner(force_convert, keep_source, lock_timeout, shown, stopwatch)
+        obtained = obtain(request, restoring, manner)
         stored, arrays = obtained.used
         with stopwatch.stage("build"):
             built = placement.build(stored, arrays)
@@ -193,6 +199,7 @@ def convert(
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_convert: bool = False,
+    keep_source: bool = True,
     lock_timeout: float | None = None,
     progress: ProgressOption = None,
     strict: bool = False,
@@ -214,6 +221,7 @@ def convert(
         token: A hub token.
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.
+        keep_source: Whether what is downloaded from the hub stays in the hub's cache.
         lock_timeout: Seconds to wait at most for another process.
         progress: How progress is shown.
         strict: Whether every tensor without use is an error.
@@ -236,7 +244,8 @@ def convert(
             open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
         ) as request,
     ):
-        obtained = obtain(request, _Alone(), Manner(force_convert, lock_timeout, shown, stopwatch))
+        manner = Manner(force_convert, keep_source, lock_timeout, shown, stopwatch)
+        obtained = obtain(request, _Alone(), manner)
         entry = obtained.entry
         report = _report(request, obtained, stopwatch)
         shown.sentence = in_one_sentence(report, entry.manifest.arrays)
@@ -279,8 +288,8 @@ def plan(
     """Says what a load would do. Nothing is written.
 
     Nothing is read but `config.json` and the headers of the weights; embedding and output projection where both are
-    stored although `config.json` ties them, until they differ; and the weights of a folder that has never been loaded,
-    where the cache has an entry that may be made of the same.
+    stored although `config.json` ties them, until they differ, or samples of both where they are far away; and the
+    weights of a folder that has never been loaded, where the cache has an entry that may be made of the same.
 
     Args:
         model: See `from_pretrained`, here and below.

@@ -9,8 +9,9 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ from lazyload.layouts.source import Box
 from lazyload.progress import CallProgress, Noted
 from lazyload.report import Stopwatch
 from lazyload.request import Request
+from lazyload.sources.files import NotAsReadError
 from lazyload.sources.remembered import RememberedSource
 from lazyload.sources.source import Source
 
@@ -69,12 +71,14 @@ class Manner:
 
     Attributes:
         force: Whether to convert again although the entry is there.
+        keep_source: Whether what is downloaded from the hub stays in the hub's cache.
         lock_timeout: Seconds to wait at most for another process.
         progress: The call's progress.
         stopwatch: What measures its stages.
     """
 
     force: bool
+    keep_source: bool
     lock_timeout: float | None
     progress: CallProgress
     stopwatch: Stopwatch
@@ -125,8 +129,12 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
                     entry = published
                     lease.enter_context(entry.in_use())
                 else:
-                    use.begin(request, conversion)
-                    entry = _converted(request, conversion, key, use, manner, lease)
+                    try:
+                        entry = _converted(request, conversion, key, use, manner, lease)
+                    except NotAsReadError as error:
+                        logger.warning("converting again: %s", error)
+                        request, conversion = _planned(request, manner.stopwatch)
+                        entry = _converted(request, conversion, key, use, manner, lease)
             return Obtained(use.of(entry), entry, None if is_hit else reasons)
 
 
@@ -140,18 +148,39 @@ def _planned(request: Request, stopwatch: Stopwatch) -> tuple[Request, Conversio
 def _converted(
     request: Request, conversion: Conversion, key: Key, use: Use[Any], manner: Manner, lease: contextlib.ExitStack
 ) -> Entry:
-    """Converts under a key whose lock is held."""
-    with in_progress(request.cache.root, key) as noted:
-        with manner.stopwatch.stage("fetch"):
-            _fetch(request, manner.progress, noted)
-        with manner.stopwatch.stage("convert"):
-            return _convert(request, conversion, key, use, manner.progress, noted, lease)
+    """Converts under a key whose lock is held, while the source arrives."""
+    use.begin(request, conversion)
+    with (
+        in_progress(request.cache.root, key) as noted,
+        manner.stopwatch.switching("fetch", "convert") as arrived,
+    ):
+        arriving = _arriving(request, conversion, manner, noted, arrived)
+        return _convert(request, conversion, key, use, manner.progress, noted, arriving, lease)
 
 
-def _fetch(request: Request, progress: CallProgress, noted: Noted) -> None:
-    """Downloads what reading in part would be slow for."""
-    with progress.stage("fetch", request.source.nbytes_to_fetch, noted=noted) as advance:
-        request.source.fetch(advance)
+@contextlib.contextmanager
+def _arriving(
+    request: Request, conversion: Conversion, manner: Manner, noted: Noted, arrived: Callable[[], None]
+) -> Iterator[None]:
+    """Brings the weights from far away while the body reads them; `arrived` is called when all of them are there."""
+    source = request.source
+    tensors = {name for lazy in conversion.tensors.values() for name in lazy.sources}
+    total = source.nbytes_to_fetch(tensors, keep=manner.keep_source)
+    if not total:
+        arrived()
+    with manner.progress.stage("fetch", total, noted=noted) as advance:
+        left, lock = total, threading.Lock()
+
+        def count(nbytes: int) -> None:
+            nonlocal left
+            with lock:
+                left -= nbytes
+            if left <= 0:
+                arrived()
+            advance(nbytes)
+
+        with source.arriving(tensors, count, keep=manner.keep_source):
+            yield
 
 
 def _convert(
@@ -161,6 +190,7 @@ def _convert(
     use: Use[Any],
     progress: CallProgress,
     noted: Noted,
+    arriving: AbstractContextManager[None],
     lease: contextlib.ExitStack,
 ) -> Entry:
     """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
@@ -170,7 +200,11 @@ def _convert(
     nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
     started, status = time.perf_counter(), request.source.status
     with request.cache.staging(key, request.source.name, nbytes) as staging, contextlib.ExitStack() as held:
-        with _identified_meanwhile(request.source), progress.stage("convert", nbytes, noted=noted) as advance:
+        with (
+            _identified_meanwhile(request.source),
+            arriving,
+            progress.stage("convert", nbytes, noted=noted) as advance,
+        ):
             arrays = write(
                 staging.path,
                 conversion.tensors,

@@ -86,6 +86,7 @@ class LoadOptions(TypedDict, total=False):
     token: str | bool | None
     local_files_only: bool
     force_convert: bool
+    keep_source: bool
     strict: bool
     config: Mapping[str, Any] | None
     lock_timeout: float | None

@@ -55,6 +55,7 @@ def repair(
     *targets: str,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
+    keep_source: bool = True,
     progress: ProgressOption = None,
     dry_run: bool = False,
 ) -> list[Repair]:
@@ -68,6 +69,7 @@ def repair(
         targets: Names of models, or the starts of keys (4 characters at least); none for all entries.
         cache_dir: The cache's root; None for `$LAZYLOAD_CACHE`, else `~/.cache/lazyload`.
         token: A hub token.
+        keep_source: Whether what is downloaded from the hub stays in the hub's cache.
         progress: How progress is shown; see `from_pretrained`.
         dry_run: Whether to say only what would be done.
 
@@ -80,11 +82,16 @@ def repair(
     """
     cache = Cache(cache_dir)
     found = verify(*targets, cache_dir=cache_dir)
-    return [_repaired(cache, verification, token, progress, dry_run) for verification in found]
+    return [_repaired(cache, verification, token, keep_source, progress, dry_run) for verification in found]
 
 
 def _repaired(
-    cache: Cache, verification: Verification, token: str | bool | None, progress: ProgressOption, dry_run: bool
+    cache: Cache,
+    verification: Verification,
+    token: str | bool | None,
+    keep_source: bool,
+    progress: ProgressOption,
+    dry_run: bool,
 ) -> Repair:
     if not verification.problems:
         return Repair(verification, "sound")
@@ -97,7 +104,7 @@ def _repaired(
         try:
             call = _call(manifest, cache, token)
             if not dry_run:
-                convert(**call, force_convert=True, progress=progress)
+                convert(**call, force_convert=True, keep_source=keep_source, progress=progress)
                 _require_sound(cache, manifest.key)
             return Repair(verification, "converted")
         except (CacheError, SourceNotFoundError, AccessDeniedError) as error:

@@ -5,7 +5,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +131,25 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    @contextlib.contextmanager
+    def switching(self, first: str, second: str) -> Iterator[Callable[[], None]]:
+        """Adds the time of the body to a stage until what it yields is called, from any thread, and then to another."""
+        started, switched = time.perf_counter(), threading.Event()
+        for name in (first, second):
+            self.seconds.setdefault(name, 0.0)
+
+        def switch() -> None:
+            if not switched.is_set():
+                switched.set()
+                self.seconds[first] += time.perf_counter() - started
+
+        before = sum(self.seconds[name] for name in (first, second))
+        try:
+            yield switch
+        finally:
+            last = second if switched.is_set() else first
+            self.seconds[last] += before + time.perf_counter() - started - self.seconds[first] - self.seconds[second]
 
     @contextlib.contextmanager
     def entering(self, name: str, context: AbstractContextManager[Entered]) -> Iterator[Entered]:

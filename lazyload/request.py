@@ -161,12 +161,12 @@ class Request:
     def settled(self) -> "Request":
         """The request for what is stored: a model that `config.json` calls tied may have a head of its own.
 
-        Looks at the headers of the source's files; reads embedding and head where both are there. The entry's key is
-        the same: what is stored follows from the source's identity, which it covers, and so does how either kind of
-        model is converted.
+        Looks at the headers of the source's files; reads embedding and head where both are there, of those that are far
+        away samples (`Source.looks_equal`). The entry's key is the same: what is stored follows from the source's
+        identity, which it covers, and so does how either kind of model is converted.
         """
         untied = self._untied
-        if untied is None or not has_own_head(self.source, untied.family.stored(untied.whole)):
+        if untied is None or not has_own_head(self.source, untied.family.stored(untied.whole), self.source.looks_equal):
             return self
         logger.warning(
             "%s: config.json ties the output projection to the embedding, but another one is stored: it is used",

@@ -22,6 +22,7 @@ import numpy as np
 
 from lazyload.checkpoint.chunks import boxes, choose_chunks
 from lazyload.checkpoint.orbax_files import write_composite_file, write_orbax_files
+from lazyload.checkpoint.order import in_order_of_arrival
 from lazyload.checkpoint.ranges import are_ranges, placed
 from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined
 from lazyload.checkpoint.uncompressed import UncompressedWriter
@@ -97,11 +98,16 @@ def write(
         advance(chunk.nbytes)
 
     logger.debug("writing %d arrays to %s", len(tensors), arrays)
-    work = (
-        (path, *item) for path, lazy in tensors.items() for item in enumerate(boxes(lazy.shape, records[path].chunks))
+    work = in_order_of_arrival(
+        (
+            (path, *item)
+            for path, lazy in tensors.items()
+            for item in enumerate(boxes(lazy.shape, records[path].chunks))
+        ),
+        tensors,
     )
     with _sent_to_disk_meanwhile(folder, writer), writer:
-        _run(write_chunk, work)
+        _run(write_chunk, iter(work))
         with _explained(folder):
             for path, value in (scalars or {}).items():
                 writer.put(path, (), np.array(value, np.int64))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lazyload.cli import text, values
-from lazyload.cli.options import DryRun, Json, ModelOptions, Verbose, with_model_options
+from lazyload.cli.options import DryRun, Json, KeepSource, ModelOptions, Verbose, with_model_options
 
 if TYPE_CHECKING:
     from lazyload.results import Plan
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def convert(
     options: ModelOptions,
     force: Annotated[bool, typer.Option(help="Convert again although the checkpoint is there.")] = False,
+    keep_source: KeepSource = True,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path.")] = False,
@@ -35,7 +36,7 @@ def convert(
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     shown: dict[str, Any] = {"progress": False} if quiet or as_json else {}
-    converted = lazyload.convert(**options.arguments(), force_convert=force, **shown)
+    converted = lazyload.convert(**options.arguments(), force_convert=force, keep_source=keep_source, **shown)
     if as_json:
         fields = {"path": str(converted.path), "key": converted.key, "converted": converted.converted}
         print(json.dumps({**fields, "nbytes": converted.manifest.nbytes}, indent=1))

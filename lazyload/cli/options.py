@@ -43,6 +43,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but ke
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say only what would be done.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+KeepSource = Annotated[
+    bool,
+    typer.Option(
+        "--keep-source/--no-keep-source",
+        help="Whether weights that are downloaded from the hub stay in its cache; else they pass through memory, which "
+        "takes half the disk. What is here already stays in any case.",
+    ),
+]
 Token = Annotated[
     str | None, typer.Option(help="A hub token; public models need none.", envvar="HF_TOKEN", show_envvar=True)
 ]

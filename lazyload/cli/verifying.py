@@ -7,7 +7,7 @@ import typer
 
 from lazyload.cache.removal import size
 from lazyload.cli import text
-from lazyload.cli.options import CacheDir, DryRun, Json, SomeTargets, Token, Verbose
+from lazyload.cli.options import CacheDir, DryRun, Json, KeepSource, SomeTargets, Token, Verbose
 
 
 def verify(
@@ -22,6 +22,7 @@ def verify(
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the keys of what is damaged.")] = False,
     verbose: Verbose = False,
+    keep_source: KeepSource = True,
     token: Token = None,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -35,7 +36,8 @@ def verify(
         raise typer.BadParameter("is for --repair; without that nothing is changed", param_hint="--dry-run")
     if repair:
         options: dict[str, Any] = {"progress": False} if quiet or as_json else {}
-        repairs = lazyload.repair(*(targets or ()), cache_dir=cache_dir, token=token, dry_run=dry_run, **options)
+        options |= {"cache_dir": cache_dir, "token": token, "keep_source": keep_source, "dry_run": dry_run}
+        repairs = lazyload.repair(*(targets or ()), **options)
     else:
         found = lazyload.verify(*(targets or ()), cache_dir=cache_dir)
         repairs = [lazyload.Repair(each, "kept" if each.problems else "sound") for each in found]

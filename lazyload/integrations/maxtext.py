@@ -91,6 +91,7 @@ def with_checkpoint(
     dtype: DTypeOption = "bfloat16",
     cache_dir: "str | os.PathLike[str] | None" = None,
     local_files_only: bool = False,
+    keep_source: bool = True,
     progress: ProgressOption = None,
 ) -> MaxTextConfig:
     """Fills in `load_parameters_path` with a converted checkpoint, where a config asks for conversion.
@@ -107,6 +108,7 @@ def with_checkpoint(
         dtype: What weights are stored in. MaxText casts to its own `weight_dtype` as it restores.
         cache_dir: The cache's root.
         local_files_only: Whether the hub must not be asked.
+        keep_source: Whether what is downloaded from the hub stays in the hub's cache.
         progress: How progress is shown; see `lazyload.from_pretrained`.
 
     Returns:
@@ -148,6 +150,7 @@ def with_checkpoint(
         cache_dir=cache_dir,
         token=reference.token,
         local_files_only=local_files_only,
+        keep_source=keep_source,
         progress=progress,
     )
     _check_head(config, converted)

@@ -50,6 +50,8 @@ Example:
     ...     def read(self, name, index):
     ...         print(name, index)
     ...         return np.arange(32 * 16, dtype=np.float32).reshape(32, 16)[index]
+    ...     def position(self, name):
+    ...         return 0
     >>> conversion = resolve(Checkpoint(), hub, scanned, model, np.dtype(np.float32))
     >>> kernel = conversion.tensors["decoder.layers.self_attention.query.kernel"]
     >>> [(axis.name, axis.size) for axis in kernel.regions[0].contributions[1,].pattern.axes]

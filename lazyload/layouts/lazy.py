@@ -56,6 +56,21 @@ class Region:
     walked: tuple[str, ...]
     contributions: Mapping[tuple[int, ...], Contribution]
 
+    def sources_of(self, box: Sequence[Range]) -> Iterator[str]:
+        """The source tensors that a box of the pattern's dimensions is read from, some of them several times."""
+        boxes = []
+        for (start, stop), offset, extent, axes in zip(
+            box, self.pattern.offsets, self.pattern.extents, self.pattern.dimensions, strict=True
+        ):
+            limits = max(start - offset, 0), min(stop - offset, extent)
+            boxes.append([ranges for _, ranges in _stretches(*limits, [axis.size for axis in axes])])
+        names = [axis.name for axis in self.pattern.axes]
+        walked = [names.index(name) for name in self.walked]
+        for combination in itertools.product(*boxes):
+            ranges = [limits for every in combination for limits in every]
+            for indices in itertools.product(*(range(*ranges[number]) for number in walked)):
+                yield self.contributions[indices].tensor
+
 
 @dataclass(frozen=True)
 class LazyTensor:
@@ -82,6 +97,16 @@ class LazyTensor:
     def sources(self) -> tuple[str, ...]:
         """The source tensors that it reads, each once, in order."""
         return tuple(dict.fromkeys(each.tensor for region in self.regions for each in region.contributions.values()))
+
+    def sources_of(self, index: Box) -> tuple[str, ...]:
+        """The source tensors that one block reads, each once; one slice a dimension, step 1."""
+        if len(self.regions) == 1 and len(self.regions[0].contributions) == 1:
+            return self.sources
+        found: dict[str, None] = {}
+        for _, box in self._boxes(normalised(index, self.shape)):
+            for region in self.regions:
+                found.update(dict.fromkeys(region.sources_of(box)))
+        return tuple(found)
 
     @property
     def split_order(self) -> tuple[int, ...]:

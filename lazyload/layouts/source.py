@@ -36,3 +36,6 @@ class TensorSource(Protocol):
 
     def read(self, name: str, index: Box) -> np.ndarray:
         """Reads one box of a tensor, an array of any strides, valid until the thread's next read."""
+
+    def position(self, name: str) -> int:
+        """Where a tensor stands in the order in which its source can be read without waiting."""

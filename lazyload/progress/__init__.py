@@ -1,9 +1,9 @@
 """Progress of a call: one line where a person is looking, lines in the log where not, or a function's calls.
 
-A call is in one of three stages at a time:
+A call tells of one of three stages at a time:
 
-* `fetch`: what of the source's files is needed before anything is converted. Downloads from the hub; and where weights
-  must be read to tell which they are, that reading.
+* `fetch`: downloads from the hub; and where weights must be read to tell which they are, that reading. What has arrived
+  is converted meanwhile, and told of when all has.
 * `convert`: arrays are written into the cache.
 * `restore`: arrays are read from the cache onto the devices.
 

@@ -1,7 +1,9 @@
 """Where the files of a checkpoint lie, and which of them hold its weights."""
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -9,6 +11,7 @@ from typing import Any, Protocol
 from lazyload.errors import CorruptSourceError, LazyLoadError, SourceNotFoundError, UnsupportedFormatError
 from lazyload.progress import Advance
 from lazyload.sources import strict_json
+from lazyload.sources.stretches import Wanted
 
 CONFIG = "config.json"
 MODELOPT_CONFIG = "hf_quant_config.json"
@@ -37,6 +40,15 @@ def index_name(variant: str) -> str:
 def single_name(variant: str) -> str:
     """The file of weights, where there is only one."""
     return f"model.{variant}.safetensors" if variant else "model.safetensors"
+
+
+class NotAsReadError(CorruptSourceError):
+    """What was planned or read while weights arrived does not hold for what has arrived; it does when read again."""
+
+
+def before_each(sizes: Mapping[str, int]) -> dict[str, int]:
+    """How many bytes come before each file, where they come one after the other."""
+    return dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False))
 
 
 class Files(Protocol):
@@ -84,6 +96,9 @@ class Files(Protocol):
             MissingFileError: There is no such file.
         """
 
+    def is_here(self, name: str) -> bool:
+        """Whether reading a file asks nobody."""
+
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fills `out` from a position on; safe to call from several threads.
 
@@ -91,19 +106,29 @@ class Files(Protocol):
             CorruptSourceError: The file ends before.
         """
 
-    def nbytes_to_fetch(self, names: Iterable[str]) -> int:
-        """How many bytes `fetch` of these files downloads."""
+    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
+        """How many bytes `arriving` downloads."""
 
-    def fetch(self, names: Iterable[str], advance: Advance) -> None:
-        """Downloads files that are read as a whole soon, where reading them in part is slow.
+    def arriving(self, wanted: Wanted, advance: Advance, *, keep: bool) -> AbstractContextManager[Mapping[str, int]]:
+        """Brings what is far away, while the body runs: `read_into` waits there for what has not arrived.
+
+        Leaving the context waits for the rest, and makes sure that it is what was meant. After an error of the body it
+        ends what is under way.
 
         Args:
-            names: The files.
+            wanted: What of which files, in the order in which it is wanted.
             advance: Called with the numbers of bytes that have arrived, from any thread.
+            keep: Whether files are to be stored where their library stores them.
+
+        Returns:
+            Yields when the first byte of each file arrives: as so many bytes that come before.
 
         Raises:
-            CorruptSourceError: A downloaded file is not the one that its headers were read of.
+            CorruptSourceError: What has arrived is not what headers and checksums speak of.
         """
+
+    def stop_arriving(self, error: BaseException) -> None:
+        """Ends what is under way, and whoever waits for it, with an error."""
 
     def close(self) -> None:
         """Lets go of what is open."""

@@ -12,12 +12,13 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 with warnings.catch_warnings():
     # Of a notebook without ipywidgets, whose bars nothing here asks for.
@@ -26,11 +27,22 @@ with warnings.catch_warnings():
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.file_download import HfFileMetadata
 from huggingface_hub.utils import build_hf_headers
 
 from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
 from lazyload.progress import Advance
-from lazyload.sources.files import CONFIG, MOST_JSON_BYTES, MissingFileError, index_name, no_config, single_name
+from lazyload.sources.files import (
+    CONFIG,
+    MOST_JSON_BYTES,
+    MissingFileError,
+    NotAsReadError,
+    before_each,
+    index_name,
+    no_config,
+    single_name,
+)
+from lazyload.sources.following import FollowedFile, Following
 from lazyload.sources.hub_internals import (
     HTTP_ERRORS,
     Answer,
@@ -42,12 +54,16 @@ from lazyload.sources.hub_internals import (
     get_range,
     is_from_xet,
     is_known_missing,
+    partial_download,
     seconds_to_wait,
     sha256_of_download,
+    sha256_of_file,
 )
 from lazyload.sources.local import LocalFiles
+from lazyload.sources.passing import Passing, PassingFile
 from lazyload.sources.reference import ModelReference
 from lazyload.sources.secrets import without_secrets
+from lazyload.sources.stretches import Stretch, Wanted
 
 logger = logging.getLogger("lazyload")
 
@@ -55,6 +71,13 @@ _FIRST_BYTES = 1 << 17
 """Read of a file to learn its size; most headers are shorter."""
 
 _DOWNLOADS = 4
+_DOWNLOADS_OF_XET = 2
+"""Each of which is in several pieces at once, and is read when it is complete."""
+
+_REQUESTS = 8
+_EXPIRED = (400, 401, 403, 404, 410)
+"""What an address that was signed is answered with when its time is over."""
+
 _BUSY = (429, 500, 502, 503, 504)
 _WAITS = (0.5, 1.0, 2.0)
 """Seconds before a request is repeated that the hub was too busy for."""
@@ -111,7 +134,9 @@ class HubFiles:
         # What is asked for from now on.
         self._reference = replace(reference, revision=self._commit)
         self._local = LocalFiles(config.parent, self.name)
-        self._starts: dict[str, tuple[bytes, int]] = {}
+        self._starts: dict[str, tuple[bytes | bytearray, int]] = {}
+        self._told: dict[str, HfFileMetadata] = {}
+        self._arrival: Following | Passing | None = None
         self._lock = threading.Lock()
 
     @property
@@ -160,7 +185,7 @@ class HubFiles:
         except hub_errors.EntryNotFoundError as error:
             unknown = isinstance(error, hub_errors.LocalEntryNotFoundError) and not self._offline
             # Out of reach, but a checkpoint of one file that has been downloaded needs no index.
-            if not unknown or (name == index_name(self.variant) and self._is_local(single_name(self.variant))):
+            if not unknown or (name == index_name(self.variant) and self.is_here(single_name(self.variant))):
                 return None
             raise _unreachable(error, self._reference, self._offline) from None
         except HTTP_ERRORS as error:
@@ -168,7 +193,7 @@ class HubFiles:
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
-        if self._is_local(name):
+        if self.is_here(name):
             return self._local.size(name)
         if is_known_missing(self.name, _path(self._reference, name), self._commit):
             raise self._missing(name)
@@ -178,17 +203,24 @@ class HubFiles:
             raise
         except SourceNotFoundError as error:
             # Out of reach, but a checkpoint with an index that has been downloaded needs no single file.
-            if name == single_name(self.variant) and self._is_local(index_name(self.variant)):
+            if name == single_name(self.variant) and self.is_here(index_name(self.variant)):
                 raise self._missing(name) from error
             raise
 
+    def is_here(self, name: str) -> bool:
+        """Whether a file is in the hub's cache."""
+        return (self._local.folder / name).exists()
+
     def read_into(self, name: str, start: int, out: memoryview) -> None:
-        """Fills `out` from a position on; from the hub's cache if the file is there, else by asking for that range."""
-        if self._is_local(name):
+        """Fills `out` from a position on: from the hub's cache, from what arrives, or by asking for that range."""
+        if self._arrival is not None and self._arrival.holds(name):
+            self._arrival.read_into(name, start, out)
+            return
+        if self.is_here(name):
             self._local.read_into(name, start, out)
             return
         known, size = self._start(name)
-        content = known[start : start + len(out)]
+        content: bytes | bytearray = known[start : start + len(out)]
         if len(content) < min(len(out), size - start):
             content = self._range(name, start, start + len(out))[0]
         if len(content) != len(out):
@@ -197,44 +229,118 @@ class HubFiles:
             )
         out[:] = content
 
-    def nbytes_to_fetch(self, names: Iterable[str]) -> int:
-        """How many bytes `fetch` of these files downloads."""
-        return sum(self.size(name) for name in self._remote(names))
+    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
+        """How many bytes `arriving` downloads."""
+        remote = self._remote(wanted)
+        if keep:
+            return sum(self.size(name) for name in remote)
+        return self._passing(remote, lambda nbytes: None).nbytes
 
-    def fetch(self, names: Iterable[str], advance: Advance) -> None:
-        """Downloads files into the hub's cache, and checks that they are what the hub says they are."""
-        with self._explained(), ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="lazyload") as pool:
-            list(pool.map(functools.partial(self._fetch, advance=advance), self._remote(names)))
+    @contextmanager
+    def arriving(self, wanted: Wanted, advance: Advance, *, keep: bool) -> Iterator[Mapping[str, int]]:
+        """Downloads files into the hub's cache, or fetches what is wanted of them without storing it."""
+        remote = self._remote(wanted)
+        here = before_each(
+            {name: self.size(name) - sum(map(self.size, wanted)) for name in wanted if name not in remote}
+        )
+        if not remote:
+            yield here
+            return
+        arrival = self._following(remote, advance) if keep else self._passing(remote, advance)
+        with arrival:
+            self._arrival = arrival
+            try:
+                yield {**arrival.starts(), **here}
+            finally:
+                self._arrival = None
 
-    def _remote(self, names: Iterable[str]) -> list[str]:
-        return [name for name in names if not self._is_local(name)]
-
-    def _fetch(self, name: str, advance: Advance) -> None:
-        count = DownloadCount(self.size(name), advance)
-        path = self._download(name, self._commit, count)
-        count.reach(count.size)
-        logger.debug("downloaded %s", path)
-        expected = sha256_of_download(path)
-        with path.open("rb") as file:
-            known, size = self._starts.get(name, (b"", path.stat().st_size))
-            is_planned = file.read(len(known)) == known and path.stat().st_size == size
-            file.seek(0)
-            is_sound = expected is None or hashlib.file_digest(file, "sha256").hexdigest() == expected
-        if not is_planned or not is_sound:
-            # Else the next call would take it for the file that it is not.
-            path.resolve().unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-            raise CorruptSourceError(
-                f"{self.name}: what was downloaded as {name} is not the file that the hub speaks of, and has been "
-                "removed again; call again, and see what is between here and the hub"
-            )
+    def stop_arriving(self, error: BaseException) -> None:
+        """Ends what is under way, and whoever waits for it, with an error."""
+        if self._arrival is not None:
+            self._arrival.stop(error)
 
     def close(self) -> None:
         """Closes what has been opened."""
         self._local.close()
 
-    def _is_local(self, name: str) -> bool:
-        return (self._local.folder / name).exists()
+    def _remote(self, wanted: Wanted) -> Wanted:
+        return {name: stretches for name, stretches in wanted.items() if not self.is_here(name)}
+
+    def _following(self, wanted: Wanted, advance: Advance) -> Following:
+        files = [self._followed(name, advance) for name in wanted]
+        is_in_xet = self._metadata(next(iter(wanted))).xet_file_data is not None
+        return Following(files, _DOWNLOADS_OF_XET if is_in_xet else _DOWNLOADS, self._check, self.name)
+
+    def _followed(self, name: str, advance: Advance) -> FollowedFile:
+        size = self.size(name)
+
+        def download(look: Callable[[], None]) -> Path:
+            def arrived(nbytes: int) -> None:
+                look()
+                advance(nbytes)
+
+            count = DownloadCount(size, arrived)
+            with self._explained():
+                path = self._download(name, self._commit, count)
+            count.reach(size)
+            logger.debug("downloaded %s", path)
+            return path
+
+        snapshot = self._local.folder.parents[len(Path(self._reference.subfolder).parts)] / self._commit
+        return FollowedFile(name, size, download, lambda: partial_download(snapshot, self._metadata(name)))
+
+    def _check(self, name: str, path: Path, sha256: str) -> None:
+        """Makes sure that a downloaded file is the one that is meant, and was when it was read."""
+        expected = sha256_of_download(path)
+        with path.open("rb") as file:
+            known, size = self._starts.get(name, (b"", path.stat().st_size))
+            is_planned = file.read(len(known)) == known and path.stat().st_size == size
+            if is_planned and expected in (None, sha256):
+                return
+            file.seek(0)
+            if is_planned and hashlib.file_digest(file, "sha256").hexdigest() == expected:
+                raise NotAsReadError(
+                    f"{self.name}: {name} was read while it was being written otherwise than in order; it is complete "
+                    "now: call again"
+                )
+        # Else the next call would take it for the file that it is not.
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise CorruptSourceError(
+            f"{self.name}: what was downloaded as {name} is not the file that the hub speaks of, and has been "
+            "removed again; call again, and see what is between here and the hub"
+        )
+
+    def _passing(self, wanted: Wanted, advance: Advance) -> Passing:
+        with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="lazyload") as pool:
+            told = list(pool.map(self._metadata, wanted))
+        files = [
+            PassingFile(name, self.size(name), stretches, sha256_of_file(metadata))
+            for (name, stretches), metadata in zip(wanted.items(), told, strict=True)
+        ]
+        return Passing(self._fetch, files, self.name, advance)
+
+    def _fetch(self, name: str, at: Stretch, look: Callable[[], None]) -> bytes | bytearray:
+        content, size = self._range(name, *at, look, from_where_it_lies=True)
+        if size != self.size(name) or len(content) != at.nbytes:
+            raise CorruptSourceError(f"{self.name}: {name} has {size} bytes now, and had {self.size(name)}; call again")
+        return content
+
+    def _metadata(self, name: str) -> HfFileMetadata:
+        """What the hub says of a file; asked once, and again when where it lies has been forgotten."""
+        with self._lock:
+            if name in self._told:
+                return self._told[name]
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        with self._explained():
+            told = self._patiently(
+                lambda: get_hf_file_metadata(self._url(name), token=self._reference.token, timeout=timeout)
+            )
+        with self._lock:
+            return self._told.setdefault(name, told)
+
+    def _url(self, name: str) -> str:
+        return hf_hub_url(self.name, _path(self._reference, name), revision=self._commit)
 
     def _download(self, name: str, revision: str | None, count: DownloadCount | None = None) -> Path:
         path, token = _path(self._reference, name), self._reference.token
@@ -288,7 +394,7 @@ class HubFiles:
             "allows more requests"
         )
 
-    def _start(self, name: str) -> tuple[bytes, int]:
+    def _start(self, name: str) -> tuple[bytes | bytearray, int]:
         """The first bytes of a file, and its size."""
         with self._lock:
             if name in self._starts:
@@ -297,22 +403,39 @@ class HubFiles:
         with self._lock:
             return self._starts.setdefault(name, start)
 
-    def _range(self, name: str, start: int, stop: int) -> tuple[bytes, int]:
-        """A range of a file, and the file's size."""
+    def _range(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        look: Callable[[], None] = lambda: None,
+        *,
+        from_where_it_lies: bool = False,
+    ) -> tuple[bytes | bytearray, int]:
+        """A range of a file, and the file's size; what `look` raises ends it.
+
+        The hub counts the requests for files; `from_where_it_lies` asks it once, and then where it says that it is.
+        """
         if self._offline:
             raise MissingFileError(
                 f"{self.name}: {name} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub must not be "
                 "asked (local_files_only or HF_HUB_OFFLINE)"
             )
-        url = hf_hub_url(self.name, _path(self._reference, name), revision=self._commit)
-        headers = build_hf_headers(token=self._reference.token)
 
         def ask() -> Answer:
+            url = self._metadata(name).location if from_where_it_lies else self._url(name)
+            is_elsewhere = urlsplit(url).netloc != urlsplit(self._url(name)).netloc
+            # An address elsewhere is signed, and a token is for the hub alone.
+            headers = build_hf_headers(token=False if is_elsewhere else self._reference.token)
             try:
-                answer = get_range(url, headers, constants.HF_HUB_DOWNLOAD_TIMEOUT, start, stop)
+                answer = get_range(url, headers, constants.HF_HUB_DOWNLOAD_TIMEOUT, start, stop, look)
             except HTTP_ERRORS as error:
                 raise _PassingError(_explanation(error, self._reference, self._offline), {}) from None
             told = SourceNotFoundError(f"{without_secrets(url)} answers with {answer.status}; try again later")
+            if is_elsewhere and answer.status in _EXPIRED:
+                with self._lock:
+                    self._told.pop(name, None)
+                raise _PassingError(told, answer.headers)
             if answer.status in _BUSY:
                 raise _PassingError(told, answer.headers)
             if answer.size is not None and len(answer.content) < min(stop, answer.size) - start:
@@ -329,7 +452,8 @@ class HubFiles:
             raise _denied(self.name, answer.status)
         what = "with another range than was asked for" if answer.status in (200, 206) else f"with {answer.status}"
         raise SourceNotFoundError(
-            f"{without_secrets(url)} answers {what}; try again later, and see what is between here and the hub"
+            f"{without_secrets(self._url(name))} answers {what}; try again later, and see what is between here and the "
+            "hub"
         )
 
     def _missing(self, name: str) -> MissingFileError:

@@ -5,6 +5,8 @@
   file.
 * A downloaded file of weights is a link to one that is named by its SHA-256; from 2.4 on that may be a link, too, to
   one that is named by its Xet hash.
+* While it is downloaded over HTTPS, it grows at `<cache>/models--<org>--<name>/blobs/<sha256>.incomplete`, in 2.4
+  with something of the process's own before the last dot; with Xet, where `is_xet_available`, it grows in any order.
 * `get_session` gives a session of requests, or a client of httpx or httpx2, whose streams differ.
 * What its HTTP library raises is an `OSError` (requests) or an `errors.HTTPError` (httpx and httpx2).
 * What hf_xet raises is a `RuntimeError`, or an `OSError` of its own.
@@ -22,13 +24,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import constants, file_download, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
+from huggingface_hub.file_download import HfFileMetadata, is_xet_available
 from huggingface_hub.utils import get_session
 from tqdm.std import tqdm
 
@@ -152,7 +155,7 @@ class Answer(NamedTuple):
 
     status: int
     headers: Mapping[str, str]
-    content: bytes
+    content: bytes | bytearray
     start: int
 
     @property
@@ -170,21 +173,33 @@ class Answer(NamedTuple):
         return int(told[1]) if told else None
 
 
-def get_range(url: str, headers: Mapping[str, str], timeout: float, start: int, stop: int) -> Answer:
-    """Asks for a range, and reads no more than it, also from a server that sends the whole file."""
+def get_range(
+    url: str,
+    headers: Mapping[str, str],
+    timeout: float,
+    start: int,
+    stop: int,
+    look: Callable[[], None] = lambda: None,
+) -> Answer:
+    """Asks for a range, and reads no more than it, also from a server that sends the whole file.
+
+    `look` is called again and again; what it raises ends the request.
+    """
     wanted = {**headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     with _streamed(url, wanted, timeout) as (response, pieces):
         skipped = start if response.status_code == 200 else 0
-        content = bytearray()
+        content, done = bytearray(stop - start), 0
         for piece in pieces:
-            content += piece[skipped:]
+            look()
+            part = piece[skipped : skipped + len(content) - done]
+            content[done : done + len(part)] = part
+            done += len(part)
             skipped = max(0, skipped - len(piece))
-            if len(content) >= stop - start:
+            if done == len(content):
                 break
+        del content[done:]
         is_content = response.status_code in (200, 206)
-        return Answer(
-            response.status_code, response.headers, bytes(content[: stop - start]) if is_content else b"", start
-        )
+        return Answer(response.status_code, response.headers, content if is_content else b"", start)
 
 
 @contextmanager
@@ -196,6 +211,28 @@ def _streamed(url: str, headers: Mapping[str, str], timeout: float) -> Iterator[
     else:
         with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
             yield response, response.iter_content(1 << 16)
+
+
+def sha256_of_file(metadata: HfFileMetadata) -> str | None:
+    """The SHA-256 that the hub names for a file; None where it names another kind of version."""
+    return metadata.etag if re.fullmatch("[0-9a-f]{64}", metadata.etag or "") else None
+
+
+def partial_download(snapshot: Path, metadata: HfFileMetadata) -> Path | None:
+    """Where a file grows while `hf_hub_download` writes it from its first byte to its last one.
+
+    Args:
+        snapshot: The folder `snapshots/<commit>` that it belongs to.
+        metadata: What the hub says of the file.
+
+    Returns:
+        None where it is not there, or is not written in order: Xet and hf_transfer write several pieces at once.
+    """
+    is_in_order = metadata.xet_file_data is None or not is_xet_available()
+    if not is_in_order or getattr(constants, "HF_HUB_ENABLE_HF_TRANSFER", False):
+        return None
+    found = (snapshot.parent.parent / "blobs").glob(f"{metadata.etag}*.incomplete")
+    return max(found, key=lambda path: path.stat().st_size, default=None)
 
 
 def sha256_of_download(path: Path) -> str | None:

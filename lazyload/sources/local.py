@@ -16,7 +16,16 @@ from typing import Any
 from lazyload.errors import AccessDeniedError, CorruptSourceError, SourceNotFoundError
 from lazyload.progress import Advance, CallProgress
 from lazyload.sources.content import Contents, NoContents, blob_of, sha256_of, status_of, wait_for_tick
-from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, MOST_JSON_BYTES, MissingFileError, index_name, weight_files
+from lazyload.sources.files import (
+    CONFIG,
+    MODELOPT_CONFIG,
+    MOST_JSON_BYTES,
+    MissingFileError,
+    before_each,
+    index_name,
+    weight_files,
+)
+from lazyload.sources.stretches import Wanted
 
 _HASHED_AT_ONCE = 8
 
@@ -152,6 +161,10 @@ class LocalFiles:
         """The size of a file in bytes."""
         return self._status(name).st_size
 
+    def is_here(self, name: str) -> bool:
+        """All are."""
+        return True
+
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fills `out` from a position on."""
         with self._explained(name):
@@ -166,12 +179,17 @@ class LocalFiles:
                     )
                 done += count
 
-    def nbytes_to_fetch(self, names: Iterable[str]) -> int:
+    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
         """None: the files are here already."""
         return 0
 
-    def fetch(self, names: Iterable[str], advance: Advance) -> None:
-        """Does nothing."""
+    @contextmanager
+    def arriving(self, wanted: Wanted, advance: Advance, *, keep: bool) -> Iterator[Mapping[str, int]]:
+        """Brings nothing: the files are here already, and stay."""
+        yield before_each({name: self.size(name) for name in wanted})
+
+    def stop_arriving(self, error: BaseException) -> None:
+        """Nothing is under way."""
 
     def close(self) -> None:
         """Closes what has been opened."""

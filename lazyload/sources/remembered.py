@@ -1,7 +1,8 @@
 """A hub model known from an entry of the cache, so that a hit needs neither the hub nor its own cache."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,14 +64,28 @@ class RememberedSource:
         """Reads one box of a tensor."""
         return self._source.read(name, index)
 
-    @property
-    def nbytes_to_fetch(self) -> int:
-        """How many bytes `fetch` downloads."""
-        return self._source.nbytes_to_fetch
+    def looks_equal(self, one: str, other: str) -> bool | None:
+        """Whether two tensors hold the same bits."""
+        return self._source.looks_equal(one, other)
 
-    def fetch(self, advance: Advance = lambda nbytes: None) -> None:
-        """Downloads the weights, where reading them in part is slow."""
-        self._source.fetch(advance)
+    def position(self, name: str) -> int:
+        """When a tensor has arrived."""
+        return self._source.position(name)
+
+    def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool) -> int:
+        """How many bytes `arriving` downloads."""
+        return self._source.nbytes_to_fetch(tensors, keep=keep)
+
+    def arriving(
+        self, tensors: Collection[str], advance: Advance = lambda nbytes: None, *, keep: bool = True
+    ) -> AbstractContextManager[None]:
+        """Brings weights while the body runs."""
+        return self._source.arriving(tensors, advance, keep=keep)
+
+    def stop_arriving(self, error: BaseException) -> None:
+        """Ends what is under way, and whoever waits for it, with an error."""
+        if self._is_open:
+            self._source.stop_arriving(error)
 
     def check_unchanged(self, status: Mapping[str, Any]) -> None:
         """A commit does not change."""

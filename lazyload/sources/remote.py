@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,9 @@ from lazyload.errors import AccessDeniedError, CorruptSourceError, LazyLoadError
 from lazyload.progress import Advance, CallProgress
 from lazyload.sources.content import sha256_of
 from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, MissingFileError, index_name, weight_files
+from lazyload.sources.passing import Passing, PassingFile
 from lazyload.sources.secrets import without_secrets
+from lazyload.sources.stretches import Stretch, Wanted
 
 _IS_WEB = re.compile("https?://")
 _VERSION_FIELDS = (
@@ -51,6 +53,7 @@ class RemoteFiles:
         self.variant = variant
         self._subfolder = subfolder
         self._progress = progress or CallProgress(False, self.name)
+        self._passing: Passing | None = None
         try:
             self._system, root = fsspec.url_to_fs(url.rstrip("/"))
             # What is signed for a folder is signed for its files: the query stays at the end.
@@ -113,22 +116,48 @@ class RemoteFiles:
         """The size of a file in bytes."""
         return int(self._info(name)["size"])
 
+    def is_here(self, name: str) -> bool:
+        """None is."""
+        return False
+
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fills `out` from a position on."""
-        with self._explained(name):
-            content = self._system.cat_file(self._path(name), start=start, end=start + len(out))
-        if len(content) != len(out):
-            raise CorruptSourceError(
-                f"{self.name}/{name} gave {len(content)} of {len(out)} bytes from byte {start}; it has been truncated"
-            )
-        out[:] = content
+        if self._passing is not None and self._passing.holds(name):
+            self._passing.read_into(name, start, out)
+        else:
+            out[:] = self._fetch(name, Stretch(start, start + len(out)))
 
-    def nbytes_to_fetch(self, names: Iterable[str]) -> int:
+    def _fetch(self, name: str, at: Stretch, look: Callable[[], None] = lambda: None) -> bytes:
+        """A range of a file."""
+        with self._explained(name):
+            content = bytes(self._system.cat_file(self._path(name), start=at.start, end=at.stop))
+        if len(content) != at.nbytes:
+            raise CorruptSourceError(
+                f"{self.name}/{name} gave {len(content)} of {at.nbytes} bytes from byte {at.start}; it has been "
+                "truncated"
+            )
+        return content
+
+    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
         """None: files are read where they are."""
         return 0
 
-    def fetch(self, names: Iterable[str], advance: Advance) -> None:
-        """Does nothing."""
+    @contextmanager
+    def arriving(self, wanted: Wanted, advance: Advance, *, keep: bool) -> Iterator[Mapping[str, int]]:
+        """Reads ahead of what is asked for, in order; nothing is stored."""
+        files = [PassingFile(name, self.size(name), stretches) for name, stretches in wanted.items()]
+        passing = Passing(self._fetch, files, self.name, advance=lambda nbytes: None)
+        with passing:
+            self._passing = passing
+            try:
+                yield passing.starts()
+            finally:
+                self._passing = None
+
+    def stop_arriving(self, error: BaseException) -> None:
+        """Ends what is read ahead."""
+        if self._passing is not None:
+            self._passing.stop(error)
 
     def close(self) -> None:
         """Forgets what was listed, so that the next call sees what is there then."""

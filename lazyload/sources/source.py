@@ -2,9 +2,13 @@
 
 import collections
 import functools
+import hashlib
+import itertools
+import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,15 @@ from lazyload.errors import CorruptSourceError
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box, TensorInfo
 from lazyload.progress import Advance
-from lazyload.sources.files import CONFIG, MODELOPT_CONFIG, Files, WeightFiles, parse_json, weight_files
+from lazyload.sources.files import (
+    CONFIG,
+    MODELOPT_CONFIG,
+    Files,
+    NotAsReadError,
+    WeightFiles,
+    parse_json,
+    weight_files,
+)
 from lazyload.sources.packed import (
     Packed,
     Scheme,
@@ -24,10 +36,15 @@ from lazyload.sources.packed import (
     read_scheme,
 )
 from lazyload.sources.safetensors import StoredTensor, parse_header, read_box, read_header
+from lazyload.sources.stretches import Stretch, Wanted, cut
 
 _READS_AT_ONCE = 8
+_SAMPLES, _SAMPLE_BYTES = 32, 1 << 15
+_BYTES_TO_SAMPLE = 4 << 20
+"""What is smaller is compared as a whole."""
+
 _MOST_CHECKS = 1024
-"""Of packed tensors, while their files may be far away: each is a read of its own."""
+"""Of packed tensors, while their files may be far away: each is a read of its own. Others are checked when read."""
 
 
 class Source:
@@ -50,6 +67,9 @@ class Source:
         self._files = files
         self._identity: Mapping[str, Any] | None = None
         self._nbytes_read = 0
+        self._compared: dict[tuple[str, str], bool] = {}
+        self._starts: Mapping[str, int] = {}
+        self._checked: set[str] = set()
         self._scratch, self._unpacked = Scratch(), Scratch()
         self._lock = threading.Lock()
 
@@ -119,30 +139,120 @@ class Source:
         """Reads one box of a tensor; the array is valid until the thread's next read.
 
         Raises:
-            CorruptSourceError: A file is shorter than its header says.
+            CorruptSourceError: A file is shorter than its header says, or packed weights contradict themselves.
         """
         packed = self._packed.get(name)
         if packed is None:
             return self._read_stored(name, index)
+        if name not in self._checked:
+            packed.check(self._read_stored)
+            self._checked.add(name)
         return packed.read(self._read_stored, index, self._unpacked.array)
 
-    @property
-    def nbytes_to_fetch(self) -> int:
-        """How many bytes `fetch` downloads."""
-        return self._files.nbytes_to_fetch(self._weight_files.names)
+    def position(self, name: str) -> int:
+        """When a tensor has arrived: so many bytes come before, in the order in which files are brought."""
+        return max(
+            self._starts.get(part.file, 0) + part.start for part in map(self._stored.__getitem__, self._parts(name))
+        )
 
-    def fetch(self, advance: Advance = lambda nbytes: None) -> None:
-        """Downloads the weights, where reading them in part is slow.
+    def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool) -> int:
+        """How many bytes `arriving` downloads."""
+        return self._files.nbytes_to_fetch(self._wanted(tensors), keep=keep)
+
+    @contextmanager
+    def arriving(
+        self, tensors: Collection[str], advance: Advance = lambda nbytes: None, *, keep: bool = True
+    ) -> Iterator[None]:
+        """Brings weights from far away while the body runs: what reads them waits for what has not arrived.
+
+        Leaving the context waits for the rest, and makes sure that it is what was meant.
 
         Args:
+            tensors: Those that are read.
             advance: Called with the numbers of bytes that have arrived, from any thread.
+            keep: Whether what is downloaded is stored in the hub's cache; else none of it is stored.
 
         Raises:
-            CorruptSourceError: A downloaded file is not what the hub says it is, or packed weights contradict
-                themselves.
+            CorruptSourceError: What has arrived is not what the hub says it is.
         """
-        self._files.fetch(self._weight_files.names, advance)
-        self._check(self._packed)
+        pairs = [pair for pair, are_equal in self._compared.items() if are_equal]
+        wanted = self._wanted((*tensors, *itertools.chain(*pairs)))
+        with (
+            self._files.arriving(wanted, advance, keep=keep) as starts,
+            ThreadPoolExecutor(1, thread_name_prefix="lazyload-comparison") as pool,
+        ):
+            self._starts = starts
+            comparisons = [pool.submit(self._compare, pair) for pair in pairs]
+            try:
+                yield
+                for comparison in comparisons:
+                    comparison.result()
+            except BaseException as error:
+                self._files.stop_arriving(error)
+                raise
+
+    def stop_arriving(self, error: BaseException) -> None:
+        """Ends what is under way, and whoever waits for it, with an error."""
+        self._files.stop_arriving(error)
+
+    def looks_equal(self, one: str, other: str) -> bool | None:
+        """Whether two tensors hold the same bits, as far as samples tell; None where they are not compared by samples.
+
+        That is where they are near or small, packed, or of different shapes or dtypes. Of those that look equal, all is
+        compared when they arrive.
+        """
+        stored = [self._stored[name] for name in (one, other) if name not in self._packed]
+        is_far = not all(self._files.is_here(tensor.file) for tensor in stored)
+        if (
+            len(stored) < 2
+            or stored[0].info != stored[1].info
+            or not is_far
+            or _stretch(stored[0]).nbytes < _BYTES_TO_SAMPLE
+        ):
+            return None
+        pair = one, other
+        if pair not in self._compared:
+            last = _stretch(stored[0]).nbytes - _SAMPLE_BYTES
+            places = [number * last // (_SAMPLES - 1) for number in range(_SAMPLES)]
+            with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="lazyload") as pool:
+                samples = [list(pool.map(functools.partial(self._sample, tensor), places)) for tensor in stored]
+            self._compared[pair] = samples[0] == samples[1]
+        return self._compared[pair]
+
+    def _sample(self, tensor: StoredTensor, place: int) -> bytearray:
+        sample = bytearray(_SAMPLE_BYTES)
+        self._counted_read(tensor.file, tensor.start + place, memoryview(sample))
+        return sample
+
+    def _compare(self, pair: tuple[str, str]) -> None:
+        """Compares two tensors that have looked equal, each as it arrives."""
+        digests = {name: self._sha256(self._stored[name]) for name in sorted(pair, key=self.position)}
+        if len(set(digests.values())) > 1:
+            self._compared[pair] = False
+            raise NotAsReadError(
+                f"{self.name}: {' and '.join(pair)} look equal in {_SAMPLES} places, and are not; call again"
+            )
+
+    def _sha256(self, tensor: StoredTensor) -> bytes:
+        sha256, memory = hashlib.sha256(), memoryview(bytearray(_BYTES_TO_SAMPLE))
+        for at in cut([_stretch(tensor)], len(memory)):
+            self._files.read_into(tensor.file, at.start, memory[: at.nbytes])
+            sha256.update(memory[: at.nbytes])
+        return sha256.digest()
+
+    def _parts(self, name: str) -> Sequence[str]:
+        """The stored tensors that one is read from."""
+        packed = self._packed.get(name)
+        return (name,) if packed is None else tuple(packed.parts)
+
+    def _wanted(self, tensors: Collection[str]) -> Wanted:
+        """Where these tensors lie, by file; what is read twice, twice."""
+        names = itertools.chain.from_iterable(map(self._parts, tensors))
+        parts = [self._stored[name] for name in names]
+        wanted: dict[str, list[Stretch]] = {}
+        for part in sorted(parts, key=lambda part: (part.file, part.start)):
+            wanted.setdefault(part.file, []).append(_stretch(part))
+        return wanted
 
     def check_unchanged(self, status: Mapping[str, Any]) -> None:
         """Makes sure that what has been read is what the identity stands for.
@@ -208,13 +318,10 @@ class Source:
             return {}
         packed = find_packed(self._scheme, self._infos, self._read_stored, self.name)
         if len(packed) <= _MOST_CHECKS:
-            self._check(packed)
+            with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="lazyload") as pool:
+                collections.deque(pool.map(lambda tensor: tensor.check(self._read_stored), packed.values()), maxlen=0)
+            self._checked.update(packed)
         return packed
-
-    def _check(self, packed: Mapping[str, Packed]) -> None:
-        """Looks at the values of packed tensors that say where others stand."""
-        with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="lazyload") as pool:
-            collections.deque(pool.map(lambda tensor: tensor.check(self._read_stored), packed.values()), maxlen=0)
 
     def _tensors_of(self, file: str) -> dict[str, StoredTensor]:
         where = f"{self.name}: {file}"
@@ -230,3 +337,9 @@ class Source:
         self._files.read_into(file, start, out)
         with self._lock:
             self._nbytes_read += len(out)
+
+
+def _stretch(tensor: StoredTensor) -> Stretch:
+    """Where in its file a tensor lies."""
+    shape, dtype = tensor.info
+    return Stretch(tensor.start, tensor.start + math.prod(shape) * dtype.itemsize)

@@ -142,12 +142,15 @@ def test_every_pair_of_layouts_agrees_with_the_plain_meaning(source: Layout, tar
 @given(data=st.data())
 def test_every_slice_agrees_with_the_plain_meaning(data: st.DataObject) -> None:
     source, target = data.draw(st.sampled_from(PAIRS))
-    conversion = resolve(Arrays(store(source)), source, target, SIZES, FLOAT32)
+    arrays = Arrays(store(source))
+    conversion = resolve(arrays, source, target, SIZES, FLOAT32)
     path = data.draw(st.sampled_from(sorted(conversion.tensors)))
     lazy = conversion.tensors[path]
     index = data.draw(slices(lazy.shape))
     expected = store(target)[path][index]
     np.testing.assert_array_equal(lazy[index], expected)
+    if expected.size:
+        assert set(lazy.sources_of(index)) == arrays.names_read
     strided = np.full([2 * size for size in expected.shape], -7, np.float32)[
         tuple([slice(None, None, 2)] * expected.ndim)
     ]

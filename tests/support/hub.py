@@ -41,6 +41,9 @@ class Hub(http.server.ThreadingHTTPServer):
         self.faults: list[tuple[str, Callable[[Handler], bool]]] = []
         """What is asked before an answer is sent to a request that matches; if it says yes, it has sent one."""
 
+        self.meanwhile: Callable[[str, int], object] = _do_nothing
+        """Called before each piece of a file is sent, with the request's path and the piece's size."""
+
         self.revisions: dict[tuple[str, str], Path] = {}
         """Branches, tags and commits beside the newest one of `main`."""
 
@@ -111,6 +114,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.faults.clear()
         self.renamed.clear()
         self.ranges, self.down, self.elsewhere, self.rate = True, False, False, None
+        self.meanwhile = _do_nothing
         self.ended.set()
         self.ended = threading.Event()
 
@@ -255,8 +259,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for start in range(0, len(content), 1 << 16):
                 part = content[start : start + (1 << 16)]
                 self.server.wait_for_link(len(part))
+                self.server.meanwhile(self.path, len(part))
                 self.wfile.write(part)
-                self.server.sent += 1 << 16
+                self.server.sent += len(part)
+
+
+def _do_nothing(path: str, nbytes: int) -> None:
+    pass
 
 
 def _sha256(path: Path) -> str:

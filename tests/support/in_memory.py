@@ -39,13 +39,18 @@ class Arrays:
         self.tensors = {name: TensorInfo(array.shape, array.dtype) for name, array in arrays.items()}
         self.bytes_read = 0
         self.reads = 0
+        self.names_read: set[str] = set()
 
     def read(self, name: str, index: Box) -> np.ndarray:
         block = np.array(self.arrays[name][index], order="C")
         assert block.shape == tuple(cut.stop - cut.start for cut in index)
         self.bytes_read += block.nbytes
         self.reads += 1
+        self.names_read.add(name)
         return block
+
+    def position(self, name: str) -> int:
+        return list(self.arrays).index(name)
 
 
 SIZES = Sizes({"layer": 4, "head": 3, "kv_head": 1, "head_dim": 4, "half": 2, "pair": 2, "embed": 5, "mlp": 3,
