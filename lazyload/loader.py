@@ -308,7 +308,7 @@ def plan(
     )
     with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
         conversion = request.settled().conversion()
-        entry = request.cache.find(request.key, *request.forms) if request.may_be_cached else None
+        entry = request.cache.find(request.key, request.forms) if request.may_be_cached else None
         reasons = () if entry else tuple(request.reasons())
 
     def key() -> str:
@@ -423,7 +423,7 @@ def _used(
         planned = _planned(request, stopwatch)
     with stopwatch.stage("open"):
         cache, key = request.cache, request.key
-    found = cache.find(key, *request.forms)
+    found = cache.find(key, request.forms)
     logger.debug("%s: key %s is %s", request.source.name, key.digest, found.folder if found else "in no cache")
     if found and not force:
         try:
@@ -440,7 +440,7 @@ def _used(
     request, conversion = planned or _planned(request, stopwatch)
     with contextlib.ExitStack() as lease:
         with stopwatch.entering("wait", cache.lock(key, lock_timeout, request.source.name)):
-            published = cache.find(key, *request.forms)
+            published = cache.find(key, request.forms)
             if published and not (force and published == found):
                 lease.enter_context(published.in_use())
                 entry, reasons = published, None
