@@ -1,8 +1,8 @@
 """How commands look, and how they take what is typed: the line of usage, examples, `-h`, and texts as they are.
 
 In some versions (seen in 0.29.2) Typer converts each value by pydantic, which takes longer to import than a command
-that looks at the cache takes in all: a parameter's `get_runtime_param()` gives the object whose `coerce` does so. Values
-that are of their type need no conversion, and most calls then no pydantic. Other versions have no such method.
+that looks at the cache takes in all: a parameter's `get_runtime_param()` gives the object whose `coerce` does so.
+Values that are of their type need no conversion, and most calls then no pydantic. Other versions have no such method.
 """
 
 from collections.abc import Callable
