@@ -247,7 +247,7 @@ def _is_sound(checksum: Any, text: bytes, content: Any) -> bool:
     """Whether a checksum is that of the rest of a manifest, as `Manifest` says."""
     if isinstance(checksum, str) and checksum.startswith("text-"):
         return checksum == _checksum_of_text(text.rpartition(b', "checksum": "')[0])
-    return checksum == checksum_of(content)
+    return bool(checksum == checksum_of(content))
 
 
 def _finite(number: str) -> float:
