@@ -142,7 +142,7 @@ def _explained(request: Request) -> Explanation:
     key = request.key if request.may_be_cached else None
     entries = {entry.folder: entry for entry in cache.visible(name)}
     try:
-        found = cache.find(key, *request.forms) if key else None
+        found = cache.find(key, request.forms) if key else None
     except CacheError:
         # What keeps it from being looked at is said of what cannot be used.
         found = None

@@ -324,7 +324,7 @@ def plan(
     )
     with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
         conversion = request.settled().conversion()
-        entry = request.cache.find(request.key, *request.forms) if request.may_be_cached else None
+        entry = request.cache.find(request.key, request.forms) if request.may_be_cached else None
         reasons = () if entry else tuple(request.reasons())
 
     def key() -> str:

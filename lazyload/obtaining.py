@@ -101,7 +101,7 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
     found = None
     if manner.force or request.may_be_cached:
         with manner.stopwatch.stage("open"):
-            found = request.cache.find(request.key, *request.forms)
+            found = request.cache.find(request.key, request.forms)
         logger.debug("%s: key %s is %s", request.source.name, request.key.digest, found.folder if found else "new")
     if found and not manner.force:
         try:
@@ -123,7 +123,7 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
                 if not is_known and request.source.is_identified:
                     # By whoever was waited for.
                     continue
-                published = request.cache.find(key, *request.forms)
+                published = request.cache.find(key, request.forms)
                 is_hit = published is not None and not (manner.force and published == found)
                 if published and is_hit:
                     entry = published
@@ -218,7 +218,7 @@ def _convert(
         request.source.check_unchanged(status)
         if key != request.key:
             held.enter_context(request.cache.lock(request.key, None, request.source.name))
-            if published := request.cache.find(request.key, *request.forms):
+            if published := request.cache.find(request.key, request.forms):
                 # Somebody has converted a copy of the same files.
                 lease.enter_context(published.in_use())
                 return published

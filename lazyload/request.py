@@ -29,10 +29,11 @@ from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
-from lazyload.layouts.conversion import Conversion, digest, resolve, target_axes, target_form
+from lazyload.layouts.conversion import Conversion, axes_of, digest, form_of, resolve
 from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
 from lazyload.layouts.part import Part
+from lazyload.layouts.pattern import Array
 from lazyload.layouts.unroll import unroll_tree
 from lazyload.options import (
     DTypeOption,
@@ -195,15 +196,15 @@ class Request:
         Args:
             arrays: The paths of the entry's arrays.
         """
-        untied = self._untied
-        if untied is None or set(arrays) != untied.axes.keys() or set(arrays) == self.axes.keys():
+        untied, paths = self._untied, set(arrays)
+        if untied is None or paths == self.axes.keys() or paths != untied.axes.keys():
             return self
         return untied
 
     @functools.cached_property
     def axes(self) -> Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]:
         """Shape and logical axes of every array of the entry, by path."""
-        return target_axes(self.target.layout, self.architecture)
+        return axes_of(self._arrays)
 
     @property
     def candidates(self) -> list[Self]:
@@ -211,9 +212,13 @@ class Request:
         return [self] if self._untied is None else [self, self._untied]
 
     @property
-    def forms(self) -> list[Form]:
-        """What the entry's arrays can be, shapes and dtypes by path."""
-        return [target_form(request.target.layout, request.architecture, request.dtypes) for request in self.candidates]
+    def forms(self) -> Iterator[Form]:
+        """What the entry's arrays can be, shapes and dtypes by path; each made when it is asked for."""
+        return (form_of(request._arrays, request.dtypes) for request in self.candidates)
+
+    @functools.cached_property
+    def _arrays(self) -> Mapping[str, Array]:
+        return unroll_tree(self.target.layout, self.architecture)
 
     @functools.cached_property
     def _untied(self) -> Self | None:

@@ -3,6 +3,7 @@
 <root>/CACHEDIR.TAG
 <root>/.locks/<key>.lock
 <root>/.contents/<folder>.json                            what the files of a source folder contain
+<root>/.index/entries                                     summaries of the manifests, by their status
 <root>/.told/<formats>                                    an upgrade to these formats has said what it does not read
 <root>/models--Qwen--Qwen3-8B/<key>/manifest.json         there = the entry is complete
                                    /data-<unique>/...     the Orbax checkpoint that the manifest names
@@ -10,43 +11,48 @@
 
 import contextlib
 import difflib
-import glob
 import hashlib
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lazyload.cache.contents import Contents
-from lazyload.cache.conversions import Watch
 from lazyload.cache.disk import explained, make_folder, share
-from lazyload.cache.entry import Entry, Form, problem_of, read_entry
+from lazyload.cache.entry import Entry, Form, Listed, problem_of, read_entry, require_data
 from lazyload.cache.filters import filtered
+from lazyload.cache.index import WORTH_BYTES, Index, abandoned
 from lazyload.cache.key import Key
-from lazyload.cache.lock import hold
 from lazyload.cache.manifest import (
     FILE_NAME,
     AbsentError,
     InaccessibleError,
     NewerFormatError,
     OlderFormatError,
+    Status,
+    Summary,
     UnreadableManifestError,
 )
 from lazyload.cache.pruning import Rules
 from lazyload.cache.removal import Removal, leftovers, remove, size, unfinished
-from lazyload.cache.staging import Staging, new_staging
 from lazyload.cache.superseded import Superseded, find_superseded
 from lazyload.display import text
-from lazyload.display.html import element, page, table
 from lazyload.errors import ArgumentError, CacheError, LockTimeoutError
+
+if TYPE_CHECKING:
+    from lazyload.cache.staging import Staging
 
 logger = logging.getLogger("lazyload")
 
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Converted checkpoints; https://bford.info/cachedir/\n"
 _KEY = re.compile("[0-9a-f]{32}")
+_FEW = 8
+"""So few manifests are read as quickly as an index."""
+
 _MOST_ROWS = 100
 """How many entries a notebook shows."""
 
@@ -105,36 +111,58 @@ class Cache:
         entries = self._entries(model)
         return filtered(entries, filters, entries) if filters else entries
 
-    def look(self) -> tuple[list[Entry], dict[Path, str]]:
-        """What `entries` and `problems` return, with one look at each folder."""
-        entries, problems = [], {}
-        for folder in self._folders():
-            try:
-                entries.append(read_entry(folder))
-            except AbsentError:
-                continue
-            except UnreadableManifestError as error:
-                problems[folder] = str(error)
+    def look(self) -> tuple[list[Listed], dict[Path, str]]:
+        """What `entries` and `problems` return, in short, with one look at each folder."""
+        return self._look(writes_index=True)
+
+    def _look(
+        self, model: str | None = None, *, shared: bool = False, writes_index: bool = False
+    ) -> tuple[list[Listed], dict[Path, str]]:
+        """Entries as lists show them, and what is none: from the index, as far as that holds, else from manifests."""
+        entries: list[Listed] = []
+        problems: dict[Path, str] = {}
+        for root in self._roots(shared=shared):
+            folders = self._folders_at(root, model)
+            # A few manifests are read as quickly.
+            index = Index(root) if len(folders) > _FEW else None
+            known: dict[str, tuple[Status, Summary]] = {}
+            nbytes = 0
+            for folder in folders:
+                try:
+                    listed, status, is_new = _listed(folder, index)
+                except AbsentError:
+                    continue
+                except UnreadableManifestError as error:
+                    problems[folder] = str(error)
+                    continue
+                entries.append(listed)
+                if status is not None:
+                    known[f"{folder.parent.name}/{folder.name}"] = status, listed.manifest
+                    nbytes += status.size * is_new
+            if index is not None and writes_index and nbytes > WORTH_BYTES:
+                index.write(known)
         return sorted(entries, key=_by_model_and_age), problems
 
     def names(self) -> tuple[list[str], list[str]]:
         """The models and the keys that there are, with a look at one manifest a model."""
         models: dict[Path, str] = {}
         keys = []
-        for folder in self._folders():
+        folders = self._folders()
+        index = Index(self.root) if len(folders) > _FEW else None
+        for folder in folders:
             keys.append(folder.name)
             if folder.parent not in models:
                 with contextlib.suppress(UnreadableManifestError):
-                    models[folder.parent] = read_entry(folder).model
+                    models[folder.parent] = _listed(folder, index)[0].model
         return sorted(set(models.values())), keys
 
     def superseded(self) -> dict[Path, Superseded]:
         """The entries that later ones have taken the place of, by their folders; see `cache/superseded.py`."""
-        return find_superseded(self.entries())
+        return find_superseded(self._look()[0])
 
     def _entries(self, model: str | None = None, *, shared: bool = False) -> list[Entry]:
         found = []
-        for folder in self._folders(_models(model), shared=shared):
+        for folder in self._folders(model, shared=shared):
             with contextlib.suppress(UnreadableManifestError):
                 found.append(read_entry(folder))
         return sorted(found, key=_by_model_and_age)
@@ -145,20 +173,21 @@ class Cache:
 
     def problems(self, model: str | None = None) -> dict[Path, str]:
         """Folders whose manifest or data keep them from being entries, and why; all, or just those of one model."""
-        found = {folder: problem_of(folder) for folder in self._folders(_models(model))}
+        found = {folder: problem_of(folder) for folder in self._folders(model)}
         return {folder: str(problem) for folder, problem in found.items() if problem}
 
     def outdated(self, model: str | None = None) -> dict[Path, OlderFormatError]:
         """Folders of entries that an older version made and this one does not read; all, or those of one model."""
-        found = {folder: problem_of(folder) for folder in self._folders(_models(model))}
+        found = {folder: problem_of(folder) for folder in self._folders(model)}
         return {folder: problem for folder, problem in found.items() if isinstance(problem, OlderFormatError)}
 
-    def find(self, key: Key, *forms: Form) -> Entry | None:
+    def find(self, key: Key, forms: Iterable[Form] = ()) -> Entry | None:
         """The entry of a key; None, with the reason logged, where there is none, or one that is damaged.
 
         Args:
             key: The key.
-            forms: What its arrays must be, one of these; none for whatever they are.
+            forms: What its arrays must be, one of these; none for whatever they are. Further ones are not looked at
+                once one fits.
 
         Raises:
             CacheError: There may be one, but it cannot be looked at now, or was made by a newer version.
@@ -166,8 +195,7 @@ class Cache:
         for folder in self._folders(key=key.digest, shared=True):
             try:
                 entry = read_entry(folder)
-                problems = min((entry.differences(form) for form in forms), key=len, default=[])
-                problems = problems or entry.lost_files()
+                problems = _fewest(map(entry.differences, forms)) or entry.lost_files()
             except AbsentError:
                 continue
             except (InaccessibleError, NewerFormatError) as error:
@@ -212,18 +240,19 @@ class Cache:
 
     def has_made(self, origin: Mapping[str, Any]) -> bool:
         """Whether an entry was made of files of the same names and sizes, which `origin["sizes"]` has by name."""
-        entries = self._entries(shared=True)
+        entries, _ = self._look(shared=True)
         return any(entry.manifest.source.get("sizes") == origin.get("sizes") for entry in entries)
 
     def recall(self, model: str, revision: str | None) -> list[Entry]:
         """The entries of a hub model and revision (branch, tag or commit), the newest first."""
         wanted = revision or "main"
         found = []
-        for entry in self._entries(model, shared=True):
-            branch = entry.manifest.source.get("revision") or "main"
-            match entry.manifest.fields.get("source"):
+        for listed in self._look(model, shared=True)[0]:
+            branch = listed.manifest.source.get("revision") or "main"
+            match listed.manifest.fields.get("source"):
                 case {"id": str(name), "commit": str(commit)} if name == model and wanted in (commit, branch):
-                    found.append(entry)
+                    with contextlib.suppress(UnreadableManifestError):
+                        found.append(read_entry(listed.folder))
         return sorted(found, key=lambda entry: entry.manifest.created, reverse=True)
 
     @contextlib.contextmanager
@@ -240,6 +269,8 @@ class Cache:
                 conversion that would be waited for waits for this call.
             LockTimeoutError: Somebody else held the lock for `timeout` seconds.
         """
+        from lazyload.cache.conversions import Watch
+
         watch = Watch(self.root, key, model or key.digest)
         watch()
         with self._lock(key.digest, _lock_timeout() if timeout is None else timeout, watch):
@@ -257,11 +288,14 @@ class Cache:
             if not lock.exists():
                 lock.touch()
                 share(lock, self.root)
+        # What locks takes longer to import than a command that only looks takes in all.
+        from lazyload.cache.lock import hold
+
         with hold(lock, timeout, watch):
             yield
 
     @contextlib.contextmanager
-    def staging(self, key: Key, model: str, nbytes: int) -> Iterator[Staging]:
+    def staging(self, key: Key, model: str, nbytes: int) -> "Iterator[Staging]":
         """A fresh data folder for an entry; removed again unless the body publishes it.
 
         Args:
@@ -272,6 +306,9 @@ class Cache:
         Raises:
             CacheError: The cache cannot be written to, or the disk has not the space.
         """
+        # What a conversion alone needs takes a while to import.
+        from lazyload.cache.staging import new_staging
+
         folder = self.root / _folder_name(model) / key.digest
         with contextlib.ExitStack() as held:
             with explained(self.root):
@@ -307,7 +344,8 @@ class Cache:
         """
         folders = self._select(targets)
         if filters:
-            passed = {entry.folder for entry in self.entries(filters=filters)}
+            entries, _ = self._look()
+            passed = {entry.folder for entry in filtered(entries, filters, entries)}
             folders = [folder for folder in (folders if targets else self._folders()) if folder in passed]
         removals = [Removal(folder, size(folder), "asked for") for folder in folders]
         if dry_run:
@@ -338,8 +376,11 @@ class Cache:
         Raises:
             CacheError: A target is not in the cache.
         """
-        entries = {entry.folder: entry for entry in self.entries()}
-        return [entries[folder] for folder in self._select(targets) if folder in entries]
+        found = []
+        for folder in self._select(targets):
+            with contextlib.suppress(UnreadableManifestError):
+                found.append(read_entry(folder))
+        return found
 
     def folders(self, *targets: str) -> list[Path]:
         """The folders that have a manifest, usable or not: all, or those that targets name.
@@ -352,7 +393,7 @@ class Cache:
 
     def _select(self, targets: Sequence[str]) -> list[Path]:
         """The folders that targets name; those without a usable manifest by the names of their folders."""
-        entries = {entry.folder: entry.model for entry in self.entries()}
+        entries = {entry.folder: entry.model for entry in self._look()[0]}
         folders = self._folders()
         chosen: dict[Path, None] = {}
         for target in targets:
@@ -410,7 +451,7 @@ class Cache:
         find = unfinished if incomplete else leftovers
         with explained(self.root):
             removals = [leftover for folder in self._folders() for leftover in find(folder)]
-            forgotten = [] if incomplete else self.contents.obsolete()
+            forgotten = [] if incomplete else [*self.contents.obsolete(), *self._abandoned()]
         entries, problems = self.look()
         unread = {path for path in problems if everything and _is_of_other_version(path)}
         known = {removal.path for removal in removals}
@@ -441,19 +482,25 @@ class Cache:
                 removal.path.unlink(missing_ok=True)
         return [*removed, *forgotten]
 
-    def _folders(self, models: str = "models--*", key: str = "*", *, shared: bool = False) -> list[Path]:
+    def _abandoned(self) -> list[Removal]:
+        return [Removal(path, size(path), "what an interrupted command left") for path in abandoned(self.root)]
+
+    def _roots(self, *, shared: bool) -> tuple[Path, ...]:
+        return (*self.shared, self.root) if shared else (self.root,)
+
+    def _folders(self, model: str | None = None, key: str | None = None, *, shared: bool = False) -> list[Path]:
         """The folders of entries, complete or not; nothing outside the cache's own names, and no links."""
-        roots = (*self.shared, self.root) if shared else (self.root,)
+        return [folder for root in self._roots(shared=shared) for folder in self._folders_at(root, model, key)]
+
+    def _folders_at(self, root: Path, model: str | None = None, key: str | None = None) -> list[Path]:
+        """The same in one root: all, or those of a model's name, or of a key's digest."""
+        found: list[Path] = []
         with explained(self.root):
-            candidates = [path for root in roots if root.is_dir() for path in sorted(root.glob(f"{models}/{key}"))]
-            return [
-                path
-                for path in candidates
-                if _KEY.fullmatch(path.name)
-                and path.is_dir()
-                and not path.is_symlink()
-                and not path.parent.is_symlink()
-            ]
+            for name in _subfolders(str(root), None if model is None else _folder_name(model)):
+                if name.startswith("models--"):
+                    within = Path(root, name)
+                    found += [within / own for own in _subfolders(f"{root}/{name}", key) if _KEY.fullmatch(own)]
+        return found
 
     def _carry_out(
         self, removals: Sequence[Removal], is_still_right: Callable[[Removal], bool], *, force: bool = False
@@ -494,7 +541,10 @@ class Cache:
             )
 
     def _repr_html_(self) -> str:
-        entries = self.entries()
+        # Notebooks alone show it.
+        from lazyload.display.html import element, page, table
+
+        entries, _ = self._look()
         rows = [
             (
                 entry.model,
@@ -516,8 +566,46 @@ class Cache:
         ).text
 
 
-def _by_model_and_age(entry: Entry) -> tuple[str, str]:
+def _by_model_and_age(entry: Listed) -> tuple[str, str]:
     return entry.model, entry.manifest.created
+
+
+def _listed(folder: Path, index: Index | None) -> tuple[Listed, Status | None, bool]:
+    """An entry as lists show it, the status of its manifest where it is known, and whether that had to be read.
+
+    Raises:
+        UnreadableManifestError: There is no complete entry.
+    """
+    if index is not None:
+        with contextlib.suppress(OSError):
+            status = Status.of(os.stat(f"{folder}/{FILE_NAME}"))
+            summary = index.find(f"{folder.parent.name}/{folder.name}", status)
+            if summary is not None:
+                require_data(folder, summary)
+                return Listed(folder, summary), status, False
+    entry = read_entry(folder)
+    return entry, entry.status, True
+
+
+def _fewest(problems: Iterable[list[str]]) -> list[str]:
+    """The shortest of several lists, which is the first that is empty; an empty one for none."""
+    fewest: list[str] | None = None
+    for some in problems:
+        if not some:
+            return some
+        fewest = some if fewest is None or len(some) < len(fewest) else fewest
+    return fewest or []
+
+
+def _subfolders(folder: str, name: str | None) -> list[str]:
+    """The names of the folders in one, links left out; or the one of a name, if it is there."""
+    if name is not None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return [name] if stat.S_ISDIR(os.lstat(f"{folder}/{name}").st_mode) else []
+        return []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(folder) as found:
+        return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
+    return []
 
 
 def _root(chosen: str) -> Path:
@@ -536,11 +624,6 @@ def _lock_timeout() -> float | None:
         if (seconds := float(text)) >= 0:
             return seconds
     raise CacheError(f"LAZYLOAD_LOCK_TIMEOUT={text!r}: give a number of seconds")
-
-
-def _models(model: str | None) -> str:
-    """A pattern of the folders that hold the entries of a model; None for all models."""
-    return "models--*" if model is None else glob.escape(_folder_name(model))
 
 
 def _is_of_other_version(folder: Path) -> bool:

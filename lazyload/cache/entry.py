@@ -1,9 +1,10 @@
 """An entry of the cache: a complete converted checkpoint."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -18,11 +19,14 @@ from lazyload.cache.manifest import (
     InaccessibleError,
     Manifest,
     OlderFormatError,
+    Status,
+    Summary,
     UnreadableManifestError,
     read_manifest,
+    read_with_status,
+    status_of,
 )
-from lazyload.display import text, weights
-from lazyload.display.html import Html, element, facts, page
+from lazyload.display import text
 from lazyload.display.values import named
 from lazyload.errors import CacheError, EntryRemovedError
 
@@ -31,8 +35,8 @@ Form = Mapping[str, tuple[tuple[int, ...], tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A complete converted checkpoint.
+class Listed:
+    """A complete converted checkpoint, as lists show it: without its arrays and files.
 
     Attributes:
         folder: The folder of the manifest.
@@ -40,26 +44,11 @@ class Entry:
     """
 
     folder: Path
-    manifest: Manifest
+    manifest: Summary
 
     def __repr__(self) -> str:
         fields = {name: self.manifest.fields.get(name) for name in ("layout", "dtype")}
         return named(self, repr(self.model), text.size(self.nbytes), key=self.key, **fields, folder=str(self.folder))
-
-    def _repr_html_(self) -> str:
-        arrays, source = weights.of_records(self.manifest.arrays), self.manifest.source
-        made = datetime.fromisoformat(self.manifest.created).timestamp()
-        rows: list[tuple[str, Html | str]] = [
-            ("layout", str(self.manifest.fields.get("layout", ""))),
-            ("dtype", weights.dtypes(arrays)),
-            ("made of", ", ".join(f"{name} {value}" for name, value in source.items() if value and name != "sizes")),
-            ("made", f"{text.moment(made)}, in {text.duration(self.manifest.seconds)}"),
-            ("used last", text.moment(self.last_used)),
-            ("key", element("code", self.key)),
-            ("path", element("code", str(self.path))),
-        ]
-        said = f"cached checkpoint, {text.size(self.nbytes)} in {len(arrays)} arrays"
-        return page(self.model, said, facts(rows), weights.bar(arrays)).text
 
     @property
     def key(self) -> str:
@@ -122,8 +111,49 @@ class Entry:
     def last_used(self) -> float:
         """When it was last restored, in seconds since 1970 and never in the future; when it was made if never."""
         with contextlib.suppress(OSError):
-            return min(max(0.0, (self.folder / "last-used").stat().st_mtime), time.time())
+            return min(max(0.0, os.stat(f"{self.folder}/last-used").st_mtime), time.time())
         return self.created.timestamp()
+
+    def is_in_use(self) -> bool:
+        """Whether a load that is in progress reads it."""
+        return self.user() is not None
+
+    def user(self) -> str | None:
+        """Who reads it: a clause; None where nobody does."""
+        return generation.user_of(self.data)
+
+
+@dataclass(frozen=True, repr=False)
+class Entry(Listed):
+    """A complete converted checkpoint.
+
+    Attributes:
+        folder: The folder of the manifest.
+        manifest: What is known of it.
+        status: Of the manifest's file when it was read; None where that is not known.
+    """
+
+    manifest: Manifest
+    status: Status | None = field(default=None, compare=False)
+
+    def _repr_html_(self) -> str:
+        # What notebooks alone show takes a while to import.
+        from lazyload.display import weights
+        from lazyload.display.html import Html, element, facts, page
+
+        arrays, source = weights.of_records(self.manifest.arrays), self.manifest.source
+        made = datetime.fromisoformat(self.manifest.created).timestamp()
+        rows: list[tuple[str, Html | str]] = [
+            ("layout", str(self.manifest.fields.get("layout", ""))),
+            ("dtype", weights.dtypes(arrays)),
+            ("made of", ", ".join(f"{name} {value}" for name, value in source.items() if value and name != "sizes")),
+            ("made", f"{text.moment(made)}, in {text.duration(self.manifest.seconds)}"),
+            ("used last", text.moment(self.last_used)),
+            ("key", element("code", self.key)),
+            ("path", element("code", str(self.path))),
+        ]
+        said = f"cached checkpoint, {text.size(self.nbytes)} in {len(arrays)} arrays"
+        return page(self.model, said, facts(rows), weights.bar(arrays)).text
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -145,17 +175,11 @@ class Entry:
             self._touch()
             yield
 
-    def is_in_use(self) -> bool:
-        """Whether a load that is in progress reads it."""
-        return self.user() is not None
-
-    def user(self) -> str | None:
-        """Who reads it: a clause; None where nobody does."""
-        return generation.user_of(self.data)
-
     def _is_there(self) -> bool:
+        where = self.folder / FILE_NAME
         try:
-            return read_manifest(self.folder / FILE_NAME).data == self.manifest.data and self.data.is_dir()
+            is_same = self.status is not None and status_of(where) == self.status
+            return (is_same or read_manifest(where).data == self.manifest.data) and self.data.is_dir()
         except UnreadableManifestError:
             return False
 
@@ -171,9 +195,9 @@ class Entry:
         problems = [f"{path}: is no array of this layout" for path in records.keys() - form.keys()]
         for path, (shape, dtypes) in form.items():
             record = records.get(path, {})
-            whole = str(record.get("dtype")).startswith(("int", "uint", "bool"))
-            # As text, for which 64.0 is not 64.
-            if str(record.get("shape")) != str(list(shape)) or not (whole or record.get("dtype") in dtypes):
+            dtype = str(record.get("dtype"))
+            has_dtype = dtype in dtypes or dtype.startswith(("int", "uint", "bool"))
+            if not (has_dtype and _is_shape(record.get("shape"), shape)):
                 wanted = f"{' or '.join(dtypes)}{list(shape)}"
                 problems.append(f"{path}: is {record.get('dtype')}{record.get('shape')}, not {wanted}")
         return problems
@@ -207,8 +231,8 @@ def read_entry(folder: Path) -> Entry:
     Raises:
         UnreadableManifestError: There is no complete entry; the subclass says why.
     """
-    manifest = read_manifest(folder / FILE_NAME)
     where = folder / FILE_NAME
+    manifest, status = read_with_status(where)
     try:
         belongs = Key(manifest.fields).digest == folder.name == manifest.key
     except ValueError as error:
@@ -218,16 +242,31 @@ def read_entry(folder: Path) -> Entry:
     made_in = manifest.fields.get("format")
     if isinstance(made_in, int) and made_in < ENTRY_FORMAT:
         raise OlderFormatError(where, {"versions": manifest.versions, "nbytes": manifest.nbytes})
-    entry = Entry(folder, manifest)
+    require_data(folder, manifest)
+    return Entry(folder, manifest, status)
+
+
+def require_data(folder: Path, manifest: Summary) -> None:
+    """Makes sure that the checkpoint that a manifest names is there, and not empty.
+
+    Raises:
+        UnreadableManifestError: It is not.
+    """
+    where = folder / FILE_NAME
     try:
-        is_empty = not any(entry.path.iterdir())
+        with os.scandir(f"{folder}/{manifest.data}/{manifest.item}") as found:
+            is_empty = next(found, None) is None
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise DamagedError(f"{where}: its data {manifest.data!a} is not there") from None
     except OSError as error:
         raise InaccessibleError(f"{where}: its data cannot be looked at now: {error.strerror}") from None
     if is_empty:
         raise DamagedError(f"{where}: its data {manifest.data!a} is empty")
-    return entry
+
+
+def _is_shape(recorded: object, shape: tuple[int, ...]) -> bool:
+    """Whether a manifest has recorded a shape, in whole numbers: 64.0 is not 64."""
+    return isinstance(recorded, list) and tuple(recorded) == shape and {*map(type, recorded)} <= {int}
 
 
 def problem_of(folder: Path) -> UnreadableManifestError | None:

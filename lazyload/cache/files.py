@@ -35,7 +35,7 @@ def changed_files(folder: Path, files: Files) -> list[str]:
     Raises:
         OSError: One cannot be looked at now.
     """
-    found = ((path, file["size"], _size(folder / path)) for path, file in files.items())
+    found = ((path, file["size"], _size(f"{folder}/{path}")) for path, file in files.items())
     return [
         f"{path}: is gone" if size is None else f"{path}: has {size} bytes, was written with {written}"
         for path, written, size in found
@@ -67,10 +67,10 @@ def _paths(folder: Path) -> Iterator[str]:
             yield Path(parent, name).relative_to(folder).as_posix()
 
 
-def _size(path: Path) -> int | None:
+def _size(path: str) -> int | None:
     """The size of a regular file; None where there is none."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:

@@ -8,13 +8,16 @@ import fnmatch
 import operator
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from lazyload.cache.entry import Entry
+from lazyload.cache.entry import Listed
 from lazyload.cache.quantities import parse_duration, parse_size
 from lazyload.cache.superseded import find_superseded
 from lazyload.errors import ArgumentError
+
+E = TypeVar("E", bound=Listed)
 
 _FORM = re.compile(r"\s*(?P<field>\w+)\s*(?P<operator>!=|>=|<=|==|=|>|<)\s*(?P<value>.*?)\s*")
 
@@ -28,13 +31,13 @@ _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
 }
 
-_AMOUNTS: Mapping[str, tuple[Callable[[str], float], Callable[[Entry], float]]] = {
+_AMOUNTS: Mapping[str, tuple[Callable[[str], float], Callable[[Listed], float]]] = {
     "size": (parse_size, lambda entry: entry.nbytes),
     "accessed": (parse_duration, lambda entry: time.time() - entry.last_used),
     "modified": (parse_duration, lambda entry: time.time() - entry.created.timestamp()),
 }
 
-_TEXTS: Mapping[str, Callable[[Entry], str]] = {
+_TEXTS: Mapping[str, Callable[[Listed], str]] = {
     "model": lambda entry: entry.model,
     "key": lambda entry: entry.key,
     "revision": lambda entry: entry.revision or "",
@@ -95,7 +98,7 @@ class Filter:
         elif self.field == "superseded" and self.value not in ("yes", "no"):
             raise ArgumentError(f"filter superseded={self.value}: give yes or no")
 
-    def matches(self, entry: Entry, *, is_superseded: bool) -> bool:
+    def matches(self, entry: Listed, *, is_superseded: bool) -> bool:
         """Whether an entry fulfils the condition."""
         if self.field in _AMOUNTS:
             parse, amount = _AMOUNTS[self.field]
@@ -107,7 +110,7 @@ class Filter:
         return found != (self.operator == "!=")
 
 
-def filtered(entries: Sequence[Entry], filters: Iterable[str], among: Sequence[Entry]) -> list[Entry]:
+def filtered(entries: Iterable[E], filters: Iterable[str], among: Iterable[Listed]) -> list[E]:
     """The entries that fulfil all of some filters.
 
     Args:

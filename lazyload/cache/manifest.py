@@ -3,11 +3,12 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from lazyload.display import text
 from lazyload.display.values import named
@@ -15,7 +16,8 @@ from lazyload.display.values import named
 FORMAT = 2
 """Raised whenever older programs would misread a manifest. The first one had no checksum and listed no files.
 
-Every format from the second on has the checksum, computed in the same way: so a newer one is told from a damaged one.
+Every format from the second on has the checksum, in one of the same two ways: so a newer one is told from a damaged
+one.
 """
 
 FILE_NAME = "manifest.json"
@@ -63,11 +65,61 @@ class NewerFormatError(UnreadableManifestError):
     """It is sound, and of a format that this version does not know."""
 
 
+class Status(NamedTuple):
+    """What of a file's status changes whenever its content does, or another file takes its name.
+
+    Attributes:
+        device: The file system.
+        inode: The file in it.
+        size: In bytes.
+        mtime_ns: When its content was changed, as programs may say.
+        ctime_ns: When anything about it was changed, which they may not.
+    """
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "Status":
+        """The same of what the system says."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Summary:
+    """What lists say of an entry: of its manifest what is short, however many arrays and files there are.
+
+    Attributes:
+        key: The digest of the key, which is the entry's folder, too.
+        fields: The key's fields.
+        model: The model's name.
+        data: The name of the data folder beside the manifest.
+        item: The folder in it that is the checkpoint; empty where it is that itself.
+        nbytes: Bytes of all arrays.
+        source: Where the weights came from.
+        created: When, in ISO 8601, UTC.
+        seconds: How long the conversion took.
+    """
+
+    key: str
+    fields: Mapping[str, Any]
+    model: str
+    data: str
+    item: str
+    nbytes: int
+    source: Mapping[str, Any]
+    created: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Summary):
     """What the cache knows of an entry.
 
-    On disk it is JSON:
+    On disk it is JSON, in one line so that it is read quickly:
 
         {
           "format": 2,
@@ -85,41 +137,24 @@ class Manifest:
           "seconds": 21.4,
           "versions": {"lazyload": "0.1.0", ...},
           "writer": {"host": "...", "pid": 4711},
-          "checksum": "sha256:5e88..."
+          "checksum": "text-sha256:5e88..."
         }
 
-    The checksum is that of everything else as canonical JSON: sorted keys, no spaces, ASCII.
+    The checksum is that of the text before it, up to the comma. Where one is called `sha256:`, it is that of everything
+    else as canonical JSON: sorted keys, no spaces, ASCII.
 
     Attributes:
-        key: The digest of the key, which is the entry's folder, too.
-        fields: The key's fields.
-        model: The model's name.
-        data: The name of the data folder beside the manifest.
-        item: The folder in it that is the checkpoint; empty where it is that itself.
-        nbytes: Bytes of all arrays.
         arrays: By path, what the checkpoint's writer recorded: shape, dtype, chunks, checksum.
         files: Every file of the data folder by its path in it, with `/`: its size, and its SHA-256 where it is small.
-        source: Where the weights came from.
         config: The model's `config.json`.
-        created: When, in ISO 8601, UTC.
-        seconds: How long the conversion took.
         versions: Of the programs that took part.
         writer: Host and process.
         format: See `FORMAT`.
     """
 
-    key: str
-    fields: Mapping[str, Any]
-    model: str
-    data: str
-    item: str
-    nbytes: int
     arrays: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, Mapping[str, Any]]
-    source: Mapping[str, Any]
     config: Mapping[str, Any]
-    created: str
-    seconds: float
     versions: Mapping[str, str]
     writer: Mapping[str, Any]
     format: int = FORMAT
@@ -136,8 +171,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text on disk."""
-        content = asdict(self)
-        return json.dumps(content | {"checksum": checksum_of(content)}, indent=1)
+        text = json.dumps({name: getattr(self, name) for name in _CHECKS}).removesuffix("}")
+        return f'{text}, "checksum": "{_checksum_of_text(text.encode())}"}}'
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -146,8 +181,17 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         UnreadableManifestError: It cannot be used; the subclass says why.
     """
+    return read_with_status(path)[0]
+
+
+def read_with_status(path: Path) -> tuple[Manifest, Status | None]:
+    """Reads a manifest, and says which file it was; None where it was replaced meanwhile.
+
+    Raises:
+        UnreadableManifestError: It cannot be used; the subclass says why.
+    """
     try:
-        text = path.read_bytes()
+        before, text = status_of(path), path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AbsentError(f"{path}: {error.strerror}") from None
     except IsADirectoryError:
@@ -157,7 +201,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(text, parse_float=_finite, parse_constant=_finite)
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
-        is_sound = checksum == checksum_of(content)
+        is_sound = _is_sound(checksum, text, content)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: {error}") from None
     if not isinstance(content, dict):
@@ -172,13 +216,38 @@ def read_manifest(path: Path) -> Manifest:
     if malformed:
         shown = ", ".join(f"{name} ({content.get(name)!r:.50})" for name in malformed)
         raise DamagedError(f"{path}: missing or malformed: {shown}")
-    return Manifest(**{name: content[name] for name in _CHECKS})
+    # Where it was replaced meanwhile, nothing is known of which one was read.
+    return Manifest(**{name: content[name] for name in _CHECKS}), before if before == status_of(path) else None
+
+
+def status_of(path: Path) -> Status | None:
+    """The status of the file that is there now; None where none can be opened."""
+    try:
+        # Not of a path: where other hosts change files, only who opens one is told what it is now.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return Status.of(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def checksum_of(content: Any) -> str:
     """The checksum of a manifest's content."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _checksum_of_text(text: bytes) -> str:
+    return f"text-sha256:{hashlib.sha256(text).hexdigest()}"
+
+
+def _is_sound(checksum: Any, text: bytes, content: Any) -> bool:
+    """Whether a checksum is that of the rest of a manifest, as `Manifest` says."""
+    if isinstance(checksum, str) and checksum.startswith("text-"):
+        return checksum == _checksum_of_text(text.rpartition(b', "checksum": "')[0])
+    return bool(checksum == checksum_of(content))
 
 
 def _finite(number: str) -> float:
@@ -216,8 +285,8 @@ def _is_files(value: Any) -> bool:
 
 def _is_inside(path: str) -> bool:
     """Whether it names something below a folder."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and "/" not in parts and ".." not in parts and "\0" not in path
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return bool(parts) and path[0] != "/" and ".." not in parts and "\0" not in path
 
 
 def _is_file(value: Any) -> bool:

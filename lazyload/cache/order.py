@@ -1,12 +1,14 @@
 """The order of entries, as people type it: `accessed`, `modified`, `name` or `size`, with `:asc` or `:desc`."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from lazyload.cache.entry import Entry
+from lazyload.cache.entry import Listed
 from lazyload.errors import ArgumentError
 
-_KEYS: Mapping[str, Callable[[Entry], Any]] = {
+E = TypeVar("E", bound=Listed)
+
+_KEYS: Mapping[str, Callable[[Listed], Any]] = {
     "accessed": lambda entry: entry.last_used,
     "modified": lambda entry: entry.created,
     "name": lambda entry: entry.model.lower(),
@@ -16,7 +18,7 @@ _KEYS: Mapping[str, Callable[[Entry], Any]] = {
 ORDERS = tuple(f"{name}{direction}" for name in _KEYS for direction in ("", ":asc", ":desc"))
 
 
-def ordered(entries: Iterable[Entry], order: str) -> list[Entry]:
+def ordered(entries: Iterable[E], order: str) -> list[E]:
     """Entries in an order; without a direction, the newest and the largest first, and names from A to Z.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazyload.cache.entry import Entry
+from lazyload.cache.entry import Listed
 from lazyload.cache.superseded import find_superseded
 from lazyload.errors import ArgumentError
 
@@ -38,8 +38,8 @@ class Rules:
         return self == Rules()
 
     def choose(
-        self, entries: Sequence[Entry], unused: Sequence[Entry], sizes: Mapping[Path, int], total: int
-    ) -> Iterator[tuple[Entry, str]]:
+        self, entries: Sequence[Listed], unused: Sequence[Listed], sizes: Mapping[Path, int], total: int
+    ) -> Iterator[tuple[Listed, str]]:
         """The entries to remove, each with the reason.
 
         Args:
@@ -74,7 +74,7 @@ class Rules:
             total -= sizes[entry.folder]
             yield entry, "used longest ago"
 
-    def _kept(self, entries: Sequence[Entry]) -> set[Path]:
+    def _kept(self, entries: Sequence[Listed]) -> set[Path]:
         """The entries that are never removed."""
         kept: set[Path] = set()
         counts: dict[str, int] = {}

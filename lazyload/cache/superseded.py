@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lazyload.cache.entry import Entry
+from lazyload.cache.entry import Listed
 
 _CHANGES: Mapping[str, str] = {"mapping": "mapping", "own_head": "mapping", "format": "entry format"}
 """Fields of a key that change with this library, and what people call the change."""
@@ -30,24 +30,22 @@ class Superseded:
         changes: What is newer about it: `commit`, `contents`, `mapping`, `entry format`.
     """
 
-    by: Entry
+    by: Listed
     changes: tuple[str, ...]
 
 
-def find_superseded(entries: Iterable[Entry]) -> dict[Path, Superseded]:
+def find_superseded(entries: Iterable[Listed]) -> dict[Path, Superseded]:
     """The entries that others of these supersede, by their folders."""
-    last: dict[str, Entry] = {}
-    ordered = sorted(entries, key=lambda entry: entry.created)
-    for entry in ordered:
-        last[_call(entry)] = entry
+    ordered = [(_call(entry), entry) for entry in sorted(entries, key=lambda entry: entry.created)]
+    last = dict(ordered)
     return {
         entry.folder: Superseded(newest, _changes(entry, newest))
-        for entry in ordered
-        if (newest := last[_call(entry)]) is not entry
+        for call, entry in ordered
+        if (newest := last[call]) is not entry
     }
 
 
-def _call(entry: Entry) -> str:
+def _call(entry: Listed) -> str:
     """What the calls that an entry was made for have in common, now and in the future.
 
     Who asks for a commit goes on asking for it: then it is the revision.
@@ -57,13 +55,13 @@ def _call(entry: Entry) -> str:
     return json.dumps([entry.model, entry.revision, fields], sort_keys=True)
 
 
-def _changes(older: Entry, newer: Entry) -> tuple[str, ...]:
+def _changes(older: Listed, newer: Listed) -> tuple[str, ...]:
     ours, theirs = older.manifest.fields, newer.manifest.fields
     changed = [name for field, name in _VERSIONS.items() if _source(older).get(field) != _source(newer).get(field)]
     changed += [name for field, name in _CHANGES.items() if ours.get(field) != theirs.get(field)]
     return tuple(dict.fromkeys(changed))
 
 
-def _source(entry: Entry) -> Mapping[str, Any]:
+def _source(entry: Listed) -> Mapping[str, Any]:
     source = entry.manifest.fields.get("source")
     return source if isinstance(source, Mapping) else {}

@@ -3,18 +3,14 @@
 import contextlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lazyload import __version__
-from lazyload.cache import filesystem
 from lazyload.cache.cache import Cache
 from lazyload.cache.removal import size
 from lazyload.cli import text
@@ -78,6 +74,9 @@ def env(
 
     That is versions, devices, the cache and its file system, the hub, and environment variables; no secrets.
     """
+    # No other command needs what this one imports.
+    import platform
+
     found = {
         "versions": _versions(),
         "platform": {"system": platform.platform(), "python": sys.executable, "processors": os.cpu_count()},
@@ -93,6 +92,9 @@ def env(
 
 
 def _versions() -> dict[str, str]:
+    import platform
+    from importlib import metadata
+
     versions = {"python": platform.python_version(), "lazyload": __version__}
     for program in _PROGRAMS:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -104,6 +106,8 @@ def _devices(timeout: float) -> dict[str, Any]:
     """What JAX finds; or why it finds nothing."""
     if not timeout:
         return {"error": "not asked"}
+    import subprocess
+
     line = [sys.executable, "-c", _DEVICES]
     try:
         ended = subprocess.run(line, capture_output=True, text=True, timeout=timeout, check=False)
@@ -119,6 +123,8 @@ def _devices(timeout: float) -> dict[str, Any]:
 
 
 def _cache(cache_dir: str | None) -> dict[str, Any]:
+    from lazyload.cache import filesystem
+
     try:
         cache = Cache(cache_dir)
         root = cache.root
@@ -143,6 +149,8 @@ def _cache(cache_dir: str | None) -> dict[str, Any]:
 def _hub() -> dict[str, Any]:
     try:
         from huggingface_hub import constants, get_token
+
+        from lazyload.cache import filesystem
 
         return {
             "endpoint": _harmless(constants.ENDPOINT),

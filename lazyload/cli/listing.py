@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from lazyload.cache.cache import Cache
-from lazyload.cache.entry import Entry
+from lazyload.cache.entry import Listed
 from lazyload.cache.filters import filtered
 from lazyload.cache.order import ordered
 from lazyload.cache.superseded import Superseded, find_superseded
@@ -89,7 +89,7 @@ def _without_collections() -> Iterator[None]:
 
 def _list(
     cache: Cache,
-    entries: Sequence[Entry],
+    entries: Sequence[Listed],
     superseded: Mapping[Path, Superseded],
     problems: Mapping[Path, str],
     filters: Sequence[str],
@@ -129,7 +129,7 @@ def _columns(verbose: bool, is_marked: bool) -> list[str | Column]:
     return [*columns, *([Column("", "yellow", least=10)] if is_marked else [])]
 
 
-def _row(entry: Entry, superseded: Mapping[Path, Superseded], verbose: bool, is_marked: bool) -> list[str]:
+def _row(entry: Listed, superseded: Mapping[Path, Superseded], verbose: bool, is_marked: bool) -> list[str]:
     fields = entry.manifest.fields
     row = [
         entry.key if verbose else entry.key[:8],
@@ -148,13 +148,13 @@ def _row(entry: Entry, superseded: Mapping[Path, Superseded], verbose: bool, is_
     return row
 
 
-def _revision(entry: Entry, digits: int) -> str:
+def _revision(entry: Listed, digits: int) -> str:
     """What was asked for of a hub model, and the commit that it was at: `main@b968826`."""
     commit = (entry.commit or "")[:digits]
     return commit if entry.is_pinned or not commit else f"{entry.revision}@{commit}"
 
 
-def _write_csv(entries: Sequence[Entry], superseded: Mapping[Path, Superseded]) -> None:
+def _write_csv(entries: Sequence[Listed], superseded: Mapping[Path, Superseded]) -> None:
     names = ("key", "model", "revision", "commit", "nbytes", "created", "last_used", "superseded_by", "path")
     of_key = ("layout", "dtype", "storage")
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -166,7 +166,7 @@ def _write_csv(entries: Sequence[Entry], superseded: Mapping[Path, Superseded]) 
         writer.writerow([*(fields[name] for name in names), *stored, entry.layers])
 
 
-def fields_of(entry: Entry, superseded: Mapping[Path, Superseded]) -> dict[str, Any]:
+def fields_of(entry: Listed, superseded: Mapping[Path, Superseded]) -> dict[str, Any]:
     """An entry as JSON values."""
     manifest = entry.manifest
     return {

@@ -58,6 +58,8 @@ def printable(words: str) -> str:
         >>> print(printable("a\x1b[31m red\nname"))
         a\x1b[31m red\nname
     """
+    if words.isprintable():
+        return words
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in words)
 
 

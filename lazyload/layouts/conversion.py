@@ -71,24 +71,30 @@ def target_axes(target: Layout, model: Axes) -> dict[str, tuple[tuple[int, ...],
     Raises:
         LayoutError: The layout does not fit the model, or its paths make no tree.
     """
-    return {path: (array.shape, array.logical_axes) for path, array in unroll_tree(target, model).items()}
+    return axes_of(unroll_tree(target, model))
 
 
-def target_form(
-    target: Layout, model: Axes, dtype: np.dtype | DTypes
+def axes_of(arrays: Mapping[str, Array]) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
+    """The shape and the logical axes of every array."""
+    return {path: (array.shape, array.logical_axes) for path, array in arrays.items()}
+
+
+def form_of(
+    arrays: Mapping[str, Array], dtype: np.dtype | DTypes
 ) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
-    """The shape of every array of a layout, by path, and the dtypes that it may have.
+    """The shape of every array, and the dtypes that it may have.
 
     Arrays that are not of floating-point numbers keep the source's dtype instead.
-
-    Raises:
-        LayoutError: As for `target_axes`.
     """
     dtypes = dtype if isinstance(dtype, DTypes) else DTypes(dtype)
-    return {
-        path: (array.shape, _possible_dtypes(array.patterns[0].operations, dtypes.of(array)))
-        for path, array in unroll_tree(target, model).items()
-    }
+    forms: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}
+    known: dict[tuple[Pattern, np.dtype], tuple[tuple[int, ...], tuple[str, ...]]] = {}
+    for path, array in arrays.items():
+        pattern, wanted = array.patterns[0], dtypes.of(array)
+        if (pattern, wanted) not in known:
+            known[pattern, wanted] = pattern.shape, _possible_dtypes(pattern.operations, wanted)
+        forms[path] = known[pattern, wanted]
+    return forms
 
 
 def resolve(

@@ -32,7 +32,7 @@ class DTypes:
 
     def of(self, array: Array) -> np.dtype:
         """The dtype of an array."""
-        number = self._match(array)
+        number = self._match(array) if self.patterns else None
         own = array.patterns[0].operations.dtype
         return self.patterns[number][1] if number is not None else own or self.default
 

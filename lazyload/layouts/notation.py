@@ -23,6 +23,7 @@ Example:
     (('attn.q',), ((('head', 'head_dim'), ('embed',)),))
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -134,6 +135,12 @@ def parse_line(path: str, array: str) -> Line:
     """
     if not isinstance(path, str) or not isinstance(array, str):
         raise LayoutError(f"line {path!r}: {array!r}: give a path and 'role : axes', both as text")
+    return _parse_line(path, array)
+
+
+# Every call of a process reads the same few tables.
+@functools.lru_cache(maxsize=4096)
+def _parse_line(path: str, array: str) -> Line:
     try:
         pieces = _parse_path(path)
         head, *operations = array.split(";")
@@ -180,6 +187,7 @@ class _Dimension(NamedTuple):
     common: int = 0
 
 
+@functools.lru_cache(maxsize=1024)
 def _parse_patterns(text: str) -> tuple[tuple[str, ...], tuple[tuple[AxisNames, ...], ...], int | None, int]:
     """The roles, a pattern for each, the dimension along which they are concatenated, and its common axes."""
     names, colon, pattern = text.partition(":")

@@ -79,10 +79,16 @@ class Pattern:
         first, second = self.joined, self.joined + 1
         return tuple((first, second) if number == first else (number,) for number in numbers if number != second)
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """The arrays' shape."""
         return tuple(math.prod(self.sizes[number] for number in numbers) for numbers in self.stored)
+
+    @functools.cached_property
+    def logical_axes(self) -> tuple[str, ...]:
+        """The axis of each of the arrays' dimensions; the outermost of a composite one, `1` where it has none."""
+        outermost = (self.dimensions[numbers[0]] for numbers in self.stored)
+        return tuple(composite[0].of if composite else ONE for composite in outermost)
 
     @functools.cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -158,6 +164,4 @@ class Array:
     @property
     def logical_axes(self) -> tuple[str, ...]:
         """The axis of each dimension; the outermost of a composite one, `1` where it has none."""
-        pattern = self.patterns[0]
-        outermost = (pattern.dimensions[numbers[0]] for numbers in pattern.stored)
-        return tuple(composite[0].of if composite else ONE for composite in outermost)
+        return self.patterns[0].logical_axes

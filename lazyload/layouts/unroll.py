@@ -18,7 +18,9 @@ Example:
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from lazyload.errors import LayoutError
@@ -29,6 +31,9 @@ from lazyload.layouts.pattern import Array, Axis, CompositeAxis, Pattern, extent
 
 LAYER = "layer"
 """The axis whose indices a model's groups speak of."""
+
+_PATH = re.compile(r"[^./\\\0]+(?:\.[^./\\\0]+)*")
+"""A dotted path, none of whose names can lead elsewhere where it becomes a folder."""
 
 
 def unroll(layout: Layout, model: Axes) -> dict[str, Array]:
@@ -55,15 +60,18 @@ def unroll_tree(layout: Layout, model: Axes) -> dict[str, Array]:
         LayoutError: As for `unroll`, or the path of one array is a folder of another's, or is no path.
     """
     arrays = unroll(layout, model)
+    inside: dict[str, str] = {}
     for path in arrays:
-        if not all(path.split(".")) or any(sign in path for sign in "/\\\0"):
+        if _PATH.fullmatch(path) is None:
             raise LayoutError(f"layout {layout.name!r}: {path!r} is no path: give names with single dots between them")
-        folder = path
-        while folder := folder.rpartition(".")[0]:
-            if folder in arrays:
-                raise LayoutError(
-                    f"layout {layout.name!r}: {folder!r} and {path!r} cannot both be arrays of one tree; rename one"
-                )
+        folder = path.rpartition(".")[0]
+        while folder and folder not in inside:
+            inside[folder] = path
+            folder = folder.rpartition(".")[0]
+    for folder in arrays.keys() & inside.keys():
+        raise LayoutError(
+            f"layout {layout.name!r}: {folder!r} and {inside[folder]!r} cannot both be arrays of one tree; rename one"
+        )
     return arrays
 
 
@@ -85,12 +93,13 @@ def _arrays(table: Table, line: Line, model: Axes) -> Iterator[Array]:
         groups = _groups(line, model)
         layers = sorted(layer for of_roles in groups for layer in of_roles[0].layers)
         splits = {**model.splits, **table.split}
+        held = [frozenset(of_roles[0].layers) for of_roles in groups]
         for number, of_roles in enumerate(groups):
             words = [_words(table, line, role, group.sizes, layers, splits) for role, group in enumerate(of_roles)]
             patterns = _patterns(line, number, words)
             if all(some for every in words for some in every.indices.values()):
                 for array in _arrays_at(line, words[0], patterns):
-                    if len(groups) == 1 or _is_of_group(array, [of_roles[0] for of_roles in groups]):
+                    if len(groups) == 1 or _is_of_group(array, held[number], groups):
                         yield array
     except LayoutError as error:
         raise LayoutError(f"line {line.template!r}: {error}") from None
@@ -205,15 +214,19 @@ def _with_turns(composites: tuple[CompositeAxis, ...], dimension: int, turns: in
 
 def _arrays_at(line: Line, words: _Words, patterns: tuple[Pattern, ...]) -> Iterator[Array]:
     """An array for each combination of the indices in the path."""
-    axes = {path_axis: words.axes[path_axis.axis] for path_axis in line.path_axes}
-    for numbers in itertools.product(*(range(axis.size) for axis in axes.values())):
-        chosen = dict(zip(axes, numbers, strict=True))
-        pieces = (piece if isinstance(piece, str) else _written(piece, chosen[piece], words) for piece in line.path)
+    # Text in a path has no braces.
+    template = "".join(piece if isinstance(piece, str) else "{}" for piece in line.path)
+    axes = [words.axes[path_axis.axis] for path_axis in line.path_axes]
+    written = [
+        [_written(path_axis, number, words) for number in range(axis.size)]
+        for path_axis, axis in zip(line.path_axes, axes, strict=True)
+    ]
+    names = itertools.product(*written)
+    for numbers, chosen in zip(itertools.product(*(range(axis.size) for axis in axes)), names, strict=True):
         positions: dict[str, int] = {}
-        for path_axis, number in chosen.items():
-            axis = axes[path_axis]
+        for axis, number in zip(axes, numbers, strict=True):
             positions[axis.of] = positions.get(axis.of, 0) + number * axis.stride
-        yield Array("".join(pieces), patterns, positions)
+        yield Array(template.format(*chosen), patterns, positions)
 
 
 def _written(path_axis: PathAxis, number: int, words: _Words) -> str:
@@ -226,14 +239,13 @@ def _written(path_axis: PathAxis, number: int, words: _Words) -> str:
     return str(words.indices[axis.of][number])
 
 
-def _is_of_group(array: Array, groups: Sequence[Group]) -> bool:
+def _is_of_group(array: Array, layers: AbstractSet[int], groups: Sequence[tuple[Group, ...]]) -> bool:
     """Whether the layers of an array are those of its group; an error if they are those of several."""
     pattern = array.patterns[0]
-    layers = set(groups[pattern.group].layers)
     start, every = array.positions.get(LAYER, 0), pattern.indices.get(LAYER)
     held = {every[start + step] for step, _ in pattern.steps(LAYER)} if every else None
     if held is None or (held & layers and held - layers):
-        sizes = _differing_sizes(groups)
+        sizes = _differing_sizes([of_roles[0] for of_roles in groups])
         raise LayoutError(
             f"{array.path!r} cannot hold layers of different sizes ({sizes}) of {pattern.role!r}; write {{layer}} in "
             "the path, or give each kind of layers a table of their own: only={'layer': ...}"

@@ -36,9 +36,10 @@ def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
         >>> fill(module, {"kernel": jnp.ones((2, 3))})(jnp.ones(2)).tolist()
         [2.0, 2.0, 2.0]
     """
-    if problems := misfits(model, {path: array.shape for path, array in arrays.items()}):
-        raise TensorMismatchError("the arrays do not fit the model's parameters:", problems)
+    # Walking over a module takes longer than all else that is done here.
     parameters = _parameters(model)
+    if problems := _misfits(parameters, {path: array.shape for path, array in arrays.items()}):
+        raise TensorMismatchError("the arrays do not fit the model's parameters:", problems)
     for path, array in arrays.items():
         _place(parameters[path], array)
     return model
@@ -46,7 +47,10 @@ def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
 
 def misfits(model: nnx.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """How a module's parameters differ from arrays of these shapes, by path: sentences."""
-    parameters = _parameters(model)
+    return _misfits(_parameters(model), shapes)
+
+
+def _misfits(parameters: "Mapping[str, nnx.Param[jax.Array]]", shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     problems = [
         f"{path} is missing, shape {parameter.shape}"
         for path, parameter in parameters.items()

@@ -341,5 +341,5 @@ class Source:
 
 def _stretch(tensor: StoredTensor) -> Stretch:
     """Where in its file a tensor lies."""
-    shape, dtype = tensor.info
-    return Stretch(tensor.start, tensor.start + math.prod(shape) * dtype.itemsize)
+    nbytes = math.prod(tensor.info.shape) * tensor.info.dtype.itemsize
+    return Stretch(tensor.start, tensor.start + nbytes)

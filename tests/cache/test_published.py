@@ -92,7 +92,7 @@ def test_what_may_be_published_is_not_taken_back(tmp_path: Path, monkeypatch: py
     cache = Cache(tmp_path)
     with pytest.raises(CacheError, match="the answer was lost"):
         publish(cache)
-    assert cache.find(KEY, FORM) is not None
+    assert cache.find(KEY, [FORM]) is not None
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "gone", "a folder"])
@@ -106,7 +106,7 @@ def test_an_entry_whose_files_are_not_those_listed_is_no_hit(
         chunk.mkdir()
     elif damage != "gone":
         chunk.write_bytes(b"x" * (999 if damage == "shorter" else 1001))
-    assert cache.find(KEY, FORM) is None
+    assert cache.find(KEY, [FORM]) is None
     assert "folder/chunk: " in caplog.text
     assert "damaged" in cache.explain(KEY, "org/model")[0]
 
@@ -125,8 +125,8 @@ def test_an_entry_whose_files_are_not_those_listed_is_no_hit(
 def test_an_entry_whose_records_are_not_those_wanted_is_no_hit(tmp_path: Path, form: Any) -> None:
     cache = Cache(tmp_path)
     entry = publish(cache)
-    assert cache.find(KEY, FORM) == entry
-    assert cache.find(KEY, form) is None
+    assert cache.find(KEY, [FORM]) == entry
+    assert cache.find(KEY, [form]) is None
 
 
 def test_an_edited_manifest_is_damaged_and_pruned(tmp_path: Path) -> None:
@@ -159,9 +159,15 @@ def test_what_cannot_be_read_now_is_not_absent_and_nothing_is_pruned(
 
         patch.setattr(Path, name, fail)
 
+    def scandir(path: Any) -> Any:
+        if Path(path).name.startswith(where):
+            raise OSError(number, os.strerror(number), str(path))
+        return listed(path)
+
+    listed = os.scandir
     with monkeypatch.context() as patch:
         failing("read_bytes")
-        failing("iterdir")
+        patch.setattr(os, "scandir", scandir)
         with pytest.raises(CacheError, match=r"now: .*give another cache_dir"):
             cache.find(KEY)
         assert "now: " in cache.problems()[entry.folder]
@@ -237,7 +243,7 @@ def test_a_staging_folder_stays_while_its_owner_lives(tmp_path: Path) -> None:
         cache.prune(older_than=0, max_bytes=0)
 
     again = publish(cache, remove)
-    assert cache.find(KEY, FORM) == again
+    assert cache.find(KEY, [FORM]) == again
 
 
 def test_force_removes_what_is_in_use(tmp_path: Path) -> None:
@@ -296,4 +302,4 @@ def test_marks_of_processes_that_are_gone_are_pruned_and_the_entry_stays(tmp_pat
         mark.write_text(dead)
     assert {removal.path for removal in cache.prune()} == set(marks)
     assert not any(mark.exists() for mark in marks)
-    assert cache.find(KEY, FORM) == entry
+    assert cache.find(KEY, [FORM]) == entry

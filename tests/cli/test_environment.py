@@ -10,7 +10,6 @@ from support.command import command
 from support.entries import publish
 
 import lazyload
-from lazyload.cli import environment
 
 
 @pytest.fixture
@@ -86,6 +85,6 @@ def test_devices_that_do_not_answer_are_not_waited_for(cache: Path, monkeypatch:
     def never(*_: object, timeout: float, **__: object) -> None:
         raise subprocess.TimeoutExpired("python", timeout)
 
-    monkeypatch.setattr(environment.subprocess, "run", never)
+    monkeypatch.setattr(subprocess, "run", never)
     said = env(cache, "--timeout", "0.5")["devices"]["error"]
     assert said == "JAX did not find its devices in 0.5 s; another process may hold them"

@@ -10,9 +10,10 @@ from support.in_memory import FLOAT32, SIZES, Arrays, Sizes, slices
 from lazyload.errors import LayoutError, TensorMismatchError
 from lazyload.layouts import conversion
 from lazyload.layouts.axes import Group
-from lazyload.layouts.conversion import digest, resolve, target_axes, target_form
+from lazyload.layouts.conversion import digest, form_of, resolve, target_axes
 from lazyload.layouts.layout import Layout, Table
 from lazyload.layouts.notation import DTYPES
+from lazyload.layouts.unroll import unroll_tree
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EMBEDDING = np.linspace(-3, 3, 35, dtype=np.float32).reshape(7, 5)
@@ -60,7 +61,7 @@ def test_a_layout_may_keep_values_that_the_dtype_asked_for_cannot_hold(stored: s
     assert found.dtype == DTYPES[result]
     np.testing.assert_array_equal(found.astype(np.float32), array.astype(np.float32))
     layout = Layout({"t": "embed : vocab embed ; unrounded"})
-    assert DTYPES[result].name in target_form(layout, SIZES, dtype)["t"][1]
+    assert DTYPES[result].name in form_of(unroll_tree(layout, SIZES), dtype)["t"][1]
     assert converted("embed : vocab embed ; unrounded", EMBEDDING.astype(np.int32), dtype).dtype == np.int32
 
 
