@@ -155,7 +155,7 @@ def _converted(
         manner.stopwatch.switching("fetch", "convert") as arrived,
     ):
         arriving = _arriving(request, conversion, manner, noted, arrived)
-        return _convert(request, conversion, key, use, manner.progress, noted, arriving, lease)
+        return _convert(request, conversion, key, use, manner, noted, arriving, lease)
 
 
 @contextlib.contextmanager
@@ -188,7 +188,7 @@ def _convert(
     conversion: Conversion,
     key: Key,
     use: Use[Any],
-    progress: CallProgress,
+    manner: Manner,
     noted: Noted,
     arriving: AbstractContextManager[None],
     lease: contextlib.ExitStack,
@@ -203,7 +203,7 @@ def _convert(
         with (
             _identified_meanwhile(request.source),
             arriving,
-            progress.stage("convert", nbytes, noted=noted) as advance,
+            manner.progress.stage("convert", nbytes, noted=noted) as advance,
         ):
             arrays = write(
                 staging.path,
@@ -214,10 +214,11 @@ def _convert(
                 item=request.target.item,
                 advance=advance,
                 deliver=use.take,
+                give_up=request.source.stop_arriving,
             )
         request.source.check_unchanged(status)
         if key != request.key:
-            held.enter_context(request.cache.lock(request.key, None, request.source.name))
+            held.enter_context(request.cache.lock(request.key, manner.lock_timeout, request.source.name))
             if published := request.cache.find(request.key, request.forms):
                 # Somebody has converted a copy of the same files.
                 lease.enter_context(published.in_use())

@@ -322,7 +322,7 @@ class Cache:
 
     def _remove_unfinished(self, model: str) -> None:
         """Removes what conversions of a model have left that did not finish, under whatever key."""
-        for folder in self._folders(_models(model)):
+        for folder in self._folders(model):
             self._carry_out(unfinished(folder), lambda removal: removal in unfinished(_entry_folder(removal.path)))
 
     def remove(

@@ -58,6 +58,7 @@ def write(
     item: str = "",
     advance: Advance = lambda nbytes: None,
     deliver: Deliver = lambda path, box, values: None,
+    give_up: Callable[[BaseException], None] = lambda error: None,
 ) -> dict[str, dict[str, Any]]:
     """Writes a checkpoint.
 
@@ -70,6 +71,7 @@ def write(
         item: Where the folder is to be a composite checkpoint, with the arrays as its only item: the item's name.
         advance: Called with the number of bytes of every chunk that is handed on to be written, from any thread.
         deliver: Given every chunk that is written, too.
+        give_up: Called with what has gone wrong, before chunks are waited for that are still being read.
 
     Returns:
         What there is to know of each array, for the manifest (`ArrayRecord.as_dict`).
@@ -107,7 +109,7 @@ def write(
         tensors,
     )
     with _sent_to_disk_meanwhile(folder, writer), writer:
-        _run(write_chunk, iter(work))
+        _run(write_chunk, iter(work), give_up)
         with _explained(folder):
             for path, value in (scalars or {}).items():
                 writer.put(path, (), np.array(value, np.int64))
@@ -152,7 +154,7 @@ def _tell_overflows(counts: Mapping[str, int], tensors: Mapping[str, LazyTensor]
         logger.warning("values too large for float16 have become infinite: %s; use dtype='bfloat16'", shown)
 
 
-def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]]) -> None:
+def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]], give_up: Callable[[BaseException], None]) -> None:
     """Calls the task with every piece of work, a few at a time; stops at the first error."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool:
         running: set[Future[None]] = set()
@@ -165,7 +167,8 @@ def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]]) -> None:
                 running.add(pool.submit(task, *arguments))
             for future in running:
                 future.result()
-        except BaseException:
+        except BaseException as error:
+            give_up(error)
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 

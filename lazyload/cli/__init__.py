@@ -13,7 +13,7 @@ import typer
 
 from lazyload import __version__
 from lazyload.cli import environment, explain, information, listing, models, removing, verifying
-from lazyload.cli.command import HELP, Group, add
+from lazyload.cli.command import HELP, add
 from lazyload.errors import LazyLoadError
 
 INTERRUPTED = 130
@@ -28,7 +28,6 @@ _EXIT_CODES = """Exit codes:
 130  interrupted with Ctrl-C"""
 
 app = typer.Typer(
-    cls=Group,
     help="Pretrained Hugging Face models in JAX: converted once, cached.",
     epilog=_EXIT_CODES,
     no_args_is_help=True,
@@ -37,7 +36,6 @@ app = typer.Typer(
     context_settings=HELP,
 )
 cache_app = typer.Typer(
-    cls=Group,
     help="Look after the cache of converted checkpoints.",
     epilog=_EXIT_CODES,
     no_args_is_help=True,

@@ -134,6 +134,7 @@ class Following:
     def _bring(self, file: FollowedFile) -> None:
         with self._followed(file):
             path = file.download(self._background.require_running)
+        # Also where all is to end: what lies in the hub's cache is taken for sound by the next call.
         progress = self._progress[file.name]
         self._hash(progress, path)
         self._check(file.name, path, progress.sha256.hexdigest())
@@ -176,8 +177,6 @@ class Following:
         opened = self._opened(progress, path)
         memory = memoryview(bytearray(_BYTES_AT_ONCE))
         while is_complete is None or not is_complete.is_set():
-            if is_complete is None:
-                self._background.require_running()
             count = os.preadv(opened.fileno(), [memory], progress.hashed)
             if count:
                 progress.sha256.update(memory[:count])
