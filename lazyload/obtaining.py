@@ -9,7 +9,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -114,28 +114,41 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
     reasons = ("asked to convert again",) if manner.force else tuple(request.reasons())
     logger.debug("%s: to be converted: %s", request.source.name, "; ".join(reasons))
     request, conversion = planned or _planned(request, manner.stopwatch)
-    while True:
-        with contextlib.ExitStack() as lease:
-            is_known = manner.force or request.may_be_cached
-            key = request.key if is_known else request.working_key
-            waited_for = request.cache.lock(key, manner.lock_timeout, request.source.name)
-            with manner.stopwatch.entering("wait", waited_for):
-                if not is_known and request.source.is_identified:
-                    # By whoever was waited for.
-                    continue
-                published = request.cache.find(key, request.forms)
-                is_hit = published is not None and not (manner.force and published == found)
-                if published and is_hit:
-                    entry = published
-                    lease.enter_context(entry.in_use())
-                else:
-                    try:
-                        entry = _converted(request, conversion, key, use, manner, lease)
-                    except NotAsReadError as error:
-                        logger.warning("converting again: %s", error)
-                        request, conversion = _planned(request, manner.stopwatch)
-                        entry = _converted(request, conversion, key, use, manner, lease)
-            return Obtained(use.of(entry), entry, None if is_hit else reasons)
+    with contextlib.ExitStack() as lease:
+        with contextlib.ExitStack() as locks:
+            with manner.stopwatch.stage("wait"):
+                keys = _locked(request, manner, locks)
+                published = request.cache.find(keys[-1], request.forms)
+            if published and not (manner.force and published == found):
+                lease.enter_context(published.in_use())
+                entry, converted_for = published, None
+            else:
+                try:
+                    entry = _converted(request, conversion, keys, use, manner, lease)
+                except NotAsReadError as error:
+                    logger.warning("converting again: %s", error)
+                    request, conversion = _planned(request, manner.stopwatch)
+                    entry = _converted(request, conversion, keys, use, manner, lease)
+                converted_for = reasons
+        return Obtained(use.of(entry), entry, converted_for)
+
+
+def _locked(request: Request, manner: Manner, locks: contextlib.ExitStack) -> list[Key]:
+    """Takes the locks that a conversion needs, and says of which keys: the last one is what the entry is called now.
+
+    Whoever converts the same files waits for the first one, whether they know yet what these contain or not.
+    """
+    keys = []
+
+    def take(key: Key) -> None:
+        locks.enter_context(request.cache.lock(key, manner.lock_timeout, request.source.name))
+        keys.append(key)
+
+    if request.source.status:
+        take(request.working_key)
+    if manner.force or request.may_be_cached or request.source.is_identified:
+        take(request.key)
+    return keys
 
 
 def _planned(request: Request, stopwatch: Stopwatch) -> tuple[Request, Conversion]:
@@ -146,16 +159,21 @@ def _planned(request: Request, stopwatch: Stopwatch) -> tuple[Request, Conversio
 
 
 def _converted(
-    request: Request, conversion: Conversion, key: Key, use: Use[Any], manner: Manner, lease: contextlib.ExitStack
+    request: Request,
+    conversion: Conversion,
+    keys: Sequence[Key],
+    use: Use[Any],
+    manner: Manner,
+    lease: contextlib.ExitStack,
 ) -> Entry:
-    """Converts under a key whose lock is held, while the source arrives."""
+    """Converts under the last of keys whose locks are held, while the source arrives."""
     use.begin(request, conversion)
     with (
-        in_progress(request.cache.root, key) as noted,
+        in_progress(request.cache.root, *keys) as noted,
         manner.stopwatch.switching("fetch", "convert") as arrived,
     ):
         arriving = _arriving(request, conversion, manner, noted, arrived)
-        return _convert(request, conversion, key, use, manner, noted, arriving, lease)
+        return _convert(request, conversion, keys[-1], use, manner, noted, arriving, lease)
 
 
 @contextlib.contextmanager

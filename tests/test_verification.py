@@ -28,7 +28,7 @@ def test_only_what_is_damaged_has_problems(model: Path, tmp_path: Path) -> None:
     assert problems[sound.key] == ()
     problem, of_file = problems[damaged.key]
     assert of_file == "final_norm.scale/0: its content is not what was written"
-    assert problem.startswith("final_norm.scale: is crc32:")
+    assert problem.startswith("final_norm.scale: is crc32c:")
     assert f"was written as {damaged.manifest.arrays['final_norm.scale']['checksum']}" in problem
 
 

@@ -37,17 +37,19 @@ _conversions: dict[tuple[Path, str], _Conversion] = {}
 
 
 @contextlib.contextmanager
-def in_progress(root: Path, key: Key) -> Iterator[Noted]:
-    """Has this process known to convert a key while the body runs.
+def in_progress(root: Path, *keys: Key) -> Iterator[Noted]:
+    """Has this process known to convert something while the body runs.
 
     Args:
         root: The cache's.
-        key: The key.
+        keys: The keys whose locks are held for that.
 
     Yields:
         What makes a function that reports progress, from any thread, note that it is running.
     """
-    conversion = _conversions[root, key.digest] = _Conversion()
+    conversion = _Conversion()
+    places = [(root, key.digest) for key in keys]
+    _conversions.update(dict.fromkeys(places, conversion))
     lock = threading.Lock()
 
     def noted(advance: Advance) -> Advance:
@@ -67,8 +69,9 @@ def in_progress(root: Path, key: Key) -> Iterator[Noted]:
         yield noted
     finally:
         # Not what another thread does that holds the lock of the same key, too, because that lies.
-        if _conversions.get((root, key.digest)) is conversion:
-            del _conversions[root, key.digest]
+        for place in places:
+            if _conversions.get(place) is conversion:
+                del _conversions[place]
 
 
 class Watch:

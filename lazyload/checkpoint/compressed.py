@@ -12,12 +12,11 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import tensorstore as ts
 
-from lazyload.checkpoint.assembly import Assembly
 from lazyload.checkpoint.completeness import WrittenFiles, files_below
 from lazyload.checkpoint.pieces import Piece, Stretch
 from lazyload.checkpoint.records import ArrayRecord
@@ -25,6 +24,9 @@ from lazyload.checkpoint.store import array_spec, context, new_array_spec
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box
 from lazyload.storage import Storage
+
+if TYPE_CHECKING:
+    from lazyload.checkpoint.assembly import Assembly
 
 _BYTES_IN_FLIGHT = 64 << 20
 """Of chunks that are being written while the next ones are read; a single larger one is let through alone."""
@@ -51,10 +53,10 @@ class CompressedReader:
     ) -> None:
         self._stores.clear()
 
-    def stretches(self, piece: Piece, record: ArrayRecord, assembly: Assembly) -> None:
+    def stretches(self, piece: Piece, record: ArrayRecord, assembly: "Assembly") -> None:
         """None: of a compressed chunk nothing can be read in part."""
 
-    def strips(self, piece: Piece, record: ArrayRecord, wanted: Assembly | None) -> Iterator[tuple[Box, np.ndarray]]:
+    def strips(self, piece: Piece, record: ArrayRecord, wanted: "Assembly | None") -> Iterator[tuple[Box, np.ndarray]]:
         """A chunk, where any of it is wanted; valid until the thread's next one."""
         if wanted is None or any(True for _ in wanted.parts(piece.box)):
             chunk = self._scratch.array([cut.stop - cut.start for cut in piece.box], record.numpy_dtype)

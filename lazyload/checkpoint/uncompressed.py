@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from lazyload.checkpoint.assembly import Assembly
 from lazyload.checkpoint.damage import explained
 from lazyload.checkpoint.ocdbt import Reference, write_database
 from lazyload.checkpoint.pieces import Piece, Stretch
@@ -27,6 +26,9 @@ from lazyload.errors import CacheError
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box
 from lazyload.storage import Storage
+
+if TYPE_CHECKING:
+    from lazyload.checkpoint.assembly import Assembly
 
 _GAP_BYTES = 64
 """Between what is read in one call, at most."""
@@ -56,7 +58,7 @@ class UncompressedReader:
     ) -> None:
         self._files.close()
 
-    def stretches(self, piece: Piece, record: ArrayRecord, assembly: Assembly) -> list[Stretch] | None:
+    def stretches(self, piece: Piece, record: ArrayRecord, assembly: "Assembly") -> list[Stretch] | None:
         """Where a chunk's bytes go; None unless all that is needed of it are stretches in the file and in memory."""
         file, offset = range_of(piece.path, record, piece.box, self._storage)
         self._require_whole(file, record)
@@ -69,7 +71,7 @@ class UncompressedReader:
             found.append(Stretch(piece.path, file, offset + start * record.numpy_dtype.itemsize, memory))
         return found
 
-    def strips(self, piece: Piece, record: ArrayRecord, wanted: Assembly | None) -> Iterator[tuple[Box, np.ndarray]]:
+    def strips(self, piece: Piece, record: ArrayRecord, wanted: "Assembly | None") -> Iterator[tuple[Box, np.ndarray]]:
         """What is wanted of a chunk, or all of it, in pieces that are valid until the next one."""
         file, offset = range_of(piece.path, record, piece.box, self._storage)
         self._require_whole(file, record)
@@ -175,9 +177,11 @@ class UncompressedWriter:
         self._scratch = Scratch()
         self._files = OpenFiles(folder, os.O_WRONLY | os.O_CREAT)
         self._lock = threading.Lock()
-        # Of files of single chunks: how each was left, by array. Of data files: how much is not on the disk yet.
+        # Of files of single chunks: how each was left, by array. Of data files: where what has been written ends.
+        # Of either, how much of it is not on the disk yet.
         self._complete: dict[str, dict[str, os.stat_result]] = {path: {} for path in records}
         self._dirty: dict[str, int] = {}
+        self._ends: dict[str, int] = {}
         self._make_places()
 
     def __enter__(self) -> Self:
@@ -216,9 +220,11 @@ class UncompressedWriter:
         file, offset = range_of(path, record, box, self._storage)
         content = _padded(chunk, record.chunks).reshape(-1).view(np.uint8).data
         if self._storage.ocdbt:
+            self._require_untruncated(file)
             write_at(self._files.descriptor(file), offset, content)
             with self._lock:
                 self._dirty[file] = self._dirty.get(file, 0) + len(content)
+                self._ends[file] = max(self._ends.get(file, 0), offset + len(content))
             return
         descriptor = self._new_file(path, file)
         try:
@@ -265,8 +271,17 @@ class UncompressedWriter:
             if gone or not (self._folder / path / metadata_key(self._storage)).exists():
                 raise self._changed(f"{gone or 'the metadata'} of the chunks of {path} have been removed")
 
+    def _require_untruncated(self, file: str) -> None:
+        """Makes sure that a data file has not become shorter; what is written further on would make it long again."""
+        with self._lock:
+            end = self._ends.get(file, 0)
+        found = os.fstat(self._files.descriptor(file)).st_size
+        if found < end:
+            raise self._changed(f"{file} has {found} bytes, was written with {end}")
+
     def _require_data_files(self) -> None:
-        for file in {record.file for record in self._records.values() if record.nbytes}:
+        for file in self._ends:
+            self._require_untruncated(file)
             if not _is_there(self._folder / file, os.fstat(self._files.descriptor(file))):
                 raise self._changed(f"{file} has been removed")
 

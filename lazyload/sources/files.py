@@ -77,7 +77,10 @@ class Files(Protocol):
         """
 
     def status(self) -> Mapping[str, Any]:
-        """What tells, without reading any weights, that the files have not changed between two times; JSON values."""
+        """What tells, without reading any weights, that the files have not changed between two times; JSON values.
+
+        Empty where the identity tells so itself.
+        """
 
     @property
     def is_identified(self) -> bool:

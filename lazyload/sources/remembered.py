@@ -42,8 +42,8 @@ class RememberedSource:
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """A commit does not change."""
-        return self.identity
+        """Nothing: a commit does not change."""
+        return {}
 
     @property
     def is_identified(self) -> bool:

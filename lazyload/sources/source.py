@@ -106,7 +106,9 @@ class Source:
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """What changes whenever the content does, without reading it: not the same for two copies of it.
+        """What changes whenever the content does, without reading it; empty where the identity tells so itself.
+
+        Two copies of the same files have different ones.
 
         Raises:
             SourceNotFoundError: A file is gone.

@@ -19,7 +19,7 @@ def found(root: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
         ({"commit": COMMITS[1]}, "commit"),
         ({"mapping": "m2"}, "mapping"),
         ({"own_head": "h2"}, "mapping"),
-        ({"format": 3}, "entry format"),
+        ({"format": 4}, "entry format"),
     ],
 )
 def test_a_later_entry_of_the_same_call_supersedes(tmp_path: Path, newer: dict[str, object], change: str) -> None:

@@ -120,10 +120,10 @@ def test_a_folder_that_is_hashed_cannot_be_loaded_by_the_progress_of_that(model:
 
     def report(progress: lazyload.Progress) -> None:
         stages.append(progress.stage)
-        lazyload.convert(model, cache_dir=tmp_path, progress=report)
+        lazyload.convert(model, cache_dir=tmp_path, progress=report, force_convert=True)
 
     with pytest.raises(CacheError, match="is being converted by the call whose progress this is"):
-        lazyload.convert(model, cache_dir=tmp_path, progress=report)
+        lazyload.convert(model, cache_dir=tmp_path, progress=report, force_convert=True)
     assert stages[0] == "fetch"
     assert "convert" in stages
 

@@ -44,7 +44,7 @@ def test_all_is_well(model: Path, cache: Path) -> None:
 
 def test_damage_is_named_and_makes_the_exit_code_1(damaged: Path, cache: Path) -> None:
     said = command("cache", "verify", cache=cache, code=1).stdout
-    assert "embed.embedding: is crc32:" in said
+    assert "embed.embedding: is crc32c:" in said
     assert ": ok\n" in said
     found = json.loads(command("cache", "verify", "--json", cache=cache, code=1).stdout)
     assert sorted(bool(each["problems"]) for each in found) == [False, True]
