@@ -238,9 +238,10 @@ def _convert(
         if key != request.key:
             held.enter_context(request.cache.lock(request.key, manner.lock_timeout, request.source.name))
             if published := request.cache.find(request.key, request.forms):
-                # Somebody has converted a copy of the same files.
-                lease.enter_context(published.in_use())
-                return published
+                # Somebody has converted a copy of the same files; unless it is gone by now.
+                with contextlib.suppress(EntryRemovedError):
+                    lease.enter_context(published.in_use())
+                    return published
             staging.move_to(request.key)
         entry = staging.publish(
             arrays=arrays,

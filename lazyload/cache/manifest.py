@@ -144,7 +144,16 @@ class Manifest(Summary):
     else as canonical JSON: sorted keys, no spaces, ASCII.
 
     Attributes:
-        arrays: By path, what the checkpoint's writer recorded: shape, dtype, chunks, checksum.
+        key: The digest of the key, which is the entry's folder, too.
+        fields: The key's fields.
+        model: The model's name.
+        data: The name of the data folder beside the manifest.
+        item: The folder in it that is the checkpoint; empty where it is that itself.
+        nbytes: Bytes of all arrays.
+        source: Where the weights came from.
+        created: When, in ISO 8601, UTC.
+        seconds: How long the conversion took.
+        arrays: By path, what the checkpoint's writer recorded: shape, dtype, chunks, checksum, and where chunks lie.
         files: Every file of the data folder by its path in it, with `/`: its size, and its SHA-256 where it is small.
         config: The model's `config.json`.
         versions: Of the programs that took part.

@@ -75,22 +75,23 @@ _Place = Callable[[bytes], Reference]
 """Keeps a node, and says where."""
 
 
-def new_data_file() -> str:
-    """The path of a data file that no other has."""
-    return f"d/{uuid.uuid4().hex}"
+def data_file(number: int) -> str:
+    """The path of a data file of those that are written at first; later ones have random names of the same form."""
+    return f"d/{number:032x}"
 
 
-def write_database(folder: Path, values: Mapping[bytes, bytes | Reference]) -> None:
+def write_database(folder: Path, values: Mapping[bytes, bytes | Reference], file: str) -> None:
     """Makes a folder with data files a database.
 
     Args:
         folder: The folder.
         values: What each key stands for: bytes, or where they lie in a file of the folder. At least one.
+        file: The path of the data file that the tree is written to; it must not be there.
 
     Raises:
         OSError: It cannot be written to.
     """
-    file, nodes = new_data_file(), bytearray()
+    nodes = bytearray()
 
     def place(node: bytes) -> Reference:
         nodes.extend(node)

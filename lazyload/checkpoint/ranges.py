@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lazyload.checkpoint.ocdbt import new_data_file
+from lazyload.checkpoint.ocdbt import data_file
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.checkpoint.zarr import chunk_key
 from lazyload.layouts.source import Box
@@ -35,12 +35,12 @@ def placed(records: Mapping[str, ArrayRecord], storage: Storage) -> dict[str, Ar
     """The records of arrays that are to be written, with the places of their chunks in data files."""
     if not storage.ocdbt:
         return dict(records)
-    found, file, end = {}, new_data_file(), 0
+    found, number, end = {}, 1, 0
     for path, record in records.items():
         size = _stored_bytes(record)
         if end and end + size > _DATA_FILE_BYTES:
-            file, end = new_data_file(), 0
-        found[path] = replace(record, file=file, offset=end)
+            number, end = number + 1, 0
+        found[path] = replace(record, file=data_file(number), offset=end)
         end += -(-size // _ALIGNMENT) * _ALIGNMENT
     return found
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from lazyload.checkpoint.damage import explained
-from lazyload.checkpoint.ocdbt import Reference, write_database
+from lazyload.checkpoint.ocdbt import Reference, data_file, write_database
 from lazyload.checkpoint.pieces import Piece, Stretch
 from lazyload.checkpoint.ranges import OpenFiles, range_of, read_at, write_at
 from lazyload.checkpoint.records import ArrayRecord
@@ -264,7 +264,7 @@ class UncompressedWriter:
         """
         if self._storage.ocdbt:
             self._require_data_files()
-            write_database(self._folder, self._database())
+            write_database(self._folder, self._database(), data_file(0))
             return
         for path, files in self._complete.items():
             gone = sum(not _is_there(self._folder / file, written) for file, written in files.items())

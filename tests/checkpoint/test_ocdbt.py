@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazyload.checkpoint import ocdbt
-from lazyload.checkpoint.ocdbt import Reference, new_data_file, write_database
+from lazyload.checkpoint.ocdbt import Reference, data_file, write_database
 
 CONTENT = bytes(range(256)) * 8
 
@@ -20,12 +20,12 @@ def database(folder: Path) -> ts.KvStore:
 
 def written(folder: Path, values: dict[bytes, bytes | tuple[int, int, int]]) -> dict[bytes, bytes]:
     """Writes a database; a value that is referred to is the number of its file, its offset and its size."""
-    files = [new_data_file() for _ in range(3)]
+    files = [data_file(number) for number in (1, 2, 3)]
     (folder / "d").mkdir()
     for number, file in enumerate(files):
         (folder / file).write_bytes(CONTENT[number:])
     references = {key: v if isinstance(v, bytes) else Reference(files[v[0]], *v[1:]) for key, v in values.items()}
-    write_database(folder, references)
+    write_database(folder, references, data_file(0))
     return {
         key: value if isinstance(value, bytes) else CONTENT[value[0] :][value[1] : value[1] + value[2]]
         for key, value in values.items()

@@ -241,7 +241,7 @@ def test_a_file_that_is_written_while_it_is_read_is_an_error(folder: Path, cache
             file.touch()
 
     with pytest.raises(CorruptSourceError, match="is being written; call again when it is complete"):
-        lazyload.convert(folder, cache_dir=cache, progress=meanwhile)
+        lazyload.convert(folder, cache_dir=cache, progress=meanwhile, force_convert=True)
 
 
 def test_what_cannot_be_converted_is_said_before_the_weights_are_read(folder: Path, cache: Path, reads: Reads) -> None:
