@@ -89,12 +89,12 @@ class TestConfig:
             lazyload.config("org/other", local_files_only=True, cache_dir=tmp_path)
 
     def test_of_an_architecture_of_one_s_own_it_is_what_its_family_reads(self, tmp_path: Path) -> None:
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bigrams", "vocab_size": 7}))
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "unigrams", "vocab_size": 7}))
         family = lazyload.Family(
-            "bigrams", ("bigrams",), lambda values: values["vocab_size"], lambda _: lazyload.Layout({})
+            "unigrams", ("unigrams",), lambda values: values["vocab_size"], lambda _: lazyload.Layout({})
         )
         assert lazyload.config(tmp_path, family=family) == 7
-        with pytest.raises(errors.UnknownArchitectureError, match="bigrams"):
+        with pytest.raises(errors.UnknownArchitectureError, match="unigrams"):
             lazyload.config(tmp_path)
         assert lazyload.config(tmp_path, family=family, config={"vocab_size": 9}) == 9
 
