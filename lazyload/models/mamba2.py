@@ -131,6 +131,8 @@ class Mamba2(nnx.Module):
 class GroupedNorm(nnx.Module):
     """A root mean square norm over the heads of each group together; `scale` is `[head, head_dim]`."""
 
+    eps: float
+    num_groups: int
     scale: nnx.Param[jax.Array]
 
     def __init__(self, parameters: Parameters, block: architecture.Mamba2):
