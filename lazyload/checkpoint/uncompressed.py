@@ -36,9 +36,6 @@ _GAP_BYTES = 64
 _STRIP_BYTES = 512 << 10
 """What is read at a time where it goes to several places: it stays in the processor's cache until it is copied."""
 
-_DIRTY_BYTES = 64 << 20
-"""How much of a file is written before it is worth sending it to the disk."""
-
 
 class UncompressedReader:
     """Reads uncompressed chunks, for as long as the context lasts."""
