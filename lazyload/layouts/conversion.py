@@ -65,15 +65,6 @@ def digest(source: Layout, target: Layout, model: Axes) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def target_axes(target: Layout, model: Axes) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
-    """The shape and the logical axes of every array of a layout, by path, without a source.
-
-    Raises:
-        LayoutError: The layout does not fit the model, or its paths make no tree.
-    """
-    return axes_of(unroll_tree(target, model))
-
-
 def axes_of(arrays: Mapping[str, Array]) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
     """The shape and the logical axes of every array."""
     return {path: (array.shape, array.logical_axes) for path, array in arrays.items()}

@@ -4,20 +4,18 @@
 when they are converted.
 """
 
-import errno
 import functools
 import hashlib
 import logging
 import math
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 with warnings.catch_warnings():
@@ -30,7 +28,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.file_download import HfFileMetadata
 from huggingface_hub.utils import build_hf_headers
 
-from lazyload.errors import AccessDeniedError, CacheError, CorruptSourceError, LazyLoadError, SourceNotFoundError
+from lazyload.errors import CorruptSourceError, SourceNotFoundError
 from lazyload.progress import Advance
 from lazyload.sources.files import (
     CONFIG,
@@ -43,24 +41,23 @@ from lazyload.sources.files import (
     single_name,
 )
 from lazyload.sources.following import FollowedFile, Following
+from lazyload.sources.hub_errors import denied, endpoint, explained, explanation, unreachable
 from lazyload.sources.hub_internals import (
     HTTP_ERRORS,
     Answer,
     DownloadCount,
     ImpatientError,
-    bounded,
     commit_of_file,
     counted,
     get_range,
-    is_from_xet,
     is_known_missing,
     partial_download,
-    seconds_to_wait,
     sha256_of_download,
     sha256_of_file,
 )
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.passing import Passing, PassingFile
+from lazyload.sources.patience import BUSY, PassingError, patiently
 from lazyload.sources.reference import ModelReference
 from lazyload.sources.secrets import without_secrets
 from lazyload.sources.stretches import Stretch, Wanted
@@ -77,35 +74,6 @@ _DOWNLOADS_OF_XET = 2
 _REQUESTS = 8
 _EXPIRED = (400, 401, 403, 404, 410)
 """What an address that was signed is answered with when its time is over."""
-
-_BUSY = (429, 500, 502, 503, 504)
-_WAITS = (0.5, 1.0, 2.0)
-"""Seconds before a request is repeated that the hub was too busy for."""
-
-_LONGEST_WAIT = 10.0
-"""Seconds that the hub may ask to wait for."""
-
-_PATIENCE = 15.0
-"""Seconds after which a request is not repeated any more."""
-
-_HUB_ERRORS: tuple[type[Exception], ...] = (*HTTP_ERRORS, ValueError, hub_errors.EntryNotFoundError, RuntimeError)
-"""The bases of what `huggingface_hub` raises."""
-
-Answered = TypeVar("Answered")
-
-
-class _PassingError(Exception):
-    """What may be over when a request is made again.
-
-    Attributes:
-        error: What to raise if it is not.
-        headers: Those of the answer.
-    """
-
-    def __init__(self, error: Exception, headers: Mapping[str, str]):
-        super().__init__(error)
-        self.error = error
-        self.headers = headers
 
 
 class HubFiles:
@@ -170,7 +138,7 @@ class HubFiles:
         ask = functools.partial(
             api.model_info, self.name, revision=revision or "main", timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
-        paths = [file.rfilename for file in self._patiently(ask).siblings or ()]
+        paths = [file.rfilename for file in patiently(ask).siblings or ()]
         prefix = _path(self._reference, "")
         names = [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
         return [name for name in names if "/" not in name and "\\" not in name and name not in ("", ".", "..")]
@@ -187,9 +155,9 @@ class HubFiles:
             # Out of reach, but a checkpoint of one file that has been downloaded needs no index.
             if not unknown or (name == index_name(self.variant) and self.is_here(single_name(self.variant))):
                 return None
-            raise _unreachable(error, self._reference, self._offline) from None
+            raise unreachable(error, self._reference, self._offline) from None
         except HTTP_ERRORS as error:
-            raise _explanation(error, self._reference, self._offline) from None
+            raise explanation(error, self._reference, self._offline) from None
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""
@@ -333,7 +301,7 @@ class HubFiles:
                 return self._told[name]
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         with self._explained():
-            told = self._patiently(
+            told = patiently(
                 lambda: get_hf_file_metadata(self._url(name), token=self._reference.token, timeout=timeout)
             )
         with self._lock:
@@ -355,42 +323,16 @@ class HubFiles:
 
         try:
             most = MOST_JSON_BYTES if name.endswith(".json") else math.inf
-            return self._patiently(lambda: download(self._offline), most)
+            return patiently(lambda: download(self._offline), most)
         except ImpatientError as error:
             # As `huggingface_hub` does where it is out of reach.
             with suppress(hub_errors.LocalEntryNotFoundError):
                 return download(local_files_only=True)
             raise self._impatient(error) from None
 
-    def _patiently(self, request: Callable[[], Answered], most: float = math.inf) -> Answered:
-        """Makes a request, and makes it again where the hub is busy or the connection breaks; within bounds.
-
-        Raises:
-            ImpatientError: The hub asks for more patience than it is given.
-        """
-        began = time.monotonic()
-        for wait in (*_WAITS, None):
-            try:
-                with bounded(wait=_LONGEST_WAIT, seconds=_PATIENCE, nbytes=most):
-                    return request()
-            except _PassingError as error:
-                passing = error
-            except _HUB_ERRORS as error:
-                if not _may_pass(error):
-                    raise
-                response = _response(error)
-                passing = _PassingError(error, {} if response is None else response.headers)
-            asked = seconds_to_wait(passing.headers)
-            if asked > _LONGEST_WAIT:
-                raise ImpatientError(f"asks to wait {asked:.0f} s before it is asked again")
-            if wait is None or time.monotonic() - began > _PATIENCE:
-                break
-            time.sleep(max(wait, asked))
-        raise passing.error
-
     def _impatient(self, error: ImpatientError) -> SourceNotFoundError:
         return SourceNotFoundError(
-            f"the hub ({_endpoint()}) {error} for {self.name}; call again later, or log in (`hf auth login`), which "
+            f"the hub ({endpoint()}) {error} for {self.name}; call again later, or log in (`hf auth login`), which "
             "allows more requests"
         )
 
@@ -430,26 +372,26 @@ class HubFiles:
             try:
                 answer = get_range(url, headers, constants.HF_HUB_DOWNLOAD_TIMEOUT, start, stop, look)
             except HTTP_ERRORS as error:
-                raise _PassingError(_explanation(error, self._reference, self._offline), {}) from None
+                raise PassingError(explanation(error, self._reference, self._offline), {}) from None
             told = SourceNotFoundError(f"{without_secrets(url)} answers with {answer.status}; try again later")
             if is_elsewhere and answer.status in _EXPIRED:
                 with self._lock:
                     self._told.pop(name, None)
-                raise _PassingError(told, answer.headers)
-            if answer.status in _BUSY:
-                raise _PassingError(told, answer.headers)
+                raise PassingError(told, answer.headers)
+            if answer.status in BUSY:
+                raise PassingError(told, answer.headers)
             if answer.size is not None and len(answer.content) < min(stop, answer.size) - start:
-                raise _PassingError(CorruptSourceError(f"{without_secrets(url)} ends too early; try again later"), {})
+                raise PassingError(CorruptSourceError(f"{without_secrets(url)} ends too early; try again later"), {})
             return answer
 
         with self._explained():
-            answer = self._patiently(ask)
+            answer = patiently(ask)
         if answer.size is not None:
             return answer.content, answer.size
         if answer.status == 404:
             raise self._missing(name)
         if answer.status in (401, 403):
-            raise _denied(self.name, answer.status)
+            raise denied(self.name, answer.status)
         what = "with another range than was asked for" if answer.status in (200, 206) else f"with {answer.status}"
         raise SourceNotFoundError(
             f"{without_secrets(self._url(name))} answers {what}; try again later, and see what is between here and the "
@@ -461,7 +403,7 @@ class HubFiles:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        with _explained(self._reference, self._offline):
+        with explained(self._reference, self._offline):
             try:
                 yield
             except ImpatientError as error:
@@ -478,109 +420,15 @@ def current_commit(reference: ModelReference) -> str:
     model = reference.name
     if constants.HF_HUB_OFFLINE:
         raise SourceNotFoundError(f"{model}: the hub must not be asked (HF_HUB_OFFLINE)")
-    with _explained(reference, offline=False):
+    with explained(reference, offline=False):
         url = hf_hub_url(model, _path(reference, CONFIG), revision=reference.revision)
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         commit = get_hf_file_metadata(url, token=reference.token, timeout=timeout).commit_hash
     if commit is None:
-        raise SourceNotFoundError(f"{_endpoint()} does not say which commit of {model} it has; is it a hub?")
+        raise SourceNotFoundError(f"{endpoint()} does not say which commit of {model} it has; is it a hub?")
     return commit
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether an error of `huggingface_hub` may be over when the request is made again."""
-    response = _response(error)
-    if response is not None:
-        return response.status_code in _BUSY
-    is_final = isinstance(error, hub_errors.EntryNotFoundError | hub_errors.OfflineModeIsEnabled) or is_from_xet(error)
-    # What the disk refuses has a number.
-    return isinstance(error, HTTP_ERRORS) and not is_final and getattr(error, "errno", None) is None
-
-
-def _response(error: Exception) -> Any:
-    """The server's answer that an error is about, or the error that led to it."""
-    response = getattr(error, "response", None)
-    return response if response is not None else getattr(error.__cause__, "response", None)
-
-
-def _endpoint() -> str:
-    """The hub's address, as it may be shown."""
-    return without_secrets(constants.ENDPOINT)
 
 
 def _path(reference: ModelReference, name: str) -> str:
     """The path in its repository of a checkpoint's file."""
     return f"{reference.subfolder}/{name}" if reference.subfolder else name
-
-
-@contextmanager
-def _explained(reference: ModelReference, offline: bool) -> Iterator[None]:
-    """Turns what `huggingface_hub` raises into errors that name the model and the remedy."""
-    try:
-        yield
-    except LazyLoadError:
-        raise
-    except _HUB_ERRORS as error:
-        raise _explanation(error, reference, offline) from None
-
-
-def _explanation(error: Exception, reference: ModelReference, offline: bool) -> LazyLoadError:
-    model, revision = reference.name, reference.revision or "main"
-    if isinstance(error, hub_errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        # Why the hub was not asked, or what it said.
-        error = error.__cause__
-    if is_from_xet(error):
-        return SourceNotFoundError(
-            f"{model} cannot be downloaded from where the hub stores it: {_first_line(error)}; try again later, or do "
-            "without Xet (HF_HUB_DISABLE_XET=1)"
-        )
-    status = getattr(_response(error), "status_code", None)
-    match error:
-        case hub_errors.HFValidationError():
-            return SourceNotFoundError(f"{model!r} is neither a folder nor a model id of the hub: {error}")
-        case hub_errors.GatedRepoError():
-            return AccessDeniedError(
-                f"{model} is gated: accept its conditions at {_endpoint()}/{model}, then log in with "
-                "`hf auth login` or give token="
-            )
-        case hub_errors.RevisionNotFoundError():
-            return SourceNotFoundError(f"{model} has no revision {revision!r} on the hub; check its branches")
-        case hub_errors.RepositoryNotFoundError():
-            return SourceNotFoundError(
-                f"{model} is neither a folder here nor a model that the hub ({_endpoint()}) shows; check "
-                "the name, or log in (`hf auth login`, token=) if it is private"
-            )
-        case hub_errors.LocalEntryNotFoundError() | hub_errors.OfflineModeIsEnabled():
-            return _unreachable(error, reference, offline)
-        case hub_errors.EntryNotFoundError():
-            url = without_secrets(str(getattr(_response(error), "url", model)))
-            return SourceNotFoundError(f"{model} lacks a file that was there before: {url}; call again")
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return CacheError(
-                f"{constants.HF_HUB_CACHE}: the disk is full; make space (`hf cache ls`) or move it with HF_HUB_CACHE"
-            )
-        case PermissionError():
-            return AccessDeniedError(
-                f"{without_secrets(str(error))}; check who may write to the hub's cache, or move it with HF_HUB_CACHE"
-            )
-    return _denied(model, status) if status in (401, 403) else _unreachable(error, reference, offline)
-
-
-def _unreachable(error: Exception, reference: ModelReference, offline: bool) -> SourceNotFoundError:
-    why = "must not be asked" if offline else f"({_endpoint()}) cannot be reached"
-    at = f" at {reference.revision}" if reference.revision else ""
-    return SourceNotFoundError(
-        f"{reference.name}{at} is not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub {why}: "
-        f"{_first_line(error)}"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return without_secrets(str(error) or type(error).__name__).splitlines()[0][:200]
-
-
-def _denied(model: str, status: int) -> AccessDeniedError:
-    return AccessDeniedError(
-        f"the hub refuses {model} ({status}): the token may not read it, or is wrong; log in with `hf auth login`, or "
-        "give token= (False for none)"
-    )

@@ -21,8 +21,9 @@ from lazyload.architecture import (
 )
 from lazyload.errors import ConfigError, LayoutError
 from lazyload.formats.nnx import layout
-from lazyload.layouts.conversion import target_axes
+from lazyload.layouts.conversion import axes_of
 from lazyload.layouts.layout import Layout
+from lazyload.layouts.unroll import unroll_tree
 
 
 def test_layers_that_have_a_role_in_the_same_sizes_are_a_group() -> None:
@@ -40,12 +41,12 @@ def test_layers_that_have_a_role_in_the_same_sizes_are_a_group() -> None:
 
 def test_arrays_have_the_sizes_of_their_layers() -> None:
     mixed = config(layer(), layer(replace(ATTENTION, num_kv_heads=4, head_dim=16)))
-    shapes = {path: shape for path, (shape, _) in target_axes(layout(mixed), mixed).items()}
+    shapes = {path: shape for path, (shape, _) in axes_of(unroll_tree(layout(mixed), mixed)).items()}
     assert shapes["layers.0.attn.k_proj.kernel"] == (32, 2, 8)
     assert shapes["layers.1.attn.k_proj.kernel"] == (32, 4, 16)
     stacked = Layout({"q": "attn.q : embed layer head head_dim"})
     with pytest.raises(LayoutError, match="head_dim"):
-        target_axes(stacked, mixed)
+        unroll_tree(stacked, mixed)
 
 
 def test_a_layer_that_shares_keys_and_values_has_no_roles_and_no_cache_for_them() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from lazyload import families
-from lazyload.layouts.conversion import target_axes
+from lazyload.layouts.conversion import axes_of
+from lazyload.layouts.unroll import unroll_tree
 
 MODELS = [json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "hub_configs").glob("*.json"))]
 
@@ -31,7 +32,7 @@ def look_up(value: Any, path: str) -> Any:
 def test_a_real_file_describes_the_published_model(model: dict[str, Any]) -> None:
     family = families.find(model["config"])
     config = family.config(model["config"])
-    shapes = [shape for shape, _ in target_axes(family.huggingface(config), config).values()]
+    shapes = [shape for shape, _ in axes_of(unroll_tree(family.huggingface(config), config)).values()]
     assert sum(math.prod(shape) for shape in shapes) == model["parameters"]
     for path, expected in model["expected"].items():
         assert look_up(config, path) == pytest.approx(expected), path

@@ -18,9 +18,10 @@ from lazyload.architecture import MLP, DecoderConfig, Experts
 from lazyload.errors import LayoutError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
-from lazyload.layouts.conversion import Conversion, resolve, target_axes
+from lazyload.layouts.conversion import Conversion, axes_of, resolve
 from lazyload.layouts.layout import Layout
 from lazyload.layouts.lazy import LazyTensor
+from lazyload.layouts.unroll import unroll_tree
 from lazyload.sources import ModelReference, open_source
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -43,7 +44,7 @@ def read(config: Mapping[str, Any], **changes: Any) -> tuple[Family, DecoderConf
 
 def shapes(layout: Layout, config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     prefix = "params.params."
-    return {path.removeprefix(prefix): shape for path, (shape, _) in target_axes(layout, config).items()}
+    return {path.removeprefix(prefix): shape for path, (shape, _) in axes_of(unroll_tree(layout, config)).items()}
 
 
 def whole(lazy: LazyTensor) -> np.ndarray:

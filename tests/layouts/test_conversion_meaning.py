@@ -10,7 +10,7 @@ from support.in_memory import FLOAT32, SIZES, Arrays, Sizes, slices
 from lazyload.errors import LayoutError, TensorMismatchError
 from lazyload.layouts import conversion
 from lazyload.layouts.axes import Group
-from lazyload.layouts.conversion import digest, form_of, resolve, target_axes
+from lazyload.layouts.conversion import axes_of, digest, form_of, resolve
 from lazyload.layouts.layout import Layout, Table
 from lazyload.layouts.notation import DTYPES
 from lazyload.layouts.unroll import unroll_tree
@@ -177,7 +177,7 @@ def test_roles_that_take_turns(source: str, target: str, data: st.DataObject) ->
 
 
 def test_a_dimension_in_which_roles_take_turns_is_one_of_the_array() -> None:
-    axes = target_axes(TURNS["by turns, stacked"], SIZES)
+    axes = axes_of(unroll_tree(TURNS["by turns, stacked"], SIZES))
     assert axes == {"all": ((5, 4, 15), ("embed", "layer", "head"))}
     stored = "one after the other"
     found = resolve(Arrays(by_turns(stored)), TURNS[stored], TURNS["by turns, stacked"], SIZES, FLOAT32).tensors

@@ -8,8 +8,9 @@ from support.in_memory import FLOAT32, SIZES, Arrays, Sizes
 
 from lazyload.errors import LayoutError
 from lazyload.layouts.axes import Group
-from lazyload.layouts.conversion import resolve, target_axes
+from lazyload.layouts.conversion import axes_of, resolve
 from lazyload.layouts.layout import Layout, Table
+from lazyload.layouts.unroll import unroll_tree
 
 # Every third layer is as wide as two others, as in Gemma 4.
 NARROW = Group((0, 1, 3, 4), {**SIZES.axes, "layer": 6})
@@ -25,12 +26,12 @@ def checkpoint() -> Arrays:
 
 
 def shapes(layout: Layout, sizes: Sizes = SIZES) -> dict[str, tuple[int, ...]]:
-    return {path: shape for path, (shape, _) in target_axes(layout, sizes).items()}
+    return {path: shape for path, (shape, _) in axes_of(unroll_tree(layout, sizes)).items()}
 
 
 def test_shapes_and_axes_are_known_without_a_source() -> None:
     layout = Layout({"q": "q : embed layer (head head_dim)", "i.{layer}": "q : embed head (pair half)"})
-    axes = target_axes(layout, SIZES)
+    axes = axes_of(unroll_tree(layout, SIZES))
     assert list(axes) == ["q", "i.0", "i.1", "i.2", "i.3"]
     assert axes["q"] == ((5, 4, 12), ("embed", "layer", "head"))
     assert axes["i.3"] == ((5, 3, 4), ("embed", "head", "head_dim"))
@@ -41,7 +42,7 @@ def test_paths_write_indices_names_positions_and_parts_of_axes() -> None:
     assert list(shapes(Layout([Table({"{gate_up:a,b}.{layer}": entry}, only)]))) == ["a.1", "a.3", "b.1", "b.3"]
     assert list(shapes(Layout([Table({"x.{layer:0..}": entry}, only)]))) == ["x.0", "x.1"]
     pairs = Table({"{place}": "mlp : cycle (gate_up mlp) embed"}, only, {"layer": ("cycle", "place")}, {"place": 2})
-    assert target_axes(Layout([pairs]), SIZES) == {
+    assert axes_of(unroll_tree(Layout([pairs]), SIZES)) == {
         place: ((1, 6, 5), ("layer", "gate_up", "embed")) for place in ("0", "1")
     }
 
@@ -105,7 +106,7 @@ def test_a_table_for_no_layers_has_no_arrays() -> None:
 def test_roles_that_share_an_array_are_in_the_same_layers(others: list[Group]) -> None:
     layout = Layout({"{layer}.qk": "q | k : (head | kv_head)"})
     with pytest.raises(LayoutError, match=r"line '\{layer\}.qk': 'q' and 'k' share an array, but not all layers"):
-        target_axes(layout, Sizes(SIZES.axes, of_role={"k": others}))
+        unroll_tree(layout, Sizes(SIZES.axes, of_role={"k": others}))
 
 
 @pytest.mark.parametrize("path", ["layers.{layer}.q", "layers_{layer:0..}.q"])
@@ -182,7 +183,7 @@ def test_concatenated_roles_of_two_sizes() -> None:
 )
 def test_layers_of_two_sizes_are_no_one_array(table: Table) -> None:
     with pytest.raises(LayoutError) as error:
-        target_axes(Layout([table]), TWO_SIZES)
+        unroll_tree(Layout([table]), TWO_SIZES)
     path = "t" if "t" in table.lines else "0"
     assert (
         f"{path!r} cannot hold layers of different sizes (head_dim 4, pair 2 in layers 0, 1, 3, 4; head_dim 8, pair 4 "
@@ -196,14 +197,14 @@ def test_an_array_is_no_folder_of_others(other: str) -> None:
     for lines in ({"a": "embed : vocab", other: "embed : vocab"}, {other: "embed : vocab", "a": "embed : vocab"}):
         layout = Layout(lines, name="mine")
         with pytest.raises(LayoutError, match=rf"layout 'mine': 'a' and '{other}' cannot both be arrays"):
-            target_axes(layout, SIZES)
+            unroll_tree(layout, SIZES)
         with pytest.raises(LayoutError, match=rf"layout 'mine': 'a' and '{other}' cannot both be arrays"):
             resolve(Arrays({"e": np.zeros(7)}), Layout({"e": "embed : vocab"}), layout, SIZES, FLOAT32)
 
 
 def test_arrays_of_one_folder_and_of_similar_names() -> None:
     layout = Layout({"a.b": "embed : vocab", "a.c": "embed : vocab", "ab": "embed : vocab", "a_b.c": "embed : vocab"})
-    assert len(target_axes(layout, SIZES)) == 4
+    assert len(axes_of(unroll_tree(layout, SIZES))) == 4
 
 
 def test_tensors_of_a_checkpoint_need_be_no_tree() -> None:
@@ -235,7 +236,7 @@ def test_tensors_of_a_checkpoint_need_be_no_tree() -> None:
 )
 def test_layouts_that_do_not_fit_the_model_are_errors(layout: Layout, complaint: str) -> None:
     with pytest.raises(LayoutError) as error:
-        target_axes(layout, SIZES)
+        unroll_tree(layout, SIZES)
     assert complaint in str(error.value)
 
 

@@ -9,7 +9,8 @@ from support.decoders import CONFIGS, abstract, build, parameter_shapes, weights
 
 from lazyload.errors import TensorMismatchError
 from lazyload.formats.nnx import layout
-from lazyload.layouts.conversion import target_axes
+from lazyload.layouts.conversion import axes_of
+from lazyload.layouts.unroll import unroll_tree
 
 P = PartitionSpec
 
@@ -62,7 +63,7 @@ def test_every_problem_is_reported_at_once():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_modules_have_exactly_the_parameters_that_their_blocks_declare(name):
     config = CONFIGS[name]
-    declared = target_axes(layout(config), config)
+    declared = axes_of(unroll_tree(layout(config), config))
     model = abstract(config)
     made = {".".join(map(str, path)): p.logical_axes for path, p in nnx.to_flat_state(nnx.state(model))}
     assert {path: axes for path, (_, axes) in declared.items()} == made

@@ -180,7 +180,7 @@ def test_what_passes_is_overcome(
     how: str | int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lazyload.sources.hub._WAITS", (0.01, 0.01, 0.1))
+    monkeypatch.setattr("lazyload.sources.patience._WAITS", (0.01, 0.01, 0.1))
     hub.add(MODEL, single)
     times = 0
 

@@ -225,7 +225,7 @@ def test_a_server_without_ranges_is_not_read_to_its_end(hub: Hub, folder: Path, 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     slept: list[float] = []
-    monkeypatch.setattr("lazyload.sources.hub.time.sleep", slept.append)
+    monkeypatch.setattr("lazyload.sources.patience.time.sleep", slept.append)
     return slept
 
 
