@@ -1,6 +1,7 @@
 """What every test runs under: eight simulated devices, a cache of its own, and a hub on loopback."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,18 @@ _FLAGS = {
 _GIVEN = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *(f"--{name}={n}" for name, n in _FLAGS.items() if name not in _GIVEN)])
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ["LAZYLOAD_CACHE"] = tempfile.mkdtemp(prefix="lazyload-tests-")
+_FOLDERS = [tempfile.mkdtemp(prefix="lazyload-tests-") for _ in range(2)]
+os.environ["LAZYLOAD_CACHE"] = _FOLDERS[0]
 # Read when `huggingface_hub` is imported, once.
 os.environ["HF_ENDPOINT"] = running().endpoint
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="lazyload-tests-hub-")
+os.environ["HF_HOME"] = _FOLDERS[1]
 os.environ.pop("HF_TOKEN", None)
+
+
+def pytest_unconfigure() -> None:
+    """Removes the cache and the hub's, at the end of all tests of this process."""
+    for folder in _FOLDERS:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
