@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import checkpoints
-from support.decoders import decode, run
+from support.decoders import decode_scanned, run
 
 import lazyload
 
@@ -45,6 +45,6 @@ def test_logits(name: str, folder: Path) -> None:
         loaded = lazyload.from_pretrained(model, mesh=mesh, dtype="float32", cache_dir=folder / "cache")
         whole, _ = run(loaded, jnp.asarray(tokens))
         np.testing.assert_allclose(whole, expected, rtol=0, atol=tolerance, err_msg=place)
-        steps = decode(loaded, jnp.asarray(tokens), cache_size=tokens.shape[1])
+        steps = decode_scanned(loaded, jnp.asarray(tokens), cache_size=tokens.shape[1])
         np.testing.assert_allclose(steps, expected, rtol=0, atol=tolerance, err_msg=f"{place}, token by token")
     assert lazyload.last_report().hit

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from support import checkpoints
-from support.decoders import decode, run
+from support.decoders import decode_scanned, run
 
 import lazyload
 from lazyload import families
@@ -1031,7 +1031,7 @@ def test_logits_are_those_of_transformers(kind: Callable[[Draw], Values], data: 
         loaded = lazyload.from_pretrained(folder, mesh=mesh, dtype="float32", cache_dir=folder / "cache")
         logits, _ = run(loaded, jnp.asarray(tokens))
         np.testing.assert_allclose(logits, whole, rtol=0, atol=TOLERANCE, err_msg="whole")
-        found = decode(loaded, jnp.asarray(tokens), cache_size=LENGTH)
+        found = decode_scanned(loaded, jnp.asarray(tokens), cache_size=LENGTH)
         np.testing.assert_allclose(found, steps, rtol=0, atol=TOLERANCE, err_msg="token by token")
 
 
