@@ -22,7 +22,16 @@ from lazyload.layouts.layout import Layout
 from lazyload.layouts.source import Box
 from lazyload.monitoring import tell
 from lazyload.obtaining import Manner, Obtained, obtain
-from lazyload.options import ConfigOptions, DTypeOption, LayoutOption, LoadOptions, StorageOption, explains_arguments
+from lazyload.options import (
+    ConfigOptions,
+    DTypeOption,
+    LayoutOption,
+    LoadOptions,
+    OneDType,
+    StorageOption,
+    compute_dtype_of,
+    explains_arguments,
+)
 from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, open_request, read_config
@@ -75,6 +84,7 @@ def from_pretrained(
     mesh: "jax.sharding.Mesh | None" = None,
     rules: "Rules | None" = None,
     dtype: DTypeOption = "bfloat16",
+    compute_dtype: OneDType | None = None,
     layout: LayoutOption = "nnx",
     into: "nnx.Module | None" = None,
     layers: range | None = None,
@@ -111,6 +121,10 @@ def from_pretrained(
             `lazyload/README.md` lists them) or of the layout's paths (`layers.0.*`). The first one that matches counts,
             and what none matches is bfloat16. What a layout's table stores in a dtype of its own (`as float32`) keeps
             it unless a pattern is its very role or path.
+        compute_dtype: The dtype that `"nnx"`'s decoder computes in, whatever its parameters are stored in: with
+            `dtype="float32", compute_dtype="bfloat16"` a trainer's small updates are not lost, and products cost what
+            they cost in bfloat16. None for the dtype of the parameters. It decides nothing that is stored; a module
+            given as `into` has its own.
         layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, a
             `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build from it, too.
         into: A module that is filled and returned, instead of a new one: a `Decoder` of the same config, or a module of
@@ -161,6 +175,7 @@ def from_pretrained(
     from lazyload.restoring import Restoring
 
     stopwatch = Stopwatch()
+    computed = compute_dtype_of(compute_dtype, layout, into)
     placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with (
@@ -168,7 +183,19 @@ def from_pretrained(
         show_progress(progress, reference.name) as shown,
         stopwatch.entering(
             "open",
-            open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
+            open_request(
+                reference,
+                dtype,
+                layout,
+                storage,
+                cache_dir,
+                family,
+                strict,
+                config,
+                shown,
+                layers=layers,
+                compute_dtype=computed,
+            ),
         ) as request,
     ):
         placement.require(request)

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from lazyload import families
 from lazyload.architecture import DecoderConfig
 from lazyload.cache.cache import Cache
@@ -69,6 +71,7 @@ class Request:
         architecture: The model of these layers.
         target: What is wanted.
         layout: The same, as the call named it.
+        compute_dtype: What the decoder that is built computes in; None for the dtype of its parameters.
         strict: Whether a tensor without use is an error even where it cannot matter.
         dtypes: The dtypes of floating-point parameters.
         storage: How the entry is stored, every flag concrete.
@@ -83,6 +86,7 @@ class Request:
     architecture: Any
     target: Target[Any]
     layout: LayoutOption
+    compute_dtype: np.dtype | None
     strict: bool
     dtypes: DTypes
     storage: Storage
@@ -227,7 +231,9 @@ class Request:
         if whole is None:
             return None
         untied = _part(whole, self.layers)
-        return replace(self, whole=whole, architecture=untied, target=_target(self.layout, self.family, untied))
+        return replace(
+            self, whole=whole, architecture=untied, target=_target(self.layout, self.family, untied, self.compute_dtype)
+        )
 
 
 @contextlib.contextmanager
@@ -243,6 +249,7 @@ def open_request(
     progress: CallProgress | None = None,
     dry_run: bool = False,
     layers: range | None = None,
+    compute_dtype: np.dtype | None = None,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised.
 
@@ -265,7 +272,7 @@ def open_request(
         if layers is not None and isinstance(layout, MaxText):
             _require_places(whole, architecture)
         dtypes = dtypes_for(patterns, values)
-        target = _target(layout, family, architecture)
+        target = _target(layout, family, architecture, compute_dtype)
         if dtypes.patterns:
             dtypes = _fitted(dtypes, layout, family, architecture)
         fields: dict[str, Any] = {
@@ -281,7 +288,21 @@ def open_request(
         }
         if layers is not None:
             fields["layers"] = [layers.start, layers.stop]
-        yield Request(source, family, whole, layers, architecture, target, layout, strict, dtypes, flags, cache, fields)
+        yield Request(
+            source,
+            family,
+            whole,
+            layers,
+            architecture,
+            target,
+            layout,
+            compute_dtype,
+            strict,
+            dtypes,
+            flags,
+            cache,
+            fields,
+        )
 
 
 def read_config(
@@ -421,7 +442,9 @@ def _fitted(dtypes: DTypes, layout: LayoutOption, family: Family, architecture: 
     return dtypes.fitted(unroll_tree(_target(layout, family, most).layout, most).values())
 
 
-def _target(layout: LayoutOption, family: Family, architecture: Any) -> Target[Any]:
+def _target(
+    layout: LayoutOption, family: Family, architecture: Any, compute_dtype: np.dtype | None = None
+) -> Target[Any]:
     match layout:
         case Target():
             return layout
@@ -435,16 +458,17 @@ def _target(layout: LayoutOption, family: Family, architecture: Any) -> Target[A
                 f"config.json as {type(architecture).__name__}: give a lazyload.Layout or lazyload.Target"
             )
         case "nnx":
-            return Target(nnx_layout(architecture), _decoder)
+            return Target(nnx_layout(architecture), functools.partial(_decoder, compute_dtype=compute_dtype))
     raise LayoutError(
         f"layout {layout!r} is not known; give 'nnx', lazyload.MaxText(...), a lazyload.Layout or a lazyload.Target"
     )
 
 
-def _decoder(architecture: Any, arrays: "Mapping[str, jax.Array]") -> "Decoder":
+def _decoder(architecture: Any, arrays: "Mapping[str, jax.Array]", compute_dtype: np.dtype | None = None) -> "Decoder":
     """The decoder; Flax is imported only where a module is wanted."""
     from lazyload.models.decoder import Decoder
     from lazyload.models.fill import fill
 
     # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
-    return fill(Decoder(architecture, dtype=arrays["embed.embedding"].dtype, rngs=None), arrays)
+    dtype = arrays["embed.embedding"].dtype
+    return fill(Decoder(architecture, dtype=dtype, compute_dtype=compute_dtype, rngs=None), arrays)

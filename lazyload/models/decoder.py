@@ -102,13 +102,15 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """A decoder-only transformer, whatever its family.
 
-    Activations have the dtype of the embedding. Products with parameters of another dtype are computed in the wider of
-    the two; norms, rotary embedding, softmax and routing in float32, whatever dtype their parameters have.
-    The model runs without a mesh and on any mesh, with automatic or explicit axes, whether or not one is set. Made with
-    `rngs=None`, its parameters have shapes and no values.
+    Activations have the dtype of the embedding, and products with parameters of another dtype are computed in the wider
+    of the two; with `compute_dtype` both have that one, whatever dtype parameters are stored in. Norms, rotary
+    embedding, softmax and routing are in float32 in any case. The model runs without a mesh and on any mesh, with
+    automatic or explicit axes, whether or not one is set. Made with `rngs=None`, its parameters have shapes and no
+    values.
 
     Attributes:
         config: What it is.
+        compute_dtype: The dtype of activations and products; None for what the parameters' dtypes make of it.
         embed: The embedding.
         layers: The layers.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
@@ -125,11 +127,20 @@ class Decoder(nnx.Module):
     lm_head: Any
     logits_bias: nnx.Param[jax.Array]
 
-    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike = jnp.bfloat16, rngs: nnx.Rngs | None):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        dtype: DTypeLike = jnp.bfloat16,
+        compute_dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs | None,
+    ):
         self.config = config
+        self.compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
 
         def declared(part: DecoderConfig | Layer) -> Parameters:
-            return Parameters(part.parameters, {**config.axes, **part.axes}, dtype=dtype, rngs=rngs)
+            sizes = {**config.axes, **part.axes}
+            return Parameters(part.parameters, sizes, dtype=dtype, rngs=rngs, compute_dtype=self.compute_dtype)
 
         parameters = declared(config)
         self.embed = Embedding(parameters["embed"])
@@ -291,7 +302,8 @@ class Decoder(nnx.Module):
             logits = self.embed.attend(x)
         elif isinstance(self.lm_head, Projection):
             # Not rounded to the activations' dtype where the projection has a wider one.
-            logits = self.lm_head(x.astype(jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)))
+            wide = x.dtype if self.compute_dtype else jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)
+            logits = self.lm_head(x.astype(wide))
         else:
             return jnp.asarray(self.lm_head(x), jnp.float32)
         logits = logits.astype(jnp.float32)

@@ -47,6 +47,7 @@ class Parameters:
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs | None,
+        compute_dtype: DTypeLike | None = None,
     ):
         """What a table says.
 
@@ -55,11 +56,13 @@ class Parameters:
             sizes: The size of every named axis.
             dtype: The dtype of parameters that have none of their own.
             rngs: Where random values come from; None for parameters without values, `jax.ShapeDtypeStruct`s.
+            compute_dtype: The dtype that weights are converted to where they are multiplied with; None for their own.
         """
         self._rows = _rows(tuple(table.items()))
         self._prefix = ""
         self._dtype = dtype
         self._rngs = rngs
+        self._compute_dtype = compute_dtype
         self.sizes = sizes
 
     def __getitem__(self, module: str) -> "Parameters":
@@ -78,6 +81,10 @@ class Parameters:
         """The shape of one parameter."""
         return tuple(_extent(parts, self.sizes) for parts in self._rows[self._prefix + name].dimensions)
 
+    def compute_dtype(self, name: str) -> DTypeLike | None:
+        """The dtype that one parameter is computed with; None for that which it has."""
+        return self._compute_dtype if self._rows[self._prefix + name].dtype is None else None
+
     def declare(self, name: str, initializer: Initializer) -> nnx.Param[jax.Array]:
         """One parameter, with the logical names of its axes as its metadata `logical_axes`.
 
@@ -94,6 +101,12 @@ class Parameters:
             value = initializer(self._rngs.params(), shape, dtype)
         axes = tuple(outermost(parts[0]) for parts in row.dimensions)
         return nnx.Param(value, logical_axes=axes, eager_sharding=False)
+
+
+def computed(param: nnx.Param[jax.Array], dtype: DTypeLike | None) -> jax.Array:
+    """A parameter's value in the dtype that it is computed with; None for its own."""
+    value = param[...]
+    return value if dtype is None else value.astype(dtype)
 
 
 def partition(param: nnx.Param[jax.Array]) -> tuple[str | tuple[str, ...] | None, ...]:

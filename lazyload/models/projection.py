@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lazyload.models.parameters import Parameters
+from lazyload.models.parameters import Parameters, computed
 
 
 class Projection(nnx.Module):
@@ -27,6 +27,7 @@ class Projection(nnx.Module):
         normal = nnx.initializers.lecun_normal(in_axis=axes[:inputs], out_axis=axes[inputs:])
         zeros = nnx.initializers.zeros_init()
         self.inputs = inputs
+        self.compute_dtype = parameters.compute_dtype("kernel")
         self.kernel = parameters.declare("kernel", normal)
         self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
 
@@ -40,16 +41,20 @@ class Projection(nnx.Module):
         """How many numbers of a token come out."""
         return math.prod(self.kernel.shape[self.inputs :])
 
+    def weights(self) -> jax.Array:
+        """The kernel in the dtype that it is computed with."""
+        return computed(self.kernel, self.compute_dtype)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """The map's value: `[batch, length, *inputs]` to `[batch, length, *outputs]`.
 
-        It is computed in the wider of the dtypes of `x` and the parameters, and returned in that of `x`.
+        It is computed in the wider of the dtypes of `x` and the weights, and returned in that of `x`.
         """
-        kernel = self.kernel[...]
+        kernel = self.weights()
         free = [letter for letter in ascii_lowercase if letter not in "bt"][: kernel.ndim]
         summed, kept = "".join(free[: self.inputs]), "".join(free[self.inputs :])
         y = jnp.einsum(f"bt{summed},{summed}{kept}->bt{kept}", x, kernel)
-        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+        return (y if self.bias is None else y + computed(self.bias, self.compute_dtype)).astype(x.dtype)
 
 
 class TiedProjection(nnx.Module):
@@ -72,11 +77,13 @@ class Embedding(nnx.Module):
 
     def __init__(self, parameters: Parameters):
         self.embedding = parameters.declare("embedding", nnx.initializers.normal(0.02))
+        self.compute_dtype = parameters.compute_dtype("embedding")
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The rows of the tokens: `[batch, length]` to `[batch, length, embed]`."""
-        return jnp.take(self.embedding[...], tokens, axis=0)
+        rows = jnp.take(self.embedding[...], tokens, axis=0)
+        return rows if self.compute_dtype is None else rows.astype(self.compute_dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Each row's inner product with `x`: `[batch, length, embed]` to `[batch, length, vocab]`."""
-        return jnp.einsum("btd,vd->btv", x, self.embedding[...])
+        return jnp.einsum("btd,vd->btv", x, computed(self.embedding, self.compute_dtype))
