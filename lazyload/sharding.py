@@ -115,6 +115,22 @@ def partitions(mesh: Mesh | AbstractMesh, rules: Rules | None, arrays: Arrays) -
     return {path: _placed(mesh, named, defaults, shape, axes) for path, (shape, axes) in arrays.items()}
 
 
+def batch_axes(mesh: Mesh | AbstractMesh, spread: Set[str]) -> tuple[str, ...]:
+    """The mesh axes that a batch of sequences is split over, in the mesh's order.
+
+    Args:
+        mesh: The mesh.
+        spread: Those that parameters are spread over beside the data, whatever they are called.
+    """
+    beside = {*_FULLY_SHARDED, *_DATA, *spread} - {*_TENSOR, *_EXPERT}
+    return tuple(name for name in mesh.axis_names if name in beside)
+
+
+def is_spread(axis: str) -> bool:
+    """Whether parameters are spread beside the data along a logical axis, along which activations are not split."""
+    return axis.endswith(_SPREAD)
+
+
 def spec_of(partition: Partition) -> PartitionSpec:
     """The same as JAX says it, without what is None at its end."""
     spec = [dimension.over[0] if len(dimension.over) == 1 else dimension.over or None for dimension in partition]

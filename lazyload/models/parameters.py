@@ -8,7 +8,7 @@ A table says what there is: path, role and axes. A module says how it is compute
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lazyload.layouts.notation import AxisNames, Line, outermost, parse_line
+from lazyload.sharding import partitions
 
 
 class Row(NamedTuple):
@@ -78,6 +79,10 @@ class Parameters:
         """The shape of one parameter."""
         return tuple(_extent(parts, self.sizes) for parts in self._rows[self._prefix + name].dimensions)
 
+    def axes(self, name: str) -> tuple[str, ...]:
+        """The logical axis of each dimension of one parameter."""
+        return tuple(outermost(parts[0]) for parts in self._rows[self._prefix + name].dimensions)
+
     def declare(self, name: str, initializer: Initializer) -> nnx.Param[jax.Array]:
         """One parameter, with the logical names of its axes as its metadata `logical_axes`.
 
@@ -92,14 +97,30 @@ class Parameters:
         value: Any = jax.ShapeDtypeStruct(shape, dtype)
         if self._rngs is not None:
             value = initializer(self._rngs.params(), shape, dtype)
-        axes = tuple(outermost(parts[0]) for parts in row.dimensions)
-        return nnx.Param(value, logical_axes=axes, eager_sharding=False)
+        return nnx.Param(value, logical_axes=self.axes(name), eager_sharding=False)
 
 
-def partition(param: nnx.Param[jax.Array]) -> tuple[str | tuple[str, ...] | None, ...]:
-    """One entry a dimension: the mesh axes that the partitioning metadata name, None where they name none."""
-    (spec,) = jax.tree.leaves(nnx.get_partition_spec(param), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
-    return (*spec, *(None,) * (len(param.shape) - len(spec)))
+def partition(param: Any, axes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """For each dimension of a parameter the axes of the mesh that is set over which it is split.
+
+    They are those of its partitioning metadata. Where it has none, or they are of another mesh, because its array has
+    been brought to this one by other means than this library's, the default rules tell them.
+
+    Args:
+        param: The parameter, or what a library for quantisation has put in its place.
+        axes: Its logical axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if isinstance(param, nnx.Variable):
+        (spec,) = jax.tree.leaves(nnx.get_partition_spec(param), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+        entries = tuple((entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec)
+        # Of scanned layers, the array at hand is one layer of the array that the metadata speak of.
+        entries = entries[len(entries) - len(axes) :]
+        if len(entries) == len(axes) and all(name in mesh.shape for entry in entries for name in entry):
+            return entries
+    if mesh.empty:
+        return ((),) * len(axes)
+    return tuple(dimension.over for dimension in partitions(mesh, None, {"": (tuple(param.shape), tuple(axes))})[""])
 
 
 @functools.lru_cache

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lazyload.models.activations import as_outputs, as_parameter
 from lazyload.models.parameters import Parameters
 
 
@@ -26,6 +27,7 @@ class Projection(nnx.Module):
         normal = nnx.initializers.lecun_normal(in_axis=axes[:inputs], out_axis=axes[inputs:])
         zeros = nnx.initializers.zeros_init()
         self.inputs = inputs
+        self.axes = parameters.axes("kernel")
         self.kernel = parameters.declare("kernel", normal)
         self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
 
@@ -38,7 +40,10 @@ class Projection(nnx.Module):
         free = [letter for letter in ascii_lowercase if letter not in "bt"][: kernel.ndim]
         summed, kept = "".join(free[: self.inputs]), "".join(free[self.inputs :])
         y = jnp.einsum(f"bt{summed},{summed}{kept}->bt{kept}", x, kernel)
-        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+        y = as_outputs(y, self.kernel, self.axes, range(self.inputs, kernel.ndim))
+        if self.bias is not None:
+            y = y + as_parameter(self.bias[...], self.bias, self.axes[self.inputs :])
+        return y.astype(x.dtype)
 
 
 class Embedding(nnx.Module):
@@ -47,12 +52,14 @@ class Embedding(nnx.Module):
     embedding: nnx.Param[jax.Array]
 
     def __init__(self, parameters: Parameters):
+        self.axes = parameters.axes("embedding")
         self.embedding = parameters.declare("embedding", nnx.initializers.normal(0.02))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The rows of the tokens: `[batch, length]` to `[batch, length, embed]`."""
-        return jnp.take(self.embedding[...], tokens, axis=0)
+        return as_outputs(jnp.take(self.embedding[...], tokens, axis=0), self.embedding, self.axes, (1,))
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Each row's inner product with `x`: `[batch, length, embed]` to `[batch, length, vocab]`."""
-        return jnp.einsum("btd,vd->btv", x, self.embedding[...])
+        logits = jnp.einsum("btd,vd->btv", x, self.embedding[...])
+        return as_outputs(logits, self.embedding, self.axes, (0,))
