@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from lazyload.architecture import Rope
 from lazyload.errors import InputError
+from lazyload.models.kv_cache import KVCache
 from lazyload.models.rope import Rotation, rotation
 
 
@@ -15,14 +16,23 @@ class Context:
         positions: int32 `[batch, length]`, for rotary embeddings.
         start: How many tokens the key-value cache held before; 0 without one.
         attention_mask: bool `[batch, keys]` or `[batch, length, keys]`, see `checked_mask`; None for causal.
+        segment_ids: int32 `[batch, length]`, the document that each token belongs to; None for one document a row.
+            There are none where there is a cache.
         selected: Which of the keys that it may attend to the last indexer has selected for each token, bool `[batch or
             1, length, keys]`; None before there was one.
     """
 
-    def __init__(self, positions: jax.Array, start: jax.Array | int, attention_mask: jax.Array | None):
+    def __init__(
+        self,
+        positions: jax.Array,
+        start: jax.Array | int,
+        attention_mask: jax.Array | None,
+        segment_ids: jax.Array | None = None,
+    ):
         self.positions = positions
         self.start = start
         self.attention_mask = attention_mask
+        self.segment_ids = segment_ids
         self.selected: jax.Array | None = None
         self._rotations: dict[Rope, Rotation] = {}
         self._masks: dict[tuple[int, int | None, int | None], jax.Array] = {}
@@ -52,6 +62,8 @@ class Context:
                 mask = (slots <= queries)[None]
             elif mask.ndim == 2:
                 mask = (slots <= queries) & _filled_up(mask, keys)[:, None]
+            if self.segment_ids is not None:
+                mask &= self.segment_ids[:, :, None] == self.segment_ids[:, None, :]
             first = jnp.argmax(mask, axis=-1, keepdims=True)
             if window is not None:
                 mask &= slots > queries - window
@@ -71,6 +83,32 @@ class Context:
             return jax.lax.dynamic_slice_in_dim(padded, jnp.minimum(self.start, mask.shape[1]), length, axis=1)
         own = self.start + jnp.arange(length)
         return jnp.take_along_axis(mask, own[None, :, None], axis=2)[..., 0]
+
+
+def counted_positions(tokens: jax.Array, start: jax.Array | int, segment_ids: jax.Array | None) -> jax.Array:
+    """Positions that count up from `start`, or from 0 in each segment, int32 `[batch, length]`."""
+    slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    if segment_ids is None:
+        return jnp.broadcast_to(start + slots, tokens.shape)
+    return slots - jax.lax.cummax(jnp.where(_starts(segment_ids), slots, 0), axis=1)
+
+
+def require_segments(segment_ids: jax.Array, tokens: jax.Array, cache: KVCache | None) -> None:
+    """Makes sure that segments can be told from each other.
+
+    Raises:
+        InputError: They have another shape than the tokens, are no integers, or there is a cache.
+    """
+    if segment_ids.shape != tokens.shape or not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise InputError(
+            f"segment_ids is {segment_ids.dtype} {list(segment_ids.shape)}; give int32 {list(tokens.shape)}, the "
+            "number of each token's document"
+        )
+    if cache is not None:
+        raise InputError(
+            "there are segment_ids and a cache, which does not say of its tokens what segments they belong to; give "
+            "cache=None, or each document a row of its own"
+        )
 
 
 def checked_mask(mask: jax.Array | None, batch: int, length: int, keys: int) -> jax.Array | None:
@@ -104,6 +142,12 @@ def checked_mask(mask: jax.Array | None, batch: int, length: int, keys: int) -> 
             f"[{batch}, 1, {length}, {keys}] (which keys each token may attend to)"
         )
     return mask.astype(bool)
+
+
+def _starts(segment_ids: jax.Array) -> jax.Array:
+    """Which tokens are the first of their segment, bool `[batch, length]`."""
+    before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
+    return (segment_ids != before).at[:, :1].set(True)
 
 
 def _filled_up(mask: jax.Array, keys: int) -> jax.Array:

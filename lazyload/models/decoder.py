@@ -11,14 +11,15 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
+from lazyload.errors import InputError
 from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
-from lazyload.models.context import Context, checked_mask
+from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
 from lazyload.models.norm import LayerNorm, RMSNorm, norm_of
 from lazyload.models.parameters import Parameters
-from lazyload.models.projection import Embedding, Projection
+from lazyload.models.projection import Embedding, Projection, TiedProjection
 
 BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Attention: attention.Attention,
@@ -112,7 +113,8 @@ class Decoder(nnx.Module):
         layers: The layers.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
         final_norm: The norm before the output projection.
-        lm_head: The output projection; absent where the embedding is used for it, too.
+        lm_head: The output projection; without parameters where the embedding is used for it, too. It may be replaced
+            by any module that takes `[batch, length, embed]`, such as a value head.
         logits_bias: The bias of either; absent where there is none.
     """
 
@@ -120,7 +122,7 @@ class Decoder(nnx.Module):
     per_layer_embedding: nnx.Module
     layers: nnx.List[DecoderLayer]
     final_norm: RMSNorm | LayerNorm
-    lm_head: Projection
+    lm_head: Any
     logits_bias: nnx.Param[jax.Array]
 
     def __init__(self, config: DecoderConfig, *, dtype: DTypeLike = jnp.bfloat16, rngs: nnx.Rngs | None):
@@ -135,6 +137,7 @@ class Decoder(nnx.Module):
             self.per_layer_embedding = BLOCKS[type(inputs)](inputs, parameters[inputs.name])
         self.layers = nnx.List([DecoderLayer(layer, declared(layer)) for layer in config.layers])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
+        self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
         if not config.tied:
             self.lm_head = Projection(parameters["lm_head"])
         if config.logits_bias:
@@ -175,17 +178,32 @@ class Decoder(nnx.Module):
         positions: jax.Array | None = None,
         cache: KVCache | None = None,
         attention_mask: jax.Array | None = None,
+        *,
+        segment_ids: jax.Array | None = None,
+        output_hidden_states: bool = False,
+        skip_lm_head: bool = False,
+        decode_only_last_token: bool = False,
+        images: None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Predicts the next token after each of the tokens.
 
         Args:
             tokens: int32 `[batch, length]`.
-            positions: int32 `[batch, length]`, for the rotary embedding; None counts up from the cache's end.
+            positions: int32 `[batch, length]`, for the rotary embedding; None counts up from the cache's end, or from
+                the start of each segment.
             cache: What earlier calls left, or `init_cache(...)`; None for a whole sequence at once.
             attention_mask: bool, True where a key may be attended to, keys being the cache's slots or, without a
                 cache, the tokens. `[batch, keys]`, as tokenizers make it, says which keys are no padding; `[batch,
                 length, keys]` or `[batch, 1, length, keys]` says it for each token. None is causal. Sliding windows
                 narrow either, counted in slots, and chunks, counted from the first key that a token may attend to.
+            segment_ids: int32 `[batch, length]`, the documents that are packed into a row, each of tokens that follow
+                each other. Tokens see those of their own segment only, and of these what the mask allows; states that
+                are carried along start anew with each segment. None for one document a row.
+            output_hidden_states: Whether to sow what the output projection gets, `[batch, length, embed]`, as the
+                `nnx.Intermediate` `all_hidden_states`.
+            skip_lm_head: Whether to return that instead of logits, for `compute_final_logits`.
+            decode_only_last_token: Whether to return the last token's logits only, `[batch, 1, vocab]`.
+            images: None: the models are of text alone.
 
         Returns:
             Logits, float32 `[batch, length, vocab]` (the projection itself is computed in the activations' dtype, or
@@ -194,34 +212,62 @@ class Decoder(nnx.Module):
             then (NaN).
 
         Raises:
-            InputError: The tokens do not fit into the cache, or the mask has another shape.
+            InputError: The tokens do not fit into the cache, the mask or the segments have another shape, there are
+                segments and a cache, or there are images.
         """
+        if images is not None:
+            raise InputError("there are images, and this is a model of text alone: give images=None")
         batch, length = tokens.shape
         size = length if cache is None else kv_cache.slots(self.config, cache)
         if cache is not None and size is not None:
             kv_cache.require_room(cache, size, length)
         attention_mask = checked_mask(attention_mask, batch, length, length if size is None else size)
+        if segment_ids is not None:
+            require_segments(segment_ids, tokens, cache)
+        with mesh_of(self.embed.embedding[...]):
+            args = (tokens, positions, cache, attention_mask, segment_ids)
+            if has_explicit_axes():
+                specs = (self._hidden_spec(tokens), jax.tree.map(explicit_spec, cache))
+                hidden, kept = run_with_automatic_axes(Decoder._forward, self, *args, out_specs=specs)
+            else:
+                hidden, kept = self._forward(*args)
+        if output_hidden_states:
+            self.sow(nnx.Intermediate, "all_hidden_states", hidden)
+        if decode_only_last_token:
+            hidden = hidden[:, -1:]
+        return (hidden if skip_lm_head else self.compute_final_logits(hidden)), kept
+
+    def compute_final_logits(self, x: jax.Array) -> jax.Array:
+        """The logits of hidden states, as a call with `skip_lm_head` returns them.
+
+        Args:
+            x: `[batch, length, embed]`, of any length.
+
+        Returns:
+            float32 `[batch, length, vocab]`; of an output projection that was put in the place of the model's own,
+            whatever that makes of them, in float32.
+        """
         with mesh_of(self.embed.embedding[...]):
             if not has_explicit_axes():
-                return self._forward(tokens, positions, cache, attention_mask)
-            result: tuple[jax.Array, KVCache | None] = run_with_automatic_axes(
-                Decoder._forward,
-                self,
-                tokens,
-                positions,
-                cache,
-                attention_mask,
-                out_specs=(self._logits_spec(tokens), jax.tree.map(explicit_spec, cache)),
+                return self._logits(x)
+            logits: jax.Array = run_with_automatic_axes(
+                Decoder._logits, self, x, out_specs=self._logits_spec(explicit_spec(x))
             )
-            return result
+            return logits
 
     def _forward(
-        self, tokens: jax.Array, positions: jax.Array | None, cache: KVCache | None, attention_mask: jax.Array | None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        cache: KVCache | None,
+        attention_mask: jax.Array | None,
+        segment_ids: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None]:
+        """What the output projection gets, `[batch, length, embed]`, and the cache."""
         start: jax.Array | int = 0 if cache is None else cache["layer_0"]["end_index"][0]
         if positions is None:
-            positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        context = Context(positions, start, attention_mask)
+            positions = counted_positions(tokens, start, segment_ids)
+        context = Context(positions, start, attention_mask, segment_ids)
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         inputs = None if self.config.per_layer_embedding is None else self.per_layer_embedding(tokens, x)
@@ -232,20 +278,22 @@ class Decoder(nnx.Module):
             x, seen = layer(x, context, kept.get(source), own_input)
             if seen is not None and (cache is not None or number in self.config.shared_kv_layers):
                 kept[source] = seen
-        logits = self._logits(self.final_norm(x))
+        x = self.final_norm(x)
         if cache is None:
-            return logits, None
+            return x, None
         size = kv_cache.slots(self.config, cache)
         if size is not None:
-            logits = jnp.where(start + tokens.shape[1] > size, jnp.nan, logits)
-        return logits, kept
+            x = jnp.where(start + tokens.shape[1] > size, jnp.nan, x)
+        return x, kept
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        if self.config.tied:
+        if isinstance(self.lm_head, TiedProjection):
             logits = self.embed.attend(x)
-        else:
+        elif isinstance(self.lm_head, Projection):
             # Not rounded to the activations' dtype where the projection has a wider one.
             logits = self.lm_head(x.astype(jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)))
+        else:
+            return jnp.asarray(self.lm_head(x), jnp.float32)
         logits = logits.astype(jnp.float32)
         if self.config.logits_bias:
             logits = logits + self.logits_bias[...].astype(jnp.float32)
@@ -253,12 +301,17 @@ class Decoder(nnx.Module):
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-    def _logits_spec(self, tokens: jax.Array) -> PartitionSpec:
-        """The tokens' own sharding, and the embedding's along the vocabulary as far as that is still free."""
-        batch, length = explicit_spec(tokens)
+    def _hidden_spec(self, tokens: jax.Array) -> PartitionSpec:
+        """The tokens' own sharding."""
+        return PartitionSpec(*explicit_spec(tokens), None)
+
+    def _logits_spec(self, hidden: PartitionSpec) -> PartitionSpec:
+        """The hidden states' own sharding, and the embedding's along the vocabulary as far as that is still free."""
+        batch, length, _ = hidden
         vocab = explicit_spec(self.embed.embedding[...])[0]
         taken = set(_names(batch)) | set(_names(length))
-        return PartitionSpec(batch, length, None if taken & set(_names(vocab)) else vocab)
+        own = isinstance(self.lm_head, Projection | TiedProjection)
+        return PartitionSpec(batch, length, vocab if own and not taken & set(_names(vocab)) else None)
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Linear maps between named axes."""
 
+import math
 from string import ascii_lowercase
 
 import jax
@@ -31,6 +32,16 @@ class Projection(nnx.Module):
         self.kernel = parameters.declare("kernel", normal)
         self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
 
+    @property
+    def in_features(self) -> int:
+        """How many numbers of a token go in, by the name that `nnx.Linear` has for it."""
+        return math.prod(self.kernel.shape[: self.inputs])
+
+    @property
+    def out_features(self) -> int:
+        """How many numbers of a token come out."""
+        return math.prod(self.kernel.shape[self.inputs :])
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """The map's value: `[batch, length, *inputs]` to `[batch, length, *outputs]`.
 
@@ -44,6 +55,19 @@ class Projection(nnx.Module):
         if self.bias is not None:
             y = y + as_parameter(self.bias[...], self.bias, self.axes[self.inputs :])
         return y.astype(x.dtype)
+
+
+class TiedProjection(nnx.Module):
+    """Stands where the output projection would, in a model that uses its embedding backwards instead.
+
+    Attributes:
+        in_features: The width of the residual stream.
+        out_features: The size of the vocabulary.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        self.in_features = in_features
+        self.out_features = out_features
 
 
 class Embedding(nnx.Module):
