@@ -36,6 +36,9 @@ _DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {"embed": _FULLY_SHARDED, "vocab
 _SPLIT_BY_TENSOR = ("head", "mlp", "vocab")
 """What the names of logical axes end in that tensor parallelism splits: `kv_head`, `expert_mlp`, `ple_vocab`, ..."""
 
+_LAYER = "layer"
+"""The axis of stacked layers, which is not split: each device has its part of every layer."""
+
 _SPREAD = "embed"
 """What the names of logical axes end in that are sharded beside the data: `ple_embed`, ..."""
 
@@ -160,7 +163,7 @@ def _placed(
         used = {name for dimension in dimensions for name in dimension.over}
         if axis in named:
             wanted, reason = named[axis], f"the rules keep {axis} whole"
-        elif len(shape) == 1:
+        elif sum(name != _LAYER for name in axes) == 1:
             wanted, reason = (), "one dimension"
         elif axis in defaults:
             wanted, reason = defaults[axis], f"no mesh axis for {axis}"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer
@@ -48,6 +49,7 @@ class Parameters:
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs | None,
+        layers: int | None = None,
     ):
         """What a table says.
 
@@ -56,11 +58,14 @@ class Parameters:
             sizes: The size of every named axis.
             dtype: The dtype of parameters that have none of their own.
             rngs: Where random values come from; None for parameters without values, `jax.ShapeDtypeStruct`s.
+            layers: How many layers are stacked on an axis `layer` before the table's; None for no such axis. A module
+                is made, and called, as one layer of them.
         """
         self._rows = _rows(tuple(table.items()))
         self._prefix = ""
         self._dtype = dtype
         self._rngs = rngs
+        self._layers = layers
         self.sizes = sizes
 
     def __getitem__(self, module: str) -> "Parameters":
@@ -94,10 +99,14 @@ class Parameters:
         """
         row = self._rows[self._prefix + name]
         shape, dtype = self.shape(name), self._dtype if row.dtype is None else row.dtype
-        value: Any = jax.ShapeDtypeStruct(shape, dtype)
+        stacked = () if self._layers is None else (self._layers,)
+        value: Any = jax.ShapeDtypeStruct(stacked + shape, dtype)
         if self._rngs is not None:
-            value = initializer(self._rngs.params(), shape, dtype)
-        return nnx.Param(value, logical_axes=self.axes(name), eager_sharding=False)
+            keys = [self._rngs.params() for _ in range(self._layers or 1)]
+            values = [initializer(key, shape, dtype) for key in keys]
+            value = jnp.stack(values) if stacked else values[0]
+        axes = ("layer",) * len(stacked) + self.axes(name)
+        return nnx.Param(value, logical_axes=axes, eager_sharding=False)
 
 
 def partition(param: Any, axes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
