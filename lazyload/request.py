@@ -29,6 +29,7 @@ from lazyload.errors import (
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
+from lazyload.formats.nnx import stacked_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
 from lazyload.layouts.conversion import Conversion, axes_of, digest, form_of, resolve
@@ -452,23 +453,33 @@ def _target(
             return Target(layout, nested)
         case MaxText():
             return layout.target(family.name, architecture)
-        case "nnx" if not isinstance(architecture, DecoderConfig):
+        case "nnx" | "nnx-scanned" if not isinstance(architecture, DecoderConfig):
             raise LayoutError(
-                f"layout 'nnx' is for models that a lazyload.DecoderConfig describes; family {family.name!r} reads "
-                f"config.json as {type(architecture).__name__}: give a lazyload.Layout or lazyload.Target"
+                f"layout {layout!r} is for models that a lazyload.DecoderConfig describes; family "
+                f"{family.name!r} reads config.json as {type(architecture).__name__}: give a lazyload.Layout or "
+                "lazyload.Target"
             )
         case "nnx":
             return Target(nnx_layout(architecture), functools.partial(_decoder, compute_dtype=compute_dtype))
+        case "nnx-scanned":
+            scanned = functools.partial(_decoder, compute_dtype=compute_dtype, scan_layers=True)
+            return Target(stacked_layout(architecture), scanned)
     raise LayoutError(
         f"layout {layout!r} is not known; give 'nnx', lazyload.MaxText(...), a lazyload.Layout or a lazyload.Target"
     )
 
 
-def _decoder(architecture: Any, arrays: "Mapping[str, jax.Array]", compute_dtype: np.dtype | None = None) -> "Decoder":
+def _decoder(
+    architecture: Any,
+    arrays: "Mapping[str, jax.Array]",
+    compute_dtype: np.dtype | None = None,
+    scan_layers: bool = False,
+) -> "Decoder":
     """The decoder; Flax is imported only where a module is wanted."""
     from lazyload.models.decoder import Decoder
     from lazyload.models.fill import fill
 
     # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
     dtype = arrays["embed.embedding"].dtype
-    return fill(Decoder(architecture, dtype=dtype, compute_dtype=compute_dtype, rngs=None), arrays)
+    decoder = Decoder(architecture, dtype=dtype, compute_dtype=compute_dtype, scan_layers=scan_layers, rngs=None)
+    return fill(decoder, arrays)

@@ -1,5 +1,7 @@
 """What the mixers of one call share: positions, rotary angles, masks, each made once."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,7 @@ from lazyload.models.kv_cache import KVCache
 from lazyload.models.rope import Rotation, rotation
 
 
+@jax.tree_util.register_pytree_with_keys_class
 class Context:
     """The tokens of one call, as mixers need to know them.
 
@@ -36,6 +39,38 @@ class Context:
         self.selected: jax.Array | None = None
         self._rotations: dict[Rope, Rotation] = {}
         self._masks: dict[tuple[int, int | None, int | None], jax.Array] = {}
+
+    def copy(self) -> "Context":
+        """The same, with a memory of its own of what is made once."""
+        leaves, treedef = jax.tree.flatten(self)
+        copied: Context = jax.tree.unflatten(treedef, leaves)
+        return copied
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """What is traced, and what is not: whether there is a cache, and of which kinds of things there are any."""
+        known = isinstance(self.start, int)
+        children = {
+            "positions": self.positions,
+            "start": None if known else self.start,
+            "attention_mask": self.attention_mask,
+            "segment_ids": self.segment_ids,
+            "selected": self.selected,
+            "rotations": tuple(self._rotations.values()),
+            "masks": tuple(self._masks.values()),
+        }
+        keyed = tuple((jax.tree_util.GetAttrKey(name), child) for name, child in children.items())
+        return keyed, (self.start if known else None, tuple(self._rotations), tuple(self._masks))
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> "Context":
+        """The inverse of that."""
+        start, ropes, kinds = static
+        positions, traced_start, attention_mask, segment_ids, selected, rotations, masks = children
+        context = cls(positions, traced_start if start is None else start, attention_mask, segment_ids)
+        context.selected = selected
+        context._rotations = dict(zip(ropes, rotations, strict=True))
+        context._masks = dict(zip(kinds, masks, strict=True))
+        return context
 
     def rotation(self, rope: Rope | None) -> Rotation | None:
         """The angles of a rotary embedding at the tokens' positions; None for none."""

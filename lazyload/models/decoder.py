@@ -11,8 +11,10 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
+from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
 from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
+from lazyload.models.activations import zeros
 from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
@@ -20,6 +22,7 @@ from lazyload.models.mlp import MLP
 from lazyload.models.norm import LayerNorm, RMSNorm, norm_of
 from lazyload.models.parameters import Parameters
 from lazyload.models.projection import Embedding, Projection, TiedProjection
+from lazyload.models.stack import Remat, Stack
 
 BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Attention: attention.Attention,
@@ -111,8 +114,11 @@ class Decoder(nnx.Module):
     Attributes:
         config: What it is.
         compute_dtype: The dtype of activations and products; None for what the parameters' dtypes make of it.
+        scan_layers: Whether layers that are alike are stacked, each parameter an array of all of them.
+        remat: What the backward pass computes again instead of having it kept; it may be set at any time. `"none"`:
+            nothing; `"block"`: all of a layer but its input; `"dots"`: all but that and the products with parameters.
         embed: The embedding.
-        layers: The layers.
+        layers: The layers, or the stacks of them: those that follow each other, or those at each place of a cycle.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
         final_norm: The norm before the output projection.
         lm_head: The output projection; without parameters where the embedding is used for it, too. It may be replaced
@@ -120,6 +126,7 @@ class Decoder(nnx.Module):
         logits_bias: The bias of either; absent where there is none.
     """
 
+    remat: Remat
     embed: Embedding
     per_layer_embedding: nnx.Module
     layers: nnx.List[DecoderLayer]
@@ -133,20 +140,34 @@ class Decoder(nnx.Module):
         *,
         dtype: DTypeLike = jnp.bfloat16,
         compute_dtype: DTypeLike | None = None,
+        scan_layers: bool = False,
+        remat: Remat = "none",
         rngs: nnx.Rngs | None,
     ):
         self.config = config
         self.compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
+        self.scan_layers = scan_layers
+        self.remat = remat
 
-        def declared(part: DecoderConfig | Layer) -> Parameters:
-            sizes = {**config.axes, **part.axes}
-            return Parameters(part.parameters, sizes, dtype=dtype, rngs=rngs, compute_dtype=self.compute_dtype)
+        def declared(part: DecoderConfig | Layer, layers: int | None = None) -> Parameters:
+            return Parameters(
+                part.parameters,
+                {**config.axes, **part.axes},
+                dtype=dtype,
+                rngs=rngs,
+                layers=layers,
+                compute_dtype=self.compute_dtype,
+            )
 
         parameters = declared(config)
         self.embed = Embedding(parameters["embed"])
         if (inputs := config.per_layer_embedding) is not None:
             self.per_layer_embedding = BLOCKS[type(inputs)](inputs, parameters[inputs.name])
-        self.layers = nnx.List([DecoderLayer(layer, declared(layer)) for layer in config.layers])
+        made = [(layer, declared(layer)) for layer in config.layers]
+        if scan_layers:
+            alike = [(config.layers[stack[0]], len(stack)) for stack in stacks(config)]
+            made = [(layer, declared(layer, count)) for layer, count in alike]
+        self.layers = nnx.List([DecoderLayer(layer, parameters) for layer, parameters in made])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
         self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
         if not config.tied:
@@ -176,7 +197,16 @@ class Decoder(nnx.Module):
             cache_size: The tokens that each of them may have.
             dtype: The dtype of keys and values.
         """
-        return kv_cache.init_cache(self.config, batch_size, cache_size, dtype)
+        with mesh_of(self.embed.embedding[...]):
+            numbers = [stack[0] for stack in stacks(self.config)] if self.scan_layers else range(len(self.layers))
+            layers = dict(zip(numbers, self.layers, strict=True))
+
+            def made(number: int, axes: tuple[str, ...], shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+                return zeros(axes, shape, dtype, layers[number], self.embed.embedding)
+
+            return kv_cache.init_cache(
+                self.config, batch_size, cache_size, dtype, scan_layers=self.scan_layers, zeros=made
+            )
 
     def get_model_input(self) -> dict[str, Any]:
         """Arguments for a trial call, by the name that qwix reads."""
@@ -282,20 +312,15 @@ class Decoder(nnx.Module):
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         inputs = None if self.config.per_layer_embedding is None else self.per_layer_embedding(tokens, x)
-        kept: KVCache = {} if cache is None else dict(cache)
-        for number, layer in enumerate(self.layers):
-            source = f"layer_{self.config.kv_layer(number)}"
-            own_input = None if inputs is None else inputs[:, :, number]
-            x, seen = layer(x, context, kept.get(source), own_input)
-            if seen is not None and (cache is not None or number in self.config.shared_kv_layers):
-                kept[source] = seen
+        stack = Stack(self.config, self.remat, context, inputs, cache)
+        x = stack.scan(self.layers, x) if self.scan_layers else stack.run(self.layers, x)
         x = self.final_norm(x)
         if cache is None:
             return x, None
         size = kv_cache.slots(self.config, cache)
         if size is not None:
             x = jnp.where(start + tokens.shape[1] > size, jnp.nan, x)
-        return x, kept
+        return x, stack.kept
 
     def _logits(self, x: jax.Array) -> jax.Array:
         if isinstance(self.lm_head, TiedProjection):

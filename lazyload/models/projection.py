@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lazyload.models.activations import as_outputs, as_parameter
 from lazyload.models.parameters import Parameters, computed
 
 
@@ -28,6 +29,7 @@ class Projection(nnx.Module):
         zeros = nnx.initializers.zeros_init()
         self.inputs = inputs
         self.compute_dtype = parameters.compute_dtype("kernel")
+        self.axes = parameters.axes("kernel")
         self.kernel = parameters.declare("kernel", normal)
         self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
 
@@ -54,7 +56,10 @@ class Projection(nnx.Module):
         free = [letter for letter in ascii_lowercase if letter not in "bt"][: kernel.ndim]
         summed, kept = "".join(free[: self.inputs]), "".join(free[self.inputs :])
         y = jnp.einsum(f"bt{summed},{summed}{kept}->bt{kept}", x, kernel)
-        return (y if self.bias is None else y + computed(self.bias, self.compute_dtype)).astype(x.dtype)
+        y = as_outputs(y, self.kernel, self.axes, range(self.inputs, kernel.ndim))
+        if self.bias is not None:
+            y = y + as_parameter(computed(self.bias, self.compute_dtype), self.bias, self.axes[self.inputs :])
+        return y.astype(x.dtype)
 
 
 class TiedProjection(nnx.Module):
@@ -76,14 +81,17 @@ class Embedding(nnx.Module):
     embedding: nnx.Param[jax.Array]
 
     def __init__(self, parameters: Parameters):
+        self.axes = parameters.axes("embedding")
         self.embedding = parameters.declare("embedding", nnx.initializers.normal(0.02))
         self.compute_dtype = parameters.compute_dtype("embedding")
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The rows of the tokens: `[batch, length]` to `[batch, length, embed]`."""
         rows = jnp.take(self.embedding[...], tokens, axis=0)
-        return rows if self.compute_dtype is None else rows.astype(self.compute_dtype)
+        rows = rows if self.compute_dtype is None else rows.astype(self.compute_dtype)
+        return as_outputs(rows, self.embedding, self.axes, (1,))
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Each row's inner product with `x`: `[batch, length, embed]` to `[batch, length, vocab]`."""
-        return jnp.einsum("btd,vd->btv", x, computed(self.embedding, self.compute_dtype))
+        logits = jnp.einsum("btd,vd->btv", x, computed(self.embedding, self.compute_dtype))
+        return as_outputs(logits, self.embedding, self.axes, (0,))

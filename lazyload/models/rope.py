@@ -1,7 +1,8 @@
 """Rotary position embedding, with the scalings of `transformers.modeling_rope_utils`."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import numpy as np
 from lazyload.architecture import Rope
 
 
-class Rotation(NamedTuple):
+@partial(jax.tree_util.register_dataclass, data_fields=("cos", "sin"), meta_fields=("interleaved",))
+@dataclass(frozen=True)
+class Rotation:
     """The angles of one rotary embedding at some positions.
 
     Attributes:
