@@ -48,6 +48,7 @@ _LAZY = {
     "plan": "lazyload.loader",
     "register": "lazyload.families",
     "repair": "lazyload.repairing",
+    "reshard": "lazyload.models.reshard",
     "show_sharding": "lazyload.shown",
     "verify": "lazyload.verification",
 }
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from lazyload.loader import config, convert, from_pretrained, plan
     from lazyload.models.decoder import Decoder
     from lazyload.models.fill import fill
+    from lazyload.models.reshard import reshard
     from lazyload.progress import Progress
     from lazyload.repairing import Repair, repair
     from lazyload.report import LoadReport, last_report
@@ -120,6 +122,7 @@ __all__ = [
     "plan",
     "register",
     "repair",
+    "reshard",
     "show_sharding",
     "verify",
 ]

@@ -12,7 +12,7 @@ from lazyload.architecture import DecoderConfig, Layer
 from lazyload.errors import ArgumentError, LayoutError, ShardingError, TensorMismatchError
 from lazyload.layouts.layout import Layout
 from lazyload.models.fill import fill, misfits, values_of
-from lazyload.options import LayoutOption
+from lazyload.options import DECODERS, LayoutOption
 from lazyload.request import Request
 
 
@@ -32,7 +32,7 @@ class Filling:
         """
         if not isinstance(module, nnx.Module):
             raise ArgumentError(f"into={type(module).__name__}: give a module of Flax NNX, or None for a new one")
-        if layout != "nnx" and not isinstance(layout, Layout):
+        if layout not in DECODERS and not isinstance(layout, Layout):
             raise LayoutError(
                 "into= fills a module by the paths of layout 'nnx' or of a lazyload.Layout, not of "
                 f"{type(layout).__name__}"
@@ -86,7 +86,7 @@ def _place(value: Any, mesh: Mesh) -> Sharding | None:
 def _misfit(module: nnx.Module, request: Request) -> ArgumentError | TensorMismatchError | None:
     """What keeps a module from being filled with what a request loads."""
     ours, theirs = getattr(module, "config", None), request.architecture
-    if request.layout == "nnx" and isinstance(ours, DecoderConfig) and ours != theirs:
+    if request.layout in DECODERS and isinstance(ours, DecoderConfig) and ours != theirs:
         return ArgumentError(
             f"into: the module is no {request.source.name}: {'; '.join(_differences(ours, theirs))}. Make it of "
             "lazyload.config(...), called with the same arguments"

@@ -22,7 +22,18 @@ from lazyload.layouts.layout import Layout
 from lazyload.layouts.source import Box
 from lazyload.monitoring import tell
 from lazyload.obtaining import Manner, Obtained, obtain
-from lazyload.options import ConfigOptions, DTypeOption, LayoutOption, LoadOptions, StorageOption, explains_arguments
+from lazyload.options import (
+    ConfigOptions,
+    DTypeOption,
+    LayoutOption,
+    LoadOptions,
+    OneDType,
+    StorageOption,
+    compute_dtype_of,
+    decoder_layout,
+    explains_arguments,
+    require_remat,
+)
 from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, open_request, read_config
@@ -36,6 +47,7 @@ if TYPE_CHECKING:
 
     from lazyload.architecture import DecoderConfig
     from lazyload.models.decoder import Decoder
+    from lazyload.models.stack import Remat
     from lazyload.sharding import Rules
 
 Built = TypeVar("Built")
@@ -47,7 +59,11 @@ logger = logging.getLogger("lazyload")
 
 @overload
 def from_pretrained(
-    model: str | os.PathLike[str], *, layout: Literal["nnx"] = "nnx", into: None = None, **options: Unpack[LoadOptions]
+    model: str | os.PathLike[str],
+    *,
+    layout: Literal["nnx", "nnx-scanned"] = "nnx",
+    into: None = None,
+    **options: Unpack[LoadOptions],
 ) -> "Decoder": ...
 @overload
 def from_pretrained(
@@ -61,7 +77,7 @@ def from_pretrained(
 def from_pretrained(
     model: str | os.PathLike[str],
     *,
-    layout: Literal["nnx"] | Layout = "nnx",
+    layout: Literal["nnx", "nnx-scanned"] | Layout = "nnx",
     into: Module,
     **options: Unpack[LoadOptions],
 ) -> Module: ...
@@ -75,9 +91,12 @@ def from_pretrained(
     mesh: "jax.sharding.Mesh | None" = None,
     rules: "Rules | None" = None,
     dtype: DTypeOption = "bfloat16",
+    compute_dtype: OneDType | None = None,
     layout: LayoutOption = "nnx",
     into: "nnx.Module | None" = None,
     layers: range | None = None,
+    scan_layers: bool = False,
+    remat: "Remat | None" = None,
     storage: StorageOption = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -111,8 +130,13 @@ def from_pretrained(
             `lazyload/README.md` lists them) or of the layout's paths (`layers.0.*`). The first one that matches counts,
             and what none matches is bfloat16. What a layout's table stores in a dtype of its own (`as float32`) keeps
             it unless a pattern is its very role or path.
-        layout: `"nnx"` for this library's decoder, `lazyload.MaxText(...)` for MaxText's parameter tree, a
-            `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build from it, too.
+        compute_dtype: The dtype that `"nnx"`'s decoder computes in, whatever its parameters are stored in: with
+            `dtype="float32", compute_dtype="bfloat16"` a trainer's small updates are not lost, and products cost what
+            they cost in bfloat16. None for the dtype of the parameters. It decides nothing that is stored; a module
+            given as `into` has its own.
+        layout: `"nnx"` for this library's decoder, or `"nnx-scanned"` (see `scan_layers`), `lazyload.MaxText(...)` for
+            MaxText's parameter tree, a `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build
+            from it, too.
         into: A module that is filled and returned, instead of a new one: a `Decoder` of the same config, or a module of
             your own whose `nnx.Param`s have the paths of the layout, `"nnx"` or a `Layout`. Each array goes where its
             parameter lies, or is to lie (the sharding of a `jax.ShapeDtypeStruct`), else to the default mesh; `mesh=`
@@ -122,6 +146,13 @@ def from_pretrained(
             avoid.
         layers: Which layers of the decoder, `range(0, 8)`, with embedding, last norm and output projection all the
             same; None for all. What is returned is a model of so many layers, numbered from 0.
+        scan_layers: Whether layers that are alike, one after another or in turns, are stacked, each parameter one array
+            with an axis `layer` before the others, and run in a loop: a model compiles in the same time however many it
+            has. It is short for `layout="nnx-scanned"`, which `convert` and `plan` take, too, and a converted
+            checkpoint of its own.
+        remat: What the decoder computes again in the backward pass instead of keeping it: `"none"`, all of a layer but
+            its input (`"block"`), or all but that and the products with parameters (`"dots"`). It becomes the
+            attribute `remat`, which may be set at any time. None for that of `into`, and else `"none"`.
         storage: How the converted checkpoint is stored, a `Storage` or its flags in a dictionary; None for the
             platform's defaults.
         cache_dir: The cache's root; None for `$LAZYLOAD_CACHE`, else `~/.cache/lazyload`.
@@ -161,6 +192,9 @@ def from_pretrained(
     from lazyload.restoring import Restoring
 
     stopwatch = Stopwatch()
+    layout = decoder_layout(layout, scan_layers or (layout == "nnx" and getattr(into, "scan_layers", False)))
+    computed = compute_dtype_of(compute_dtype, layout, into)
+    require_remat(remat, layout, into)
     placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with (
@@ -168,7 +202,19 @@ def from_pretrained(
         show_progress(progress, reference.name) as shown,
         stopwatch.entering(
             "open",
-            open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
+            open_request(
+                reference,
+                dtype,
+                layout,
+                storage,
+                cache_dir,
+                family,
+                strict,
+                config,
+                shown,
+                layers=layers,
+                compute_dtype=computed,
+            ),
         ) as request,
     ):
         placement.require(request)
@@ -179,6 +225,8 @@ def from_pretrained(
         stored, arrays = obtained.used
         with stopwatch.stage("build"):
             built = placement.build(stored, arrays)
+            if remat is not None:
+                built.remat = remat
         report = _report(request, obtained, stopwatch, restored=True)
         shown.sentence = in_one_sentence(report, obtained.entry.manifest.arrays, _described(arrays))
     return built

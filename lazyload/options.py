@@ -23,6 +23,7 @@ from lazyload.storage import Storage
 if TYPE_CHECKING:
     import jax
 
+    from lazyload.models.stack import Remat
     from lazyload.sharding import Rules
 
 
@@ -65,8 +66,10 @@ OneDType = DTypeName | type[Any] | np.dtype[Any] | HasDType | TorchDType
 DTypeOption = OneDType | Mapping[str, OneDType]
 """The dtype of all parameters, or dtypes by pattern: `{"*norm*": "float32", "*": "bfloat16"}`, see `DTypes`."""
 
-LayoutOption = Literal["nnx"] | Layout | MaxText | Target[Any]
+LayoutOption = Literal["nnx", "nnx-scanned"] | Layout | MaxText | Target[Any]
 
+DECODERS = ("nnx", "nnx-scanned")
+"""The layouts of this library's decoder: with a parameter for each layer, and with alike layers stacked."""
 
 StorageOption = Storage | Mapping[str, bool | str | int | None] | None
 
@@ -80,7 +83,10 @@ class LoadOptions(TypedDict, total=False):
     mesh: "jax.sharding.Mesh | None"
     rules: "Rules | None"
     dtype: DTypeOption
+    compute_dtype: OneDType | None
     layers: range | None
+    scan_layers: bool
+    remat: "Remat | None"
     storage: StorageOption
     cache_dir: str | os.PathLike[str] | None
     token: str | bool | None
@@ -226,6 +232,37 @@ def require_layers(layers: range | None, count: int | None = None) -> None:
         raise ArgumentError(f"layers={layers!r}: the model has {count} layers, the last one is {count - 1}")
 
 
+def decoder_layout(layout: LayoutOption, scan_layers: bool) -> LayoutOption:
+    """The layout that a call with `scan_layers` means.
+
+    Raises:
+        ArgumentError: `scan_layers` is given with a layout that is not of this library's decoder.
+    """
+    if not isinstance(scan_layers, bool):
+        raise ArgumentError(f"scan_layers={scan_layers!r:.200}: give True or False")
+    if not scan_layers:
+        return layout
+    if isinstance(layout, str) and layout in DECODERS:
+        return "nnx-scanned"
+    raise ArgumentError(
+        "scan_layers=True is for this library's decoder, layout='nnx'; MaxText(scan_layers=) for MaxText"
+    )
+
+
+def require_remat(remat: object, layout: LayoutOption, into: object) -> None:
+    """Makes sure that what is loaded can compute again what is wanted.
+
+    Raises:
+        ArgumentError: There is no such rematerialisation, or what is loaded is no decoder of this library.
+    """
+    if remat is None:
+        return
+    if remat not in ("none", "block", "dots"):
+        raise ArgumentError(f"remat={remat!r:.200}: give 'none', 'block' or 'dots'")
+    if layout not in DECODERS or not (into is None or hasattr(into, "remat")):
+        raise ArgumentError(f"remat={remat!r} is for this library's decoder, layout='nnx'")
+
+
 def dtype_patterns(option: DTypeOption) -> Mapping[str, np.dtype | None]:
     """The dtypes asked for, by pattern; None where `config.json` is to say which.
 
@@ -255,6 +292,23 @@ def dtypes_for(patterns: Mapping[str, np.dtype | None], config: Mapping[str, Any
     known = {pattern: dtype or _dtype_of(config) for pattern, dtype in patterns.items()}
     default = known.pop(ALL, _DTYPES["bfloat16"])
     return DTypes(default, tuple(known.items()))
+
+
+def compute_dtype_of(option: OneDType | None, layout: LayoutOption, into: Any) -> np.dtype | None:
+    """The dtype that a decoder computes in; None for that of its parameters.
+
+    Raises:
+        ArgumentError: No decoder of this library is built, or it is "auto".
+        UnsupportedFormatError: It is no dtype that parameters can be of.
+    """
+    if option is None:
+        return None
+    if layout not in DECODERS or into is not None:
+        what = f"of layout {layout!r:.100} no decoder of this library is built" if into is None else "into= has its own"
+        raise ArgumentError(f"compute_dtype={option!r}: {what}; leave it out")
+    if _is_auto(option):
+        raise ArgumentError(f"compute_dtype={option!r}: give {', '.join(_DTYPES)}, or None for the parameters' own")
+    return _dtype(option)
 
 
 def _is_auto(dtype: OneDType) -> bool:

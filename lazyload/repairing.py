@@ -24,7 +24,7 @@ from lazyload.errors import (
 )
 from lazyload.formats.maxtext import MaxText
 from lazyload.loader import convert, plan
-from lazyload.options import LayoutOption
+from lazyload.options import DECODERS, LayoutOption
 from lazyload.progress import ProgressOption
 from lazyload.storage import Storage
 from lazyload.verification import Verification, verify
@@ -150,8 +150,8 @@ def _layouts(name: Any, arrays: Mapping[str, Mapping[str, Any]]) -> list[LayoutO
     Raises:
         LayoutError: It is none of this library's.
     """
-    if name == "nnx":
-        return ["nnx"]
+    if name in DECODERS:
+        return [name]
     plain = next((layout for layout in (MaxText(True), MaxText(False)) if layout.name == name), None)
     if plain is None:
         raise LayoutError(f"its layout {name!r} is none that is known by its name")

@@ -15,6 +15,7 @@ from lazyload.checkpoint.delivery import Delivery
 from lazyload.checkpoint.read import read
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.source import Box
+from lazyload.options import DECODERS
 from lazyload.placement import Placement
 from lazyload.progress import CallProgress
 from lazyload.report import Stopwatch
@@ -55,7 +56,7 @@ class Restoring:
         self._progress = progress
         self._stopwatch = stopwatch
         self._delivery: Delivery | None = None
-        if request.layout == "nnx":
+        if request.layout in DECODERS:
             _import_meanwhile("lazyload.models.decoder")
 
     def begin(self, request: Request, conversion: Conversion) -> None:

@@ -222,4 +222,4 @@ class Plan:
 
     def _step(self, part: str) -> Any:
         """One step of a path, as the tree that a load returns has it: layers of a module are numbers."""
-        return int(part) if self.layout == "nnx" and part.isdecimal() else part
+        return int(part) if self.layout in ("nnx", "nnx-scanned") and part.isdecimal() else part

@@ -36,6 +36,9 @@ _DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {"embed": _FULLY_SHARDED, "vocab
 _SPLIT_BY_TENSOR = ("head", "mlp", "vocab")
 """What the names of logical axes end in that tensor parallelism splits: `kv_head`, `expert_mlp`, `ple_vocab`, ..."""
 
+_LAYER = "layer"
+"""The axis of stacked layers, which is not split: each device has its part of every layer."""
+
 _SPREAD = "embed"
 """What the names of logical axes end in that are sharded beside the data: `ple_embed`, ..."""
 
@@ -115,6 +118,22 @@ def partitions(mesh: Mesh | AbstractMesh, rules: Rules | None, arrays: Arrays) -
     return {path: _placed(mesh, named, defaults, shape, axes) for path, (shape, axes) in arrays.items()}
 
 
+def batch_axes(mesh: Mesh | AbstractMesh, spread: Set[str]) -> tuple[str, ...]:
+    """The mesh axes that a batch of sequences is split over, in the mesh's order.
+
+    Args:
+        mesh: The mesh.
+        spread: Those that parameters are spread over beside the data, whatever they are called.
+    """
+    beside = {*_FULLY_SHARDED, *_DATA, *spread} - {*_TENSOR, *_EXPERT}
+    return tuple(name for name in mesh.axis_names if name in beside)
+
+
+def is_spread(axis: str) -> bool:
+    """Whether parameters are spread beside the data along a logical axis, along which activations are not split."""
+    return axis.endswith(_SPREAD)
+
+
 def spec_of(partition: Partition) -> PartitionSpec:
     """The same as JAX says it, without what is None at its end."""
     spec = [dimension.over[0] if len(dimension.over) == 1 else dimension.over or None for dimension in partition]
@@ -144,7 +163,7 @@ def _placed(
         used = {name for dimension in dimensions for name in dimension.over}
         if axis in named:
             wanted, reason = named[axis], f"the rules keep {axis} whole"
-        elif len(shape) == 1:
+        elif sum(name != _LAYER for name in axes) == 1:
             wanted, reason = (), "one dimension"
         elif axis in defaults:
             wanted, reason = defaults[axis], f"no mesh axis for {axis}"

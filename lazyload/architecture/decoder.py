@@ -151,6 +151,13 @@ class DecoderConfig:
         """The layers whose keys and values others attend to, too."""
         return frozenset(source for number in range(self.num_layers) if (source := self.kv_layer(number)) != number)
 
+    @functools.cached_property
+    def selecting_layers(self) -> frozenset[int]:
+        """The layers that attend to what another one's indexer selects, and those others."""
+        sharing = [number for number in range(self.num_layers) if self._shares_selection(number)]
+        indexing = (self._indexing_layer(number) for number in sharing)
+        return frozenset(sharing) | frozenset(number for number in indexing if number is not None)
+
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
         # Called by treescope, with which Flax displays modules: it would spell out every layer.
         from treescope.rendering_parts import text

@@ -1,13 +1,17 @@
 """What the mixers of one call share: positions, rotary angles, masks, each made once."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from lazyload.architecture import Rope
 from lazyload.errors import InputError
+from lazyload.models.kv_cache import KVCache
 from lazyload.models.rope import Rotation, rotation
 
 
+@jax.tree_util.register_pytree_with_keys_class
 class Context:
     """The tokens of one call, as mixers need to know them.
 
@@ -15,24 +19,65 @@ class Context:
         positions: int32 `[batch, length]`, for rotary embeddings.
         start: How many tokens the key-value cache held before; 0 without one.
         attention_mask: bool `[batch, keys]` or `[batch, length, keys]`, see `checked_mask`; None for causal.
+        segment_ids: int32 `[batch, length]`, the document that each token belongs to; None for one document a row.
+            There are none where there is a cache.
         selected: Which of the keys that it may attend to the last indexer has selected for each token, bool `[batch or
             1, length, keys]`; None before there was one.
     """
 
-    def __init__(self, positions: jax.Array, start: jax.Array | int, attention_mask: jax.Array | None):
+    def __init__(
+        self,
+        positions: jax.Array,
+        start: jax.Array | int,
+        attention_mask: jax.Array | None,
+        segment_ids: jax.Array | None = None,
+    ):
         self.positions = positions
         self.start = start
         self.attention_mask = attention_mask
+        self.segment_ids = segment_ids
         self.selected: jax.Array | None = None
         self._rotations: dict[Rope, Rotation] = {}
         self._masks: dict[tuple[int, int | None, int | None], jax.Array] = {}
+
+    def copy(self) -> "Context":
+        """The same, with a memory of its own of what is made once."""
+        leaves, treedef = jax.tree.flatten(self)
+        copied: Context = jax.tree.unflatten(treedef, leaves)
+        return copied
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """What is traced, and what is not: whether there is a cache, and of which kinds of things there are any."""
+        known = isinstance(self.start, int)
+        children = {
+            "positions": self.positions,
+            "start": None if known else self.start,
+            "attention_mask": self.attention_mask,
+            "segment_ids": self.segment_ids,
+            "selected": self.selected,
+            "rotations": tuple(self._rotations.values()),
+            "masks": tuple(self._masks.values()),
+        }
+        keyed = tuple((jax.tree_util.GetAttrKey(name), child) for name, child in children.items())
+        return keyed, (self.start if known else None, tuple(self._rotations), tuple(self._masks))
+
+    @classmethod
+    def tree_unflatten(cls, static: Any, children: Any) -> "Context":
+        """The inverse of that."""
+        start, ropes, kinds = static
+        positions, traced_start, attention_mask, segment_ids, selected, rotations, masks = children
+        context = cls(positions, traced_start if start is None else start, attention_mask, segment_ids)
+        context.selected = selected
+        context._rotations = dict(zip(ropes, rotations, strict=True))
+        context._masks = dict(zip(kinds, masks, strict=True))
+        return context
 
     def rotation(self, rope: Rope | None) -> Rotation | None:
         """The angles of a rotary embedding at the tokens' positions; None for none."""
         if rope is None:
             return None
         if rope not in self._rotations:
-            self._rotations[rope] = rotation(rope, self.positions)
+            self._rotations[rope] = rotation(rope, self.positions, self.segment_ids)
         return self._rotations[rope]
 
     def mask(self, keys: int, window: int | None = None, chunk: int | None = None) -> jax.Array:
@@ -52,6 +97,8 @@ class Context:
                 mask = (slots <= queries)[None]
             elif mask.ndim == 2:
                 mask = (slots <= queries) & _filled_up(mask, keys)[:, None]
+            if self.segment_ids is not None:
+                mask &= self.segment_ids[:, :, None] == self.segment_ids[:, None, :]
             first = jnp.argmax(mask, axis=-1, keepdims=True)
             if window is not None:
                 mask &= slots > queries - window
@@ -71,6 +118,48 @@ class Context:
             return jax.lax.dynamic_slice_in_dim(padded, jnp.minimum(self.start, mask.shape[1]), length, axis=1)
         own = self.start + jnp.arange(length)
         return jnp.take_along_axis(mask, own[None, :, None], axis=2)[..., 0]
+
+    def carried_segments(self) -> jax.Array | None:
+        """The segments as states are carried along, int32 `[batch, length]`; None for one document a row.
+
+        Padding leaves states alone: it counts to the segment of the last token before it that is none.
+        """
+        real = self.real()
+        if self.segment_ids is None or real is None:
+            return self.segment_ids
+        last = jax.lax.cummax(jnp.where(real, jnp.arange(real.shape[1]), 0), axis=1)
+        return jnp.take_along_axis(self.segment_ids, last, axis=1)
+
+
+def segment_starts(segment_ids: jax.Array) -> jax.Array:
+    """Which tokens are the first of their segment, bool `[batch, length]`."""
+    return jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
+
+
+def counted_positions(tokens: jax.Array, start: jax.Array | int, segment_ids: jax.Array | None) -> jax.Array:
+    """Positions that count up from `start`, or from 0 in each segment, int32 `[batch, length]`."""
+    slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    if segment_ids is None:
+        return jnp.broadcast_to(start + slots, tokens.shape)
+    return slots - jax.lax.cummax(jnp.where(segment_starts(segment_ids), slots, 0), axis=1)
+
+
+def require_segments(segment_ids: jax.Array, tokens: jax.Array, cache: KVCache | None) -> None:
+    """Makes sure that segments can be told from each other.
+
+    Raises:
+        InputError: They have another shape than the tokens, are no integers, or there is a cache.
+    """
+    if segment_ids.shape != tokens.shape or not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+        raise InputError(
+            f"segment_ids is {segment_ids.dtype} {list(segment_ids.shape)}; give int32 {list(tokens.shape)}, the "
+            "number of each token's document"
+        )
+    if cache is not None:
+        raise InputError(
+            "there are segment_ids and a cache, which does not say of its tokens what segments they belong to; give "
+            "cache=None, or each document a row of its own"
+        )
 
 
 def checked_mask(mask: jax.Array | None, batch: int, length: int, keys: int) -> jax.Array | None:

@@ -11,14 +11,18 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
+from lazyload.architecture.stacking import stacks
+from lazyload.errors import InputError
 from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
-from lazyload.models.context import Context, checked_mask
+from lazyload.models.activations import zeros
+from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
 from lazyload.models.norm import LayerNorm, RMSNorm, norm_of
 from lazyload.models.parameters import Parameters
-from lazyload.models.projection import Embedding, Projection
+from lazyload.models.projection import Embedding, Projection, TiedProjection
+from lazyload.models.stack import Remat, Stack
 
 BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Attention: attention.Attention,
@@ -101,40 +105,71 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """A decoder-only transformer, whatever its family.
 
-    Activations have the dtype of the embedding. Products with parameters of another dtype are computed in the wider of
-    the two; norms, rotary embedding, softmax and routing in float32, whatever dtype their parameters have.
-    The model runs without a mesh and on any mesh, with automatic or explicit axes, whether or not one is set. Made with
-    `rngs=None`, its parameters have shapes and no values.
+    Activations have the dtype of the embedding, and products with parameters of another dtype are computed in the wider
+    of the two; with `compute_dtype` both have that one, whatever dtype parameters are stored in. Norms, rotary
+    embedding, softmax and routing are in float32 in any case. The model runs without a mesh and on any mesh, with
+    automatic or explicit axes, whether or not one is set. Made with `rngs=None`, its parameters have shapes and no
+    values.
 
     Attributes:
         config: What it is.
+        compute_dtype: The dtype of activations and products; None for what the parameters' dtypes make of it.
+        scan_layers: Whether layers that are alike are stacked, each parameter an array of all of them.
+        remat: What the backward pass computes again instead of having it kept; it may be set at any time. `"none"`:
+            nothing; `"block"`: all of a layer but its input; `"dots"`: all but that and the products with parameters.
         embed: The embedding.
-        layers: The layers.
+        layers: The layers, or the stacks of them: those that follow each other, or those at each place of a cycle.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
         final_norm: The norm before the output projection.
-        lm_head: The output projection; absent where the embedding is used for it, too.
+        lm_head: The output projection; without parameters where the embedding is used for it, too. It may be replaced
+            by any module that takes `[batch, length, embed]`, such as a value head.
         logits_bias: The bias of either; absent where there is none.
     """
 
+    remat: Remat
     embed: Embedding
     per_layer_embedding: nnx.Module
     layers: nnx.List[DecoderLayer]
     final_norm: RMSNorm | LayerNorm
-    lm_head: Projection
+    lm_head: Any
     logits_bias: nnx.Param[jax.Array]
 
-    def __init__(self, config: DecoderConfig, *, dtype: DTypeLike = jnp.bfloat16, rngs: nnx.Rngs | None):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        dtype: DTypeLike = jnp.bfloat16,
+        compute_dtype: DTypeLike | None = None,
+        scan_layers: bool = False,
+        remat: Remat = "none",
+        rngs: nnx.Rngs | None,
+    ):
         self.config = config
+        self.compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
+        self.scan_layers = scan_layers
+        self.remat = remat
 
-        def declared(part: DecoderConfig | Layer) -> Parameters:
-            return Parameters(part.parameters, {**config.axes, **part.axes}, dtype=dtype, rngs=rngs)
+        def declared(part: DecoderConfig | Layer, layers: int | None = None) -> Parameters:
+            return Parameters(
+                part.parameters,
+                {**config.axes, **part.axes},
+                dtype=dtype,
+                rngs=rngs,
+                layers=layers,
+                compute_dtype=self.compute_dtype,
+            )
 
         parameters = declared(config)
         self.embed = Embedding(parameters["embed"])
         if (inputs := config.per_layer_embedding) is not None:
             self.per_layer_embedding = BLOCKS[type(inputs)](inputs, parameters[inputs.name])
-        self.layers = nnx.List([DecoderLayer(layer, declared(layer)) for layer in config.layers])
+        made = [(layer, declared(layer)) for layer in config.layers]
+        if scan_layers:
+            alike = [(config.layers[stack[0]], len(stack)) for stack in stacks(config)]
+            made = [(layer, declared(layer, count)) for layer, count in alike]
+        self.layers = nnx.List([DecoderLayer(layer, parameters) for layer, parameters in made])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
+        self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
         if not config.tied:
             self.lm_head = Projection(parameters["lm_head"])
         if config.logits_bias:
@@ -162,7 +197,16 @@ class Decoder(nnx.Module):
             cache_size: The tokens that each of them may have.
             dtype: The dtype of keys and values.
         """
-        return kv_cache.init_cache(self.config, batch_size, cache_size, dtype)
+        with mesh_of(self.embed.embedding[...]):
+            numbers = [stack[0] for stack in stacks(self.config)] if self.scan_layers else range(len(self.layers))
+            layers = dict(zip(numbers, self.layers, strict=True))
+
+            def made(number: int, axes: tuple[str, ...], shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+                return zeros(axes, shape, dtype, layers[number], self.embed.embedding)
+
+            return kv_cache.init_cache(
+                self.config, batch_size, cache_size, dtype, scan_layers=self.scan_layers, zeros=made
+            )
 
     def get_model_input(self) -> dict[str, Any]:
         """Arguments for a trial call, by the name that qwix reads."""
@@ -175,17 +219,32 @@ class Decoder(nnx.Module):
         positions: jax.Array | None = None,
         cache: KVCache | None = None,
         attention_mask: jax.Array | None = None,
+        *,
+        segment_ids: jax.Array | None = None,
+        output_hidden_states: bool = False,
+        skip_lm_head: bool = False,
+        decode_only_last_token: bool = False,
+        images: None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Predicts the next token after each of the tokens.
 
         Args:
             tokens: int32 `[batch, length]`.
-            positions: int32 `[batch, length]`, for the rotary embedding; None counts up from the cache's end.
+            positions: int32 `[batch, length]`, for the rotary embedding; None counts up from the cache's end, or from
+                the start of each segment.
             cache: What earlier calls left, or `init_cache(...)`; None for a whole sequence at once.
             attention_mask: bool, True where a key may be attended to, keys being the cache's slots or, without a
                 cache, the tokens. `[batch, keys]`, as tokenizers make it, says which keys are no padding; `[batch,
                 length, keys]` or `[batch, 1, length, keys]` says it for each token. None is causal. Sliding windows
                 narrow either, counted in slots, and chunks, counted from the first key that a token may attend to.
+            segment_ids: int32 `[batch, length]`, the documents that are packed into a row, each of tokens that follow
+                each other. Tokens see those of their own segment only, and of these what the mask allows; states that
+                are carried along start anew with each segment. None for one document a row.
+            output_hidden_states: Whether to sow what the output projection gets, `[batch, length, embed]`, as the
+                `nnx.Intermediate` `all_hidden_states`.
+            skip_lm_head: Whether to return that instead of logits, for `compute_final_logits`.
+            decode_only_last_token: Whether to return the last token's logits only, `[batch, 1, vocab]`.
+            images: None: the models are of text alone.
 
         Returns:
             Logits, float32 `[batch, length, vocab]` (the projection itself is computed in the activations' dtype, or
@@ -194,58 +253,84 @@ class Decoder(nnx.Module):
             then (NaN).
 
         Raises:
-            InputError: The tokens do not fit into the cache, or the mask has another shape.
+            InputError: The tokens do not fit into the cache, the mask or the segments have another shape, there are
+                segments and a cache, or there are images.
         """
+        if images is not None:
+            raise InputError("there are images, and this is a model of text alone: give images=None")
         batch, length = tokens.shape
         size = length if cache is None else kv_cache.slots(self.config, cache)
         if cache is not None and size is not None:
             kv_cache.require_room(cache, size, length)
         attention_mask = checked_mask(attention_mask, batch, length, length if size is None else size)
+        if segment_ids is not None:
+            require_segments(segment_ids, tokens, cache)
+        with mesh_of(self.embed.embedding[...]):
+            args = (tokens, positions, cache, attention_mask, segment_ids)
+            if has_explicit_axes():
+                specs = (self._hidden_spec(tokens), jax.tree.map(explicit_spec, cache))
+                hidden, kept = run_with_automatic_axes(Decoder._forward, self, *args, out_specs=specs)
+            else:
+                hidden, kept = self._forward(*args)
+        if output_hidden_states:
+            self.sow(nnx.Intermediate, "all_hidden_states", hidden)
+        if decode_only_last_token:
+            hidden = hidden[:, -1:]
+        return (hidden if skip_lm_head else self.compute_final_logits(hidden)), kept
+
+    def compute_final_logits(self, x: jax.Array) -> jax.Array:
+        """The logits of hidden states, as a call with `skip_lm_head` returns them.
+
+        Args:
+            x: `[batch, length, embed]`, of any length.
+
+        Returns:
+            float32 `[batch, length, vocab]`; of an output projection that was put in the place of the model's own,
+            whatever that makes of them, in float32.
+        """
         with mesh_of(self.embed.embedding[...]):
             if not has_explicit_axes():
-                return self._forward(tokens, positions, cache, attention_mask)
-            result: tuple[jax.Array, KVCache | None] = run_with_automatic_axes(
-                Decoder._forward,
-                self,
-                tokens,
-                positions,
-                cache,
-                attention_mask,
-                out_specs=(self._logits_spec(tokens), jax.tree.map(explicit_spec, cache)),
+                return self._logits(x)
+            logits: jax.Array = run_with_automatic_axes(
+                Decoder._logits, self, x, out_specs=self._logits_spec(explicit_spec(x))
             )
-            return result
+            return logits
 
     def _forward(
-        self, tokens: jax.Array, positions: jax.Array | None, cache: KVCache | None, attention_mask: jax.Array | None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None,
+        cache: KVCache | None,
+        attention_mask: jax.Array | None,
+        segment_ids: jax.Array | None,
     ) -> tuple[jax.Array, KVCache | None]:
+        """What the output projection gets, `[batch, length, embed]`, and the cache."""
         start: jax.Array | int = 0 if cache is None else cache["layer_0"]["end_index"][0]
         if positions is None:
-            positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        context = Context(positions, start, attention_mask)
+            positions = counted_positions(tokens, start, segment_ids)
+        context = Context(positions, start, attention_mask, segment_ids)
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         inputs = None if self.config.per_layer_embedding is None else self.per_layer_embedding(tokens, x)
-        kept: KVCache = {} if cache is None else dict(cache)
-        for number, layer in enumerate(self.layers):
-            source = f"layer_{self.config.kv_layer(number)}"
-            own_input = None if inputs is None else inputs[:, :, number]
-            x, seen = layer(x, context, kept.get(source), own_input)
-            if seen is not None and (cache is not None or number in self.config.shared_kv_layers):
-                kept[source] = seen
-        logits = self._logits(self.final_norm(x))
+        stack = Stack(self.config, self.remat, context, inputs, cache)
+        x = stack.scan(self.layers, x) if self.scan_layers else stack.run(self.layers, x)
+        x = self.final_norm(x)
         if cache is None:
-            return logits, None
+            return x, None
         size = kv_cache.slots(self.config, cache)
         if size is not None:
-            logits = jnp.where(start + tokens.shape[1] > size, jnp.nan, logits)
-        return logits, kept
+            x = jnp.where(start + tokens.shape[1] > size, jnp.nan, x)
+        return x, stack.kept
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        if self.config.tied:
+        if isinstance(self.lm_head, TiedProjection):
             logits = self.embed.attend(x)
-        else:
+        elif isinstance(self.lm_head, Projection):
             # Not rounded to the activations' dtype where the projection has a wider one.
-            logits = self.lm_head(x.astype(jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)))
+            wide = x.dtype if self.compute_dtype else jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)
+            logits = self.lm_head(x.astype(wide))
+        else:
+            return jnp.asarray(self.lm_head(x), jnp.float32)
         logits = logits.astype(jnp.float32)
         if self.config.logits_bias:
             logits = logits + self.logits_bias[...].astype(jnp.float32)
@@ -253,12 +338,17 @@ class Decoder(nnx.Module):
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-    def _logits_spec(self, tokens: jax.Array) -> PartitionSpec:
-        """The tokens' own sharding, and the embedding's along the vocabulary as far as that is still free."""
-        batch, length = explicit_spec(tokens)
+    def _hidden_spec(self, tokens: jax.Array) -> PartitionSpec:
+        """The tokens' own sharding."""
+        return PartitionSpec(*explicit_spec(tokens), None)
+
+    def _logits_spec(self, hidden: PartitionSpec) -> PartitionSpec:
+        """The hidden states' own sharding, and the embedding's along the vocabulary as far as that is still free."""
+        batch, length, _ = hidden
         vocab = explicit_spec(self.embed.embedding[...])[0]
         taken = set(_names(batch)) | set(_names(length))
-        return PartitionSpec(batch, length, None if taken & set(_names(vocab)) else vocab)
+        own = isinstance(self.lm_head, Projection | TiedProjection)
+        return PartitionSpec(batch, length, vocab if own and not taken & set(_names(vocab)) else None)
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
     if problems := _misfits(parameters, {path: array.shape for path, array in arrays.items()}):
         raise TensorMismatchError("the arrays do not fit the model's parameters:", problems)
     for path, array in arrays.items():
-        _place(parameters[path], array)
+        place(parameters[path], array)
     return model
 
 
@@ -77,7 +77,7 @@ def _parameters(model: nnx.Module) -> "dict[str, nnx.Param[jax.Array]]":
     return {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
 
 
-def _place(parameter: nnx.Param[jax.Array], array: jax.Array) -> None:
+def place(parameter: nnx.Variable[jax.Array], array: jax.Array) -> None:
     """Gives a parameter its array, and the array's `PartitionSpec` beside the metadata that it has."""
     spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
     names = (*spec, *(None,) * (array.ndim - len(spec)))

@@ -2,33 +2,57 @@
 
 A cache is a plain pytree, `{"layer_0": {"k", "v", "end_index"}, ...}`, the structure that Tunix's sampler carries. A
 layer has the arrays that its mixer says it keeps, `[batch, ...]`, and `end_index`, int32 `[batch]`, the number of
-tokens seen; one whose keys and values are another layer's has no entry. All rows of a batch are filled alike: shorter
-prompts are padded, and the attention mask hides the padding.
+tokens seen; one whose keys and values are another layer's has no entry. Layers that are stacked have one entry, by the
+number of the first of them, whose arrays but `end_index` are `[layer, batch, ...]`. All rows of a batch are filled
+alike: shorter prompts are padded, and the attention mask hides the padding.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from lazyload.architecture import DecoderConfig
+from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
 
 LayerCache = dict[str, jax.Array]
 KVCache = dict[str, LayerCache]
 
 
-def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: DTypeLike) -> KVCache:
-    """An empty cache for sequences of up to `cache_size` tokens."""
+def init_cache(
+    config: DecoderConfig,
+    batch_size: int,
+    cache_size: int,
+    dtype: DTypeLike,
+    *,
+    scan_layers: bool = False,
+    zeros: Callable[[int, tuple[str, ...], tuple[int, ...], DTypeLike], jax.Array],
+) -> KVCache:
+    """An empty cache for sequences of up to `cache_size` tokens.
+
+    Args:
+        config: What the decoder is.
+        batch_size: The number of sequences.
+        cache_size: The tokens that each of them may have.
+        dtype: The dtype of keys and values.
+        scan_layers: Whether the decoder's layers are stacked, and what they keep, too.
+        zeros: Makes an array of a layer, called with the layer's number, the logical axes, the shape, and the dtype.
+    """
+    alone = tuple(range(number, number + 1) for number in range(config.num_layers))
     cache = {}
-    for number, layer in enumerate(config.layers):
+    for stack in stacks(config) if scan_layers else alone:
+        number, layer = stack[0], config.layers[stack[0]]
         if config.kv_layer(number) != number:
             continue
-        sizes = {**layer.axes, "slot": cache_size, "1": 1}
-        arrays = {
-            name: jnp.zeros((batch_size, *(sizes[axis] for axis in array.axes)), array.dtype or dtype)
-            for name, array in layer.mixer.cache.items()
-        }
-        cache[f"layer_{number}"] = {**arrays, "end_index": jnp.zeros((batch_size,), jnp.int32)}
+        several = {"layer": len(stack)} if len(stack) > 1 else {}
+        sizes = {**layer.axes, "batch": batch_size, "slot": cache_size, "1": 1, **several}
+        arrays = {}
+        for name, array in layer.mixer.cache.items():
+            axes = (*several, "batch", *array.axes)
+            arrays[name] = zeros(number, axes, tuple(sizes[axis] for axis in axes), array.dtype or dtype)
+        cache[f"layer_{number}"] = {**arrays, "end_index": zeros(number, (), (batch_size,), jnp.int32)}
     return cache
 
 
@@ -37,7 +61,7 @@ def slots(config: DecoderConfig, cache: KVCache) -> int | None:
     for number, layer in enumerate(config.layers):
         for name, array in layer.mixer.cache.items():
             if array.axes[0] == "slot":
-                return cache[f"layer_{number}"][name].shape[1]
+                return cache[f"layer_{number}"][name].shape[-len(array.axes)]
     return None
 
 

@@ -1,12 +1,13 @@
 """Running a model on whatever mesh its parameters lie on, with automatic or with explicit axes."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def mesh_of(array: jax.Array) -> AbstractContextManager[Any]:
@@ -48,3 +49,44 @@ def run_with_automatic_axes(function: Callable[..., Any], module: nnx.Module, *a
         return function(nnx.merge(graphdef, state), *args)
 
     return jax.sharding.auto_axes(body, out_sharding=out_specs)(state, *args)
+
+
+def automatic_mesh() -> AbstractMesh | None:
+    """The mesh that is set, if it has several devices and its axes are automatic; None for none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 or set(mesh.axis_types) != {AxisType.Auto} else mesh
+
+
+def usable(mesh: AbstractMesh, axes: Sequence[str], size: int) -> tuple[str, ...]:
+    """Those of the axes that the mesh has and that divide a dimension of this size, taken together."""
+    found: tuple[str, ...] = ()
+    for axis in axes:
+        if axis in mesh.shape and size % math.prod(mesh.shape[name] for name in (*found, axis)) == 0:
+            found += (axis,)
+    return found
+
+
+def constrain(x: jax.Array, *dimensions: Sequence[str] | None) -> jax.Array:
+    """Says of an activation over which axes of the mesh that is set it is split; without such a mesh nothing.
+
+    Args:
+        x: The activation.
+        *dimensions: For each dimension the mesh axes, as far as they divide it and no dimension before it has them;
+            None for what the compiler finds best.
+    """
+    mesh = automatic_mesh()
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec_on(mesh, x.shape, dimensions))
+
+
+def spec_on(mesh: AbstractMesh, shape: Sequence[int], dimensions: Sequence[Sequence[str] | None]) -> PartitionSpec:
+    """What `constrain` says of an array of this shape."""
+    entries: list[Any] = []
+    taken: set[str] = set()
+    for size, axes in zip(shape, dimensions, strict=True):
+        over = usable(mesh, [axis for axis in axes or () if axis not in taken], size)
+        taken |= set(over)
+        # A dimension that the axes do not divide is not to be gathered for that.
+        entries.append(over or (PartitionSpec.UNCONSTRAINED if axes is None or axes else None))
+    return PartitionSpec(*entries)

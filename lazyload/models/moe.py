@@ -5,18 +5,18 @@ on the tokens of its data shard that chose them, and the parts are summed. No de
 the axes that shard experts or their width the tokens are replicated, along all others they stay apart.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from lazyload.architecture import Experts
+from lazyload.models.meshes import usable
 from lazyload.models.mlp import ACTIVATIONS, MLP
 from lazyload.models.norm import RMSNorm
-from lazyload.models.parameters import Parameters, partition
+from lazyload.models.parameters import Parameters, computed, partition
 from lazyload.models.projection import Projection
 from lazyload.models.routing import route
 
@@ -24,13 +24,16 @@ from lazyload.models.routing import route
 class ExpertProjection(nnx.Module):
     """One linear map an expert: `kernel` is `[expert, input, output]`, `bias` `[expert, output]` or None."""
 
+    axes: tuple[str, ...]
     kernel: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array] | None
 
     def __init__(self, parameters: Parameters):
         zeros = nnx.initializers.zeros_init()
+        self.axes = parameters.axes("kernel")
         self.kernel = parameters.declare("kernel", nnx.initializers.lecun_normal(batch_axis=0))
         self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
+        self.compute_dtype = parameters.compute_dtype("kernel")
 
 
 class _Weights(NamedTuple):
@@ -105,22 +108,23 @@ class MixtureOfExperts(nnx.Module):
         return weights.reshape(batch, length, -1), chosen.reshape(batch, length, -1)
 
     def _run_experts(self, x: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
+        projections = (self.gate_proj, self.up_proj, self.down_proj)
         parts = _Weights(
-            *(projection.kernel[...] for projection in (self.gate_proj, self.up_proj, self.down_proj)),
+            *(computed(projection.kernel, projection.compute_dtype) for projection in projections),
             *(
-                projection.bias[...]
-                for projection in (self.gate_proj, self.up_proj, self.down_proj)
+                computed(projection.bias, projection.compute_dtype)
+                for projection in projections
                 if projection.bias is not None
             ),
         )
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or AxisType.Manual in mesh.axis_types:
             return self._run_local(x, weights, chosen, parts, (), ())
-        expert_axis, _, width_axis = partition(self.gate_proj.kernel)
-        expert = _usable(mesh, expert_axis, parts.gate.shape[0])
-        width = tuple(axis for axis in _usable(mesh, width_axis, parts.gate.shape[2]) if axis not in expert)
+        expert_axis, _, width_axis = partition(self.gate_proj.kernel, self.gate_proj.axes)
+        expert = usable(mesh, expert_axis, parts.gate.shape[0])
+        width = tuple(axis for axis in usable(mesh, width_axis, parts.gate.shape[2]) if axis not in expert)
         rest = tuple(axis for axis in mesh.axis_names if axis not in expert + width)
-        tokens = PartitionSpec(_usable(mesh, rest, x.shape[0]) or None)
+        tokens = PartitionSpec(usable(mesh, rest, x.shape[0]) or None)
         e, w = expert or None, width or None
         inner, outer = PartitionSpec(e, None, w), PartitionSpec(e, w)
         specs = _Weights(inner, inner, outer)
@@ -194,12 +198,3 @@ def _grouped(
     wide = jnp.promote_types(rows.dtype, kernels.dtype)
     product = jax.lax.ragged_dot(rows.astype(wide), kernels.astype(wide), group_sizes)
     return (product if bias is None else product + bias[owners]).astype(rows.dtype)
-
-
-def _usable(mesh: AbstractMesh, axes: str | tuple[str, ...] | None, size: int) -> tuple[str, ...]:
-    """Those of the axes that the mesh has and that divide a dimension of this size, taken together."""
-    usable: tuple[str, ...] = ()
-    for axis in (axes,) if isinstance(axes, str) else axes or ():
-        if axis in mesh.shape and size % math.prod(mesh.shape[name] for name in (*usable, axis)) == 0:
-            usable += (axis,)
-    return usable

@@ -1,11 +1,14 @@
 """Norms, in float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lazyload import architecture
 from lazyload.architecture import Norm
+from lazyload.models.activations import as_parameter
 from lazyload.models.parameters import Parameters
 
 
@@ -23,12 +26,13 @@ class RMSNorm(nnx.Module):
     def __init__(self, parameters: Parameters, norm: Norm):
         self.eps = norm.eps
         self.offset = norm.offset
+        self.axes = parameters.axes("scale")
         self.scale = parameters.declare("scale", nnx.initializers.constant(1.0 - norm.offset))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the trailing dimensions; shape and dtype are those of `x`, the arithmetic is in float32."""
-        scale = self.scale[...].astype(jnp.float32) + self.offset
-        return (normalized(x, self.eps, scale.ndim) * scale).astype(x.dtype)
+        scale = as_parameter(self.scale[...], self.scale, self.axes).astype(jnp.float32) + self.offset
+        return _scaled(x, scale, self.eps)
 
 
 class LayerNorm(nnx.Module):
@@ -40,15 +44,15 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, parameters: Parameters, norm: architecture.LayerNorm):
         self.eps = norm.eps
+        self.axes = parameters.axes("scale")
         self.scale = parameters.declare("scale", nnx.initializers.ones_init())
         self.bias = parameters.declare("bias", nnx.initializers.zeros_init()) if norm.bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last dimension; shape and dtype are those of `x`, the arithmetic is in float32."""
-        wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        y = normalized(centred, self.eps) * self.scale[...].astype(jnp.float32)
-        return (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+        scale = as_parameter(self.scale[...], self.scale, self.axes).astype(jnp.float32)
+        bias = None if self.bias is None else as_parameter(self.bias[...], self.bias, self.axes).astype(jnp.float32)
+        return _centred(x, scale, bias, self.eps)
 
 
 def norm_of(parameters: Parameters, norm: Norm | architecture.LayerNorm) -> RMSNorm | LayerNorm:
@@ -61,3 +65,16 @@ def normalized(x: jax.Array, eps: float, trailing: int = 1) -> jax.Array:
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(wide), axis=tuple(range(-trailing, 0)), keepdims=True)
     return wide * jax.lax.rsqrt(mean_square + eps)
+
+
+# For the backward pass only what came in is kept, not the float32 arrays in between, each twice as large.
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _scaled(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    return (normalized(x, eps, scale.ndim) * scale).astype(x.dtype)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _centred(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    y = normalized(wide - jnp.mean(wide, axis=-1, keepdims=True), eps) * scale
+    return (y if bias is None else y + bias).astype(x.dtype)

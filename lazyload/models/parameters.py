@@ -8,10 +8,11 @@ A table says what there is: path, role and axes. A module says how it is compute
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.nn.initializers import Initializer
@@ -19,6 +20,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from lazyload.layouts.notation import AxisNames, Line, outermost, parse_line
+from lazyload.sharding import partitions
 
 
 class Row(NamedTuple):
@@ -47,6 +49,8 @@ class Parameters:
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs | None,
+        compute_dtype: DTypeLike | None = None,
+        layers: int | None = None,
     ):
         """What a table says.
 
@@ -55,11 +59,16 @@ class Parameters:
             sizes: The size of every named axis.
             dtype: The dtype of parameters that have none of their own.
             rngs: Where random values come from; None for parameters without values, `jax.ShapeDtypeStruct`s.
+            compute_dtype: The dtype that weights are converted to where they are multiplied with; None for their own.
+            layers: How many layers are stacked on an axis `layer` before the table's; None for no such axis. A module
+                is made, and called, as one layer of them.
         """
         self._rows = _rows(tuple(table.items()))
         self._prefix = ""
         self._dtype = dtype
         self._rngs = rngs
+        self._compute_dtype = compute_dtype
+        self._layers = layers
         self.sizes = sizes
 
     def __getitem__(self, module: str) -> "Parameters":
@@ -78,6 +87,14 @@ class Parameters:
         """The shape of one parameter."""
         return tuple(_extent(parts, self.sizes) for parts in self._rows[self._prefix + name].dimensions)
 
+    def compute_dtype(self, name: str) -> DTypeLike | None:
+        """The dtype that one parameter is computed with; None for that which it has."""
+        return self._compute_dtype if self._rows[self._prefix + name].dtype is None else None
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        """The logical axis of each dimension of one parameter."""
+        return tuple(outermost(parts[0]) for parts in self._rows[self._prefix + name].dimensions)
+
     def declare(self, name: str, initializer: Initializer) -> nnx.Param[jax.Array]:
         """One parameter, with the logical names of its axes as its metadata `logical_axes`.
 
@@ -89,17 +106,43 @@ class Parameters:
         """
         row = self._rows[self._prefix + name]
         shape, dtype = self.shape(name), self._dtype if row.dtype is None else row.dtype
-        value: Any = jax.ShapeDtypeStruct(shape, dtype)
+        stacked = () if self._layers is None else (self._layers,)
+        value: Any = jax.ShapeDtypeStruct(stacked + shape, dtype)
         if self._rngs is not None:
-            value = initializer(self._rngs.params(), shape, dtype)
-        axes = tuple(outermost(parts[0]) for parts in row.dimensions)
+            keys = [self._rngs.params() for _ in range(self._layers or 1)]
+            values = [initializer(key, shape, dtype) for key in keys]
+            value = jnp.stack(values) if stacked else values[0]
+        axes = ("layer",) * len(stacked) + self.axes(name)
         return nnx.Param(value, logical_axes=axes, eager_sharding=False)
 
 
-def partition(param: nnx.Param[jax.Array]) -> tuple[str | tuple[str, ...] | None, ...]:
-    """One entry a dimension: the mesh axes that the partitioning metadata name, None where they name none."""
-    (spec,) = jax.tree.leaves(nnx.get_partition_spec(param), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
-    return (*spec, *(None,) * (len(param.shape) - len(spec)))
+def partition(param: Any, axes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """For each dimension of a parameter the axes of the mesh that is set over which it is split.
+
+    They are those of its partitioning metadata. Where it has none, or they are of another mesh, because its array has
+    been brought to this one by other means than this library's, the default rules tell them.
+
+    Args:
+        param: The parameter, or what a library for quantisation has put in its place.
+        axes: Its logical axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if isinstance(param, nnx.Variable):
+        (spec,) = jax.tree.leaves(nnx.get_partition_spec(param), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+        entries = tuple((entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec)
+        # Of scanned layers, the array at hand is one layer of the array that the metadata speak of.
+        entries = entries[len(entries) - len(axes) :]
+        if len(entries) == len(axes) and all(name in mesh.shape for entry in entries for name in entry):
+            return entries
+    if mesh.empty:
+        return ((),) * len(axes)
+    return tuple(dimension.over for dimension in partitions(mesh, None, {"": (tuple(param.shape), tuple(axes))})[""])
+
+
+def computed(param: nnx.Param[jax.Array], dtype: DTypeLike | None) -> jax.Array:
+    """A parameter's value in the dtype that it is computed with; None for its own."""
+    value = param[...]
+    return value if dtype is None else value.astype(dtype)
 
 
 @functools.lru_cache

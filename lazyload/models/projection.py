@@ -1,12 +1,14 @@
 """Linear maps between named axes."""
 
+import math
 from string import ascii_lowercase
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lazyload.models.parameters import Parameters
+from lazyload.models.activations import as_outputs, as_parameter
+from lazyload.models.parameters import Parameters, computed
 
 
 class Projection(nnx.Module):
@@ -26,19 +28,51 @@ class Projection(nnx.Module):
         normal = nnx.initializers.lecun_normal(in_axis=axes[:inputs], out_axis=axes[inputs:])
         zeros = nnx.initializers.zeros_init()
         self.inputs = inputs
+        self.compute_dtype = parameters.compute_dtype("kernel")
+        self.axes = parameters.axes("kernel")
         self.kernel = parameters.declare("kernel", normal)
         self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
+
+    @property
+    def in_features(self) -> int:
+        """How many numbers of a token go in, by the name that `nnx.Linear` has for it."""
+        return math.prod(self.kernel.shape[: self.inputs])
+
+    @property
+    def out_features(self) -> int:
+        """How many numbers of a token come out."""
+        return math.prod(self.kernel.shape[self.inputs :])
+
+    def weights(self) -> jax.Array:
+        """The kernel in the dtype that it is computed with."""
+        return computed(self.kernel, self.compute_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The map's value: `[batch, length, *inputs]` to `[batch, length, *outputs]`.
 
-        It is computed in the wider of the dtypes of `x` and the parameters, and returned in that of `x`.
+        It is computed in the wider of the dtypes of `x` and the weights, and returned in that of `x`.
         """
-        kernel = self.kernel[...]
+        kernel = self.weights()
         free = [letter for letter in ascii_lowercase if letter not in "bt"][: kernel.ndim]
         summed, kept = "".join(free[: self.inputs]), "".join(free[self.inputs :])
         y = jnp.einsum(f"bt{summed},{summed}{kept}->bt{kept}", x, kernel)
-        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+        y = as_outputs(y, self.kernel, self.axes, range(self.inputs, kernel.ndim))
+        if self.bias is not None:
+            y = y + as_parameter(computed(self.bias, self.compute_dtype), self.bias, self.axes[self.inputs :])
+        return y.astype(x.dtype)
+
+
+class TiedProjection(nnx.Module):
+    """Stands where the output projection would, in a model that uses its embedding backwards instead.
+
+    Attributes:
+        in_features: The width of the residual stream.
+        out_features: The size of the vocabulary.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        self.in_features = in_features
+        self.out_features = out_features
 
 
 class Embedding(nnx.Module):
@@ -47,12 +81,17 @@ class Embedding(nnx.Module):
     embedding: nnx.Param[jax.Array]
 
     def __init__(self, parameters: Parameters):
+        self.axes = parameters.axes("embedding")
         self.embedding = parameters.declare("embedding", nnx.initializers.normal(0.02))
+        self.compute_dtype = parameters.compute_dtype("embedding")
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The rows of the tokens: `[batch, length]` to `[batch, length, embed]`."""
-        return jnp.take(self.embedding[...], tokens, axis=0)
+        rows = jnp.take(self.embedding[...], tokens, axis=0)
+        rows = rows if self.compute_dtype is None else rows.astype(self.compute_dtype)
+        return as_outputs(rows, self.embedding, self.axes, (1,))
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Each row's inner product with `x`: `[batch, length, embed]` to `[batch, length, vocab]`."""
-        return jnp.einsum("btd,vd->btv", x, self.embedding[...])
+        logits = jnp.einsum("btd,vd->btv", x, computed(self.embedding, self.compute_dtype))
+        return as_outputs(logits, self.embedding, self.axes, (0,))
