@@ -231,6 +231,10 @@ def _dtype(path: str, regions: Sequence[Region], source: TensorSource, wanted: n
     """The dtype of a target array: the one asked for where the source has floating-point numbers, else the source's."""
     stored = {source.tensors[each.tensor].dtype for region in regions for each in region.contributions.values()}
     operations = regions[0].pattern.operations
+    if operations.dtype is not None and operations.dtype.kind == "i":
+        if any(map(_is_floating, stored)):
+            raise LayoutError(f"{path}: {operations.dtype} cannot hold {', '.join(sorted(map(str, stored)))}")
+        return operations.dtype
     if all(_is_floating(dtype) for dtype in stored):
         if operations.unrounded and not all(_holds(wanted, dtype) for dtype in stored):
             return np.dtype(np.float32)

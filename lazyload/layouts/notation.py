@@ -48,6 +48,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
+    "int32": np.dtype(np.int32),
 }
 """What `as DTYPE` may say."""
 

@@ -15,14 +15,22 @@ class Context:
         positions: int32 `[batch, length]`, for rotary embeddings.
         start: How many tokens the key-value cache held before; 0 without one.
         attention_mask: bool `[batch, keys]` or `[batch, length, keys]`, see `checked_mask`; None for causal.
+        tokens: Which tokens they are, int32 `[batch, length]`; None where nobody asks.
         selected: Which of the keys that it may attend to the last indexer has selected for each token, bool `[batch or
             1, length, keys]`; None before there was one.
     """
 
-    def __init__(self, positions: jax.Array, start: jax.Array | int, attention_mask: jax.Array | None):
+    def __init__(
+        self,
+        positions: jax.Array,
+        start: jax.Array | int,
+        attention_mask: jax.Array | None,
+        tokens: jax.Array | None = None,
+    ):
         self.positions = positions
         self.start = start
         self.attention_mask = attention_mask
+        self.tokens = tokens
         self.selected: jax.Array | None = None
         self._rotations: dict[Rope, Rotation] = {}
         self._masks: dict[tuple[int, int | None, int | None], jax.Array] = {}

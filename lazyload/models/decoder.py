@@ -11,8 +11,19 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
-from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
+from lazyload.models import (
+    attention,
+    card,
+    compressed_attention,
+    gated_delta_net,
+    kv_cache,
+    latent_attention,
+    mamba2,
+    moe,
+    per_layer_input,
+)
 from lazyload.models.context import Context, checked_mask
+from lazyload.models.hyper_connection import HyperConnection, HyperHead
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
@@ -23,6 +34,7 @@ from lazyload.models.projection import Embedding, Projection
 BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Attention: attention.Attention,
     architecture.LatentAttention: latent_attention.LatentAttention,
+    architecture.CompressedAttention: compressed_attention.CompressedAttention,
     architecture.GatedDeltaNet: gated_delta_net.GatedDeltaNet,
     architecture.Mamba2: mamba2.Mamba2,
     architecture.MLP: MLP,
@@ -44,6 +56,7 @@ class DecoderLayer(nnx.Module):
     feed_forward: str
     experts: str | None
     per_layer: str | None
+    by_token: bool
     parallel: bool
     residual_scale: float
     attn_norm: RMSNorm | LayerNorm | None
@@ -54,11 +67,14 @@ class DecoderLayer(nnx.Module):
     post_moe_norm: RMSNorm | LayerNorm | None
     post_dense_norm: RMSNorm | LayerNorm | None
     layer_scalar: nnx.Param[jax.Array] | None
+    attn_hc: HyperConnection | None
+    mlp_hc: HyperConnection | None
 
     def __init__(self, layer: Layer, parameters: Parameters):
         self.mixer, self.feed_forward = layer.mixer.name, layer.feed_forward.name
         self.experts = None if layer.experts is None else layer.experts.name
         self.per_layer = None if layer.per_layer_input is None else layer.per_layer_input.name
+        self.by_token = isinstance(layer.feed_forward, architecture.Experts) and layer.feed_forward.by_token
         self.parallel = layer.parallel
         self.residual_scale = layer.residual_scale
 
@@ -71,6 +87,9 @@ class DecoderLayer(nnx.Module):
         self.post_dense_norm = norm("post_dense_norm")
         ones = nnx.initializers.ones_init()
         self.layer_scalar = parameters.declare("layer_scalar", ones) if layer.scalar else None
+        hc = layer.hyper_connection
+        self.attn_hc = None if hc is None else HyperConnection(hc, parameters["attn_hc"])
+        self.mlp_hc = None if hc is None else HyperConnection(hc, parameters["mlp_hc"])
         for block in layer.blocks:
             setattr(self, block.name, BLOCKS[type(block)](block, parameters[block.name]))
 
@@ -80,22 +99,33 @@ class DecoderLayer(nnx.Module):
         """The residual stream after the layer, and what its mixer returns of the tokens seen so far.
 
         Args:
-            x: `[batch, length, embed]`.
+            x: `[batch, length, embed]`, or where there are several streams `[batch, length, stream, embed]`.
             context: What the mixers of the call share.
             cache: The cache that the mixer reads, or None.
             own_input: The input that the layer has of its own, `[batch, length, dim]`, or None.
         """
-        normed = _normed(self.attn_norm, x)
+        read, added = self._connected(self.attn_hc, x)
+        normed = _normed(self.attn_norm, read)
         branch, kept = getattr(self, self.mixer)(normed, context, cache)
-        x = x + _normed(self.post_attn_norm, branch) * self.residual_scale
-        branch = getattr(self, self.feed_forward)(normed if self.parallel else _normed(self.mlp_norm, x))
+        x = added(_normed(self.post_attn_norm, branch))
+        read, added = self._connected(self.mlp_hc, x)
+        given = {"tokens": context.tokens} if self.by_token else {}
+        branch = getattr(self, self.feed_forward)(normed if self.parallel else _normed(self.mlp_norm, read), **given)
         if self.experts is not None:
-            experts = getattr(self, self.experts)(_normed(self.moe_norm, x), routed_by=x)
+            experts = getattr(self, self.experts)(_normed(self.moe_norm, read), routed_by=read)
             branch = _normed(self.post_dense_norm, branch) + _normed(self.post_moe_norm, experts)
-        x = x + _normed(self.post_mlp_norm, branch) * self.residual_scale
+        x = added(_normed(self.post_mlp_norm, branch))
         if self.per_layer is not None:
             x = x + getattr(self, self.per_layer)(x, own_input)
         return x if self.layer_scalar is None else x * self.layer_scalar[...].astype(x.dtype), kept
+
+    def _connected(
+        self, connection: HyperConnection | None, x: jax.Array
+    ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """What a block reads of the residual stream, and what adds its output to it."""
+        if connection is None:
+            return x, lambda branch: x + branch * self.residual_scale
+        return connection(x)
 
 
 class Decoder(nnx.Module):
@@ -111,6 +141,7 @@ class Decoder(nnx.Module):
         embed: The embedding.
         layers: The layers.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
+        hyper_head: What makes one of several residual streams; absent where there is one.
         final_norm: The norm before the output projection.
         lm_head: The output projection; absent where the embedding is used for it, too.
         logits_bias: The bias of either; absent where there is none.
@@ -119,6 +150,7 @@ class Decoder(nnx.Module):
     embed: Embedding
     per_layer_embedding: nnx.Module
     layers: nnx.List[DecoderLayer]
+    hyper_head: HyperHead
     final_norm: RMSNorm | LayerNorm
     lm_head: Projection
     logits_bias: nnx.Param[jax.Array]
@@ -134,6 +166,8 @@ class Decoder(nnx.Module):
         if (inputs := config.per_layer_embedding) is not None:
             self.per_layer_embedding = BLOCKS[type(inputs)](inputs, parameters[inputs.name])
         self.layers = nnx.List([DecoderLayer(layer, declared(layer)) for layer in config.layers])
+        if config.hyper_head is not None:
+            self.hyper_head = HyperHead(config.hyper_head, parameters[config.hyper_head.name])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
         if not config.tied:
             self.lm_head = Projection(parameters["lm_head"])
@@ -221,10 +255,12 @@ class Decoder(nnx.Module):
         start: jax.Array | int = 0 if cache is None else cache["layer_0"]["end_index"][0]
         if positions is None:
             positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-        context = Context(positions, start, attention_mask)
+        context = Context(positions, start, attention_mask, tokens)
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         inputs = None if self.config.per_layer_embedding is None else self.per_layer_embedding(tokens, x)
+        if (head := self.config.hyper_head) is not None:
+            x = jnp.broadcast_to(x[:, :, None], (*x.shape[:2], head.num_streams, x.shape[2]))
         kept: KVCache = {} if cache is None else dict(cache)
         for number, layer in enumerate(self.layers):
             source = f"layer_{self.config.kv_layer(number)}"
@@ -232,6 +268,8 @@ class Decoder(nnx.Module):
             x, seen = layer(x, context, kept.get(source), own_input)
             if seen is not None and (cache is not None or number in self.config.shared_kv_layers):
                 kept[source] = seen
+        if self.config.hyper_head is not None:
+            x = self.hyper_head(x)
         logits = self._logits(self.final_norm(x))
         if cache is None:
             return logits, None

@@ -23,11 +23,11 @@ def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: D
     for number, layer in enumerate(config.layers):
         if config.kv_layer(number) != number:
             continue
-        sizes = {**layer.axes, "slot": cache_size, "1": 1}
-        arrays = {
-            name: jnp.zeros((batch_size, *(sizes[axis] for axis in array.axes)), array.dtype or dtype)
-            for name, array in layer.mixer.cache.items()
-        }
+        arrays = {}
+        for name, array in layer.mixer.cache.items():
+            sizes = {**layer.axes, "slot": -(-cache_size // array.every), "1": 1}
+            shape = (batch_size, *(sizes[axis] for axis in array.axes))
+            arrays[name] = jnp.zeros(shape, array.dtype or dtype)
         cache[f"layer_{number}"] = {**arrays, "end_index": jnp.zeros((batch_size,), jnp.int32)}
     return cache
 
@@ -36,7 +36,7 @@ def slots(config: DecoderConfig, cache: KVCache) -> int | None:
     """How many tokens a cache can hold; None where no mixer keeps anything for each of them."""
     for number, layer in enumerate(config.layers):
         for name, array in layer.mixer.cache.items():
-            if array.axes[0] == "slot":
+            if array.axes[:1] == ("slot",) and array.every == 1:
                 return cache[f"layer_{number}"][name].shape[1]
     return None
 

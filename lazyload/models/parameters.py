@@ -21,6 +21,14 @@ from jax.typing import DTypeLike
 from lazyload.layouts.notation import AxisNames, Line, outermost, parse_line
 
 
+class Constant(nnx.Variable[jax.Array]):
+    """An array that is stored and not learned, such as a table of numbers: nothing that an optimizer should see."""
+
+
+STORED = (nnx.Param, Constant)
+"""The variables that a checkpoint holds."""
+
+
 class Row(NamedTuple):
     """One parameter of a table.
 
@@ -87,13 +95,23 @@ class Parameters:
             name: The last part of its path.
             initializer: Called with a key, the shape and the dtype.
         """
+        value, metadata = self._declared(name, initializer)
+        return nnx.Param(value, **metadata)
+
+    def constant(self, name: str) -> Constant:
+        """The same of what is not learned; it starts with zeros."""
+        value, metadata = self._declared(name, nnx.initializers.zeros_init())
+        return Constant(value, **metadata)
+
+    def _declared(self, name: str, initializer: Initializer) -> tuple[Any, dict[str, Any]]:
+        """The value of a parameter, and its metadata."""
         row = self._rows[self._prefix + name]
         shape, dtype = self.shape(name), self._dtype if row.dtype is None else row.dtype
         value: Any = jax.ShapeDtypeStruct(shape, dtype)
         if self._rngs is not None:
             value = initializer(self._rngs.params(), shape, dtype)
         axes = tuple(outermost(parts[0]) for parts in row.dimensions)
-        return nnx.Param(value, logical_axes=axes, eager_sharding=False)
+        return value, {"logical_axes": axes, "eager_sharding": False}
 
 
 def partition(param: nnx.Param[jax.Array]) -> tuple[str | tuple[str, ...] | None, ...]:
