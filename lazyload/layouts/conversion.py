@@ -133,6 +133,7 @@ def resolve(
     globs = _globs((*source_layout.skipped, *target.skipped), source)
     other_layers = tuple(sorted({array.path for array in others}.intersection(left)))
     skipped = {name for name in left if any(fnmatch.fnmatchcase(name, glob) for glob in globs)}.union(other_layers)
+    skipped |= {array.path for array in stored if array.patterns[0].operations.made_up}.intersection(left)
     unknown = sorted(set(left) - skipped)
     unread = tuple(name for name in unknown if passes(name))
     problems = _shape_problems(source, stored) + [
@@ -158,6 +159,8 @@ def _regions(wanted: Mapping[str, Array], stored: Sequence[Array]) -> dict[str, 
     """What fills each target array: a region a role."""
     holders: dict[tuple[str, int], list[tuple[Array, Pattern]]] = {}
     for array in stored:
+        if array.patterns[0].operations.made_up:
+            continue
         for pattern in array.patterns:
             holders.setdefault((pattern.role, pattern.group), []).append((array, pattern))
     roles = {key: StoredRole(arrays) for key, arrays in holders.items()}
