@@ -8,9 +8,12 @@ it is written, with a `ConfigError`.
 """
 
 from lazyload.architecture.attention import Attention, Temperature
+from lazyload.architecture.compressed_attention import CompressedAttention
+from lazyload.architecture.compressor import CompressedIndexer, Compressor
 from lazyload.architecture.decoder import DecoderConfig, Layer
 from lazyload.architecture.experts import Experts
 from lazyload.architecture.gated_delta_net import GatedDeltaNet
+from lazyload.architecture.hyper_connection import HyperConnection, HyperHead
 from lazyload.architecture.indexer import Indexer
 from lazyload.architecture.latent_attention import LatentAttention
 from lazyload.architecture.mamba2 import Mamba2
@@ -23,9 +26,14 @@ __all__ = [
     "MLP",
     "Activation",
     "Attention",
+    "CompressedAttention",
+    "CompressedIndexer",
+    "Compressor",
     "DecoderConfig",
     "Experts",
     "GatedDeltaNet",
+    "HyperConnection",
+    "HyperHead",
     "Indexer",
     "LatentAttention",
     "Layer",

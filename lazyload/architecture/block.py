@@ -36,10 +36,12 @@ class CacheArray(NamedTuple):
         axes: After the batch; `slot` has one place for each token that the cache can hold, `1` is a dimension of that
             size, the rest are the block's.
         dtype: The name of its dtype where it is not the one asked for.
+        every: How many tokens share a place of `slot`.
     """
 
     axes: tuple[str, ...]
     dtype: str | None = None
+    every: int = 1
 
 
 class Mixer(Block, Protocol):

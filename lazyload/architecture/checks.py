@@ -36,3 +36,8 @@ def require_one_of(value: object, name: str, allowed: tuple[Any, ...]) -> None:
         value,
         f"{name} = {given!r} is not known; there are {', '.join(str(known) for known in allowed)}",
     )
+
+
+def require_limit(value: object, limit: float | None) -> None:
+    """Refuses a limit that is not positive; None is none."""
+    require(limit is None or limit > 0, value, f"limit = {limit!r} must be positive, or None for none")

@@ -9,6 +9,7 @@ from lazyload.architecture.attention import Attention
 from lazyload.architecture.block import Block, Mixer
 from lazyload.architecture.checks import require, require_positive
 from lazyload.architecture.experts import Experts
+from lazyload.architecture.hyper_connection import HyperConnection, HyperHead
 from lazyload.architecture.latent_attention import LatentAttention
 from lazyload.architecture.norm import LayerNorm, Norm
 from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
@@ -39,6 +40,8 @@ class Layer:
         per_layer_input: What is made of the input that the layer has of its own; None for none (Gemma 4).
         residual_scale: What a block's output is multiplied with before it is added.
         scalar: Whether all that leaves the layer is multiplied with a learned number (Gemma 4).
+        hyper_connection: How both blocks read the residual stream and are added to it where it is several, each with
+            parameters of its own, `attn_hc` and `mlp_hc`; None where it is one (all but DeepSeek V4).
     """
 
     mixer: Mixer
@@ -51,6 +54,7 @@ class Layer:
     per_layer_input: PerLayerInput | None = None
     residual_scale: float = 1.0
     scalar: bool = False
+    hyper_connection: HyperConnection | None = None
 
     __repr__ = differing_fields
 
@@ -65,6 +69,12 @@ class Layer:
             self,
             "where blocks are parallel, there are the mixer and the feed-forward, and nothing beside them",
         )
+        single = not (self.parallel or self.scalar or self.per_layer_input) and self.residual_scale == 1
+        require(
+            single or self.hyper_connection is None,
+            self,
+            "parallel blocks, inputs of the layers' own, scalars and scales are for a single residual stream",
+        )
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -74,13 +84,21 @@ class Layer:
 
     @property
     def around(self) -> Mapping[str, str]:
-        """The table of what stands around the blocks: norms, and the scalar."""
+        """The table of what stands around the blocks: norms, the scalar, hyper-connections."""
         before = ("attn_norm",) if self.parallel else ("attn_norm", "mlp_norm")
         names = before * self.pre_norms + ("post_attn_norm", "post_mlp_norm") * self.post_norms
         if self.experts is not None:
             names += ("post_dense_norm", "moe_norm", "post_moe_norm")
         table = {f"{name}.{path}": entry for name in names for path, entry in self.norm.parameters(name).items()}
+        if self.hyper_connection is not None:
+            for name in ("attn_hc", "mlp_hc"):
+                table |= {f"{name}.{path}": entry for path, entry in self.hyper_connection.parameters(name).items()}
         return table | {"layer_scalar": "layer_scalar : 1"} if self.scalar else table
+
+    @property
+    def around_axes(self) -> Mapping[str, int]:
+        """The size of every axis of what stands around the blocks, but `embed`."""
+        return {} if self.hyper_connection is None else self.hyper_connection.axes
 
     @functools.cached_property
     def parameters(self) -> Mapping[str, str]:
@@ -90,8 +108,8 @@ class Layer:
 
     @functools.cached_property
     def axes(self) -> Mapping[str, int]:
-        """The size of every axis of its blocks."""
-        return {axis: size for block in self.blocks for axis, size in block.axes.items()}
+        """The size of every axis of its blocks, and of what stands around them."""
+        return {**self.around_axes, **{axis: size for block in self.blocks for axis, size in block.axes.items()}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +127,7 @@ class DecoderConfig:
         logits_scale: What the output logits are multiplied with.
         final_softcap: Soft cap of the output logits.
         per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 4).
+        hyper_head: What makes one of several residual streams; None where there is one (all but DeepSeek V4).
         family: The name of the family that read it; empty for one made by hand. Two that differ in it only are equal.
     """
 
@@ -122,6 +141,7 @@ class DecoderConfig:
     logits_scale: float = 1.0
     final_softcap: float | None = None
     per_layer_embedding: PerLayerEmbedding | None = None
+    hyper_head: HyperHead | None = None
     family: str = field(default="", compare=False)
 
     __repr__ = differing_fields
@@ -132,6 +152,9 @@ class DecoderConfig:
         if self.final_softcap is not None:
             require(self.final_softcap > 0, self, f"final_softcap = {self.final_softcap!r} must be positive, or None")
         self._require_per_layer_inputs()
+        made = None if self.hyper_head is None else self.hyper_head.num_streams
+        expected = {layer.hyper_connection and layer.hyper_connection.num_streams for layer in self.layers}
+        require(expected == {made}, self, f"hyper_head = {self.hyper_head!r} does not fit the layers' streams")
         for number in range(self.num_layers):
             self._require_keys_and_values(number)
             require(
@@ -232,15 +255,15 @@ class DecoderConfig:
             table["lm_head.kernel"] = "lm_head : embed vocab"
         if self.logits_bias:
             table["logits_bias"] = "logits_bias : vocab"
-        if (inputs := self.per_layer_embedding) is not None:
-            table |= {f"{inputs.name}.{path}": entry for path, entry in inputs.parameters.items()}
+        for part in self._parts:
+            table |= {f"{part.name}.{path}": entry for path, entry in part.parameters.items()}
         return table
 
     @property
     def axes(self) -> Mapping[str, int]:
         """The sizes of the axes that belong to no block."""
         axes = {"vocab": self.vocab_size, "embed": self.embed_dim, "layer": self.num_layers}
-        return axes if self.per_layer_embedding is None else axes | dict(self.per_layer_embedding.axes)
+        return axes | {axis: size for part in self._parts for axis, size in part.axes.items()}
 
     @property
     def splits(self) -> Mapping[str, tuple[str, ...]]:
@@ -267,6 +290,11 @@ class DecoderConfig:
         }
         own = {role for row in self.parameters.items() for role in parse_line(*row).roles}
         return groups | {role: (Group((), self.axes),) for role in own}
+
+    @property
+    def _parts(self) -> tuple[PerLayerEmbedding | HyperHead, ...]:
+        """What belongs to no layer and has a table of its own."""
+        return tuple(part for part in (self.per_layer_embedding, self.hyper_head) if part is not None)
 
     def _require_per_layer_inputs(self) -> None:
         """Makes sure that the inputs of all layers are those that the layers expect."""
@@ -320,7 +348,7 @@ def _counted_from(start: int, layer: Layer) -> Layer:
 
 def _roles(layer: Layer) -> Iterator[tuple[str, Sizes, Mapping[str, int]]]:
     """Every role of a layer, with the sizes of its own axes, and of all axes of the block that has it."""
-    tables: list[tuple[Mapping[str, str], Mapping[str, int]]] = [(layer.around, {})]
+    tables: list[tuple[Mapping[str, str], Mapping[str, int]]] = [(layer.around, layer.around_axes)]
     tables += [(block.parameters, block.axes) for block in layer.blocks]
     for table, axes in tables:
         for line in (parse_line(*row) for row in table.items()):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lazyload.architecture.checks import require_one_of, require_positive
+from lazyload.architecture.checks import require, require_limit, require_one_of, require_positive
 from lazyload.display.values import differing_fields
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
@@ -24,6 +24,8 @@ class MLP:
         activation: Of the gate; without one, of what `up` puts out, where it may be "xielu" (Apertus).
         gated: Whether it has a gate (Arcee, Apertus: not).
         bias: Whether its projections have biases.
+        limit: What the gate, before its activation, and the size of what `up` puts out are cut off at; None for nothing
+            (DeepSeek V4).
     """
 
     name: ClassVar[str] = "mlp"
@@ -32,12 +34,15 @@ class MLP:
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    limit: float | None = None
 
     __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "mlp_dim")
         require_one_of(self, "activation", ACTIVATIONS if self.gated else (*ACTIVATIONS, "xielu"))
+        require_limit(self, self.limit)
+        require(self.gated or self.limit is None, self, "there is no gate to cut off at a limit")
 
     @property
     def axes(self) -> Mapping[str, int]:

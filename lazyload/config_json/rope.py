@@ -107,6 +107,20 @@ def read_nested(fields: Fields, parameters: Mapping[str, Any], dims: Mapping[str
     return {kind: _rope(fields, described[kind], dim, None) for kind, dim in dims.items()}
 
 
+def read_described(fields: Fields, values: Mapping[str, Any], dim: int) -> Rope:
+    """One rotary embedding that is described in full, of which neighbours are rotated (DeepSeek V4).
+
+    Args:
+        fields: The model's `config.json`.
+        values: The description, with `rope_theta` and `partial_rotary_factor`.
+        dim: The width of a head.
+
+    Raises:
+        ConfigError: As for `read`.
+    """
+    return replace(_rope(fields, values, dim, None, partial=True), interleaved=True)
+
+
 def parameters_of(fields: Fields) -> Mapping[str, Any]:
     """The object that describes the embedding, whatever it is called; empty where there is none."""
     new = fields.optional("rope_parameters", dict)

@@ -124,6 +124,7 @@ def resolve(
     globs = _globs((*source_layout.skipped, *target.skipped), source)
     other_layers = tuple(sorted({array.path for array in others}.intersection(left)))
     skipped = {name for name in left if any(fnmatch.fnmatchcase(name, glob) for glob in globs)}.union(other_layers)
+    skipped |= {array.path for array in stored if array.patterns[0].operations.made_up}.intersection(left)
     unknown = sorted(set(left) - skipped)
     unread = tuple(name for name in unknown if passes(name))
     problems = _shape_problems(source, stored) + [
@@ -149,6 +150,8 @@ def _regions(wanted: Mapping[str, Array], stored: Sequence[Array]) -> dict[str, 
     """What fills each target array: a region a role."""
     holders: dict[tuple[str, int], list[tuple[Array, Pattern]]] = {}
     for array in stored:
+        if array.patterns[0].operations.made_up:
+            continue
         for pattern in array.patterns:
             holders.setdefault((pattern.role, pattern.group), []).append((array, pattern))
     roles = {key: StoredRole(arrays) for key, arrays in holders.items()}
@@ -222,6 +225,10 @@ def _dtype(path: str, regions: Sequence[Region], source: TensorSource, wanted: n
     """The dtype of a target array: the one asked for where the source has floating-point numbers, else the source's."""
     stored = {source.tensors[each.tensor].dtype for region in regions for each in region.contributions.values()}
     operations = regions[0].pattern.operations
+    if operations.dtype is not None and operations.dtype.kind == "i":
+        if any(map(_is_floating, stored)):
+            raise LayoutError(f"{path}: {operations.dtype} cannot hold {', '.join(sorted(map(str, stored)))}")
+        return operations.dtype
     if all(_is_floating(dtype) for dtype in stored):
         if operations.unrounded and not all(_holds(wanted, dtype) for dtype in stored):
             return np.dtype(np.float32)

@@ -20,7 +20,8 @@ class DTypes:
 
     A pattern is a glob, as `fnmatch.fnmatchcase` reads it, and matches an array by the role of what it holds, one of
     them where it holds several, or by its path. The first one that matches counts. An array whose line in the target's
-    table names a dtype of its own, `as float32`, keeps that one unless a pattern is its very role or path.
+    table names a dtype of its own, `as float32`, keeps that one unless a pattern is its very role or path; one of
+    whole numbers, `as int32`, keeps it always.
 
     Attributes:
         default: The dtype of arrays that no pattern matches.
@@ -32,8 +33,10 @@ class DTypes:
 
     def of(self, array: Array) -> np.dtype:
         """The dtype of an array."""
-        number = self._match(array) if self.patterns else None
         own = array.patterns[0].operations.dtype
+        if own is not None and own.kind == "i":
+            return own
+        number = self._match(array) if self.patterns else None
         return self.patterns[number][1] if number is not None else own or self.default
 
     def fitted(self, arrays: Collection[Array]) -> "DTypes":

@@ -13,7 +13,8 @@ names in place of indices, and `{axis:0..}` for the position in the range that t
 a word a dimension, as in einops: an axis, `1` for a dimension of that size, or a composite axis `(a b)`, row-major; `(a
 | b)` concatenates arrays of several roles, and `(c (a | b))` does so at every index of `c`. After `;` come the
 operations that lead from the role's values to the stored ones: `scale X`, `offset X`, `pad AXIS SIZE` with zeros at the
-end, `as DTYPE`, and `unrounded`, which keeps values that the dtype asked for cannot hold in float32.
+end, `as DTYPE`, and `unrounded`, which keeps values that the dtype asked for cannot hold in float32. `fill X` stores a
+number in place of all values: what a format makes up has the place and the dtype of a role's, and nothing of it.
 
 Example:
     >>> line = parse_line("model.layers.{layer}.self_attn.q_proj.weight", "attn.q : (head head_dim) embed")
@@ -48,6 +49,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
+    "int32": np.dtype(np.int32),
 }
 """What `as DTYPE` may say."""
 
@@ -60,7 +62,7 @@ class Operations:
     """How a role's values are stored: `value * scale + offset`, in a dtype.
 
     Attributes:
-        scale: Factor.
+        scale: Factor; 0 where `offset` is stored in place of all values.
         offset: Added after scaling.
         dtype: The stored dtype; None for the one that the conversion is asked for.
         unrounded: Whether values that the dtype asked for cannot hold are stored in float32.
@@ -70,6 +72,11 @@ class Operations:
     offset: float = 0.0
     dtype: np.dtype | None = None
     unrounded: bool = False
+
+    @property
+    def made_up(self) -> bool:
+        """Whether nothing of the values is stored."""
+        return self.scale == 0
 
     @property
     def arithmetic(self) -> bool:
@@ -276,6 +283,8 @@ def _parse_operations(texts: Sequence[str]) -> tuple[Operations, tuple[str, int]
                 parsed = replace(parsed, scale=float(number))
             case ["offset", number] if _is_finite(number):
                 parsed = replace(parsed, offset=float(number))
+            case ["fill", number] if _is_finite(number):
+                parsed = replace(parsed, scale=0.0, offset=float(number))
             case ["pad", axis, size] if size.isdecimal():
                 pad = (axis, int(size))
             case ["as", dtype] if dtype in DTYPES:
@@ -287,11 +296,13 @@ def _parse_operations(texts: Sequence[str]) -> tuple[Operations, tuple[str, int]
             case _:
                 raise LayoutError(
                     f"cannot read the operation {text.strip()!r}; "
-                    "there are 'scale X', 'offset X', 'pad AXIS SIZE', 'as DTYPE' and 'unrounded'"
+                    "there are 'scale X', 'offset X', 'fill X', 'pad AXIS SIZE', 'as DTYPE' and 'unrounded'"
                 )
     names = [text.split()[0] for text in texts]
     if twice := {name for name in names if names.count(name) > 1}:
         raise LayoutError(f"the operation {min(twice)!r} is given twice")
+    if "fill" in names and {"scale", "offset"} & set(names):
+        raise LayoutError("'fill' and 'scale' or 'offset' exclude each other: both say what the values are")
     if parsed.unrounded and parsed.dtype is not None:
         raise LayoutError("'as' and 'unrounded' exclude each other: both say which dtype is stored")
     return parsed, pad

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lazyload.display.shards import Placed, Shards
 from lazyload.display.weights import Array
+from lazyload.models.parameters import STORED
 from lazyload.partition import Dimension, Grid, Partition
 from lazyload.sharding import grid_of, partitions
 
@@ -45,8 +46,8 @@ def arrays_of(model: Any) -> dict[str, Held]:
     axes: Mapping[str, tuple[str, ...]] = {}
     tree = model
     if isinstance(model, nnx.Module):
-        tree = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        parameters = [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)]
+        tree = nnx.to_pure_dict(nnx.state(model, STORED))
+        parameters = [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, STORED)]
         axes = {".".join(map(str, path)): node.get_metadata().get("logical_axes", ()) for path, node in parameters}
     leaves = {".".join(map(_name, path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
     return {path: _held(leaf, axes.get(path, ())) for path, leaf in leaves.items() if hasattr(leaf, "dtype")}

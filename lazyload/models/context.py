@@ -21,6 +21,7 @@ class Context:
         attention_mask: bool `[batch, keys]` or `[batch, length, keys]`, see `checked_mask`; None for causal.
         segment_ids: int32 `[batch, length]`, the document that each token belongs to; None for one document a row.
             There are none where there is a cache.
+        tokens: Which tokens they are, int32 `[batch, length]`; None where nobody asks.
         selected: Which of the keys that it may attend to the last indexer has selected for each token, bool `[batch or
             1, length, keys]`; None before there was one.
     """
@@ -31,11 +32,13 @@ class Context:
         start: jax.Array | int,
         attention_mask: jax.Array | None,
         segment_ids: jax.Array | None = None,
+        tokens: jax.Array | None = None,
     ):
         self.positions = positions
         self.start = start
         self.attention_mask = attention_mask
         self.segment_ids = segment_ids
+        self.tokens = tokens
         self.selected: jax.Array | None = None
         self._rotations: dict[Rope, Rotation] = {}
         self._masks: dict[tuple[int, int | None, int | None], jax.Array] = {}

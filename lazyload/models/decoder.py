@@ -13,9 +13,20 @@ from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
 from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
-from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
+from lazyload.models import (
+    attention,
+    card,
+    compressed_attention,
+    gated_delta_net,
+    kv_cache,
+    latent_attention,
+    mamba2,
+    moe,
+    per_layer_input,
+)
 from lazyload.models.activations import zeros
 from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
+from lazyload.models.hyper_connection import HyperConnection, HyperHead
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
@@ -27,6 +38,7 @@ from lazyload.models.stack import Remat, Stack
 BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Attention: attention.Attention,
     architecture.LatentAttention: latent_attention.LatentAttention,
+    architecture.CompressedAttention: compressed_attention.CompressedAttention,
     architecture.GatedDeltaNet: gated_delta_net.GatedDeltaNet,
     architecture.Mamba2: mamba2.Mamba2,
     architecture.MLP: MLP,
@@ -48,6 +60,7 @@ class DecoderLayer(nnx.Module):
     feed_forward: str
     experts: str | None
     per_layer: str | None
+    by_token: bool
     parallel: bool
     residual_scale: float
     attn_norm: RMSNorm | LayerNorm | None
@@ -58,11 +71,14 @@ class DecoderLayer(nnx.Module):
     post_moe_norm: RMSNorm | LayerNorm | None
     post_dense_norm: RMSNorm | LayerNorm | None
     layer_scalar: nnx.Param[jax.Array] | None
+    attn_hc: HyperConnection | None
+    mlp_hc: HyperConnection | None
 
     def __init__(self, layer: Layer, parameters: Parameters):
         self.mixer, self.feed_forward = layer.mixer.name, layer.feed_forward.name
         self.experts = None if layer.experts is None else layer.experts.name
         self.per_layer = None if layer.per_layer_input is None else layer.per_layer_input.name
+        self.by_token = isinstance(layer.feed_forward, architecture.Experts) and layer.feed_forward.by_token
         self.parallel = layer.parallel
         self.residual_scale = layer.residual_scale
 
@@ -75,6 +91,9 @@ class DecoderLayer(nnx.Module):
         self.post_dense_norm = norm("post_dense_norm")
         ones = nnx.initializers.ones_init()
         self.layer_scalar = parameters.declare("layer_scalar", ones) if layer.scalar else None
+        hc = layer.hyper_connection
+        self.attn_hc = None if hc is None else HyperConnection(hc, parameters["attn_hc"])
+        self.mlp_hc = None if hc is None else HyperConnection(hc, parameters["mlp_hc"])
         for block in layer.blocks:
             setattr(self, block.name, BLOCKS[type(block)](block, parameters[block.name]))
 
@@ -84,22 +103,33 @@ class DecoderLayer(nnx.Module):
         """The residual stream after the layer, and what its mixer returns of the tokens seen so far.
 
         Args:
-            x: `[batch, length, embed]`.
+            x: `[batch, length, embed]`, or where there are several streams `[batch, length, stream, embed]`.
             context: What the mixers of the call share.
             cache: The cache that the mixer reads, or None.
             own_input: The input that the layer has of its own, `[batch, length, dim]`, or None.
         """
-        normed = _normed(self.attn_norm, x)
+        read, added = self._connected(self.attn_hc, x)
+        normed = _normed(self.attn_norm, read)
         branch, kept = getattr(self, self.mixer)(normed, context, cache)
-        x = x + _normed(self.post_attn_norm, branch) * self.residual_scale
-        branch = getattr(self, self.feed_forward)(normed if self.parallel else _normed(self.mlp_norm, x))
+        x = added(_normed(self.post_attn_norm, branch))
+        read, added = self._connected(self.mlp_hc, x)
+        given = {"tokens": context.tokens} if self.by_token else {}
+        branch = getattr(self, self.feed_forward)(normed if self.parallel else _normed(self.mlp_norm, read), **given)
         if self.experts is not None:
-            experts = getattr(self, self.experts)(_normed(self.moe_norm, x), routed_by=x)
+            experts = getattr(self, self.experts)(_normed(self.moe_norm, read), routed_by=read)
             branch = _normed(self.post_dense_norm, branch) + _normed(self.post_moe_norm, experts)
-        x = x + _normed(self.post_mlp_norm, branch) * self.residual_scale
+        x = added(_normed(self.post_mlp_norm, branch))
         if self.per_layer is not None:
             x = x + getattr(self, self.per_layer)(x, own_input)
         return x if self.layer_scalar is None else x * self.layer_scalar[...].astype(x.dtype), kept
+
+    def _connected(
+        self, connection: HyperConnection | None, x: jax.Array
+    ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+        """What a block reads of the residual stream, and what adds its output to it."""
+        if connection is None:
+            return x, lambda branch: x + branch * self.residual_scale
+        return connection(x)
 
 
 class Decoder(nnx.Module):
@@ -120,6 +150,7 @@ class Decoder(nnx.Module):
         embed: The embedding.
         layers: The layers, or the stacks of them: those that follow each other, or those at each place of a cycle.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
+        hyper_head: What makes one of several residual streams; absent where there is one.
         final_norm: The norm before the output projection.
         lm_head: The output projection; without parameters where the embedding is used for it, too. It may be replaced
             by any module that takes `[batch, length, embed]`, such as a value head.
@@ -130,6 +161,7 @@ class Decoder(nnx.Module):
     embed: Embedding
     per_layer_embedding: nnx.Module
     layers: nnx.List[DecoderLayer]
+    hyper_head: HyperHead
     final_norm: RMSNorm | LayerNorm
     lm_head: Any
     logits_bias: nnx.Param[jax.Array]
@@ -168,6 +200,8 @@ class Decoder(nnx.Module):
             alike = [(config.layers[stack[0]], len(stack)) for stack in stacks(config)]
             made = [(layer, declared(layer, count)) for layer, count in alike]
         self.layers = nnx.List([DecoderLayer(layer, parameters) for layer, parameters in made])
+        if config.hyper_head is not None:
+            self.hyper_head = HyperHead(config.hyper_head, parameters[config.hyper_head.name])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
         self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
         if not config.tied:
@@ -308,12 +342,16 @@ class Decoder(nnx.Module):
         start: jax.Array | int = 0 if cache is None else cache["layer_0"]["end_index"][0]
         if positions is None:
             positions = counted_positions(tokens, start, segment_ids)
-        context = Context(positions, start, attention_mask, segment_ids)
+        context = Context(positions, start, attention_mask, segment_ids, tokens)
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         inputs = None if self.config.per_layer_embedding is None else self.per_layer_embedding(tokens, x)
+        if (head := self.config.hyper_head) is not None:
+            x = jnp.broadcast_to(x[:, :, None], (*x.shape[:2], head.num_streams, x.shape[2]))
         stack = Stack(self.config, self.remat, context, inputs, cache)
         x = stack.scan(self.layers, x) if self.scan_layers else stack.run(self.layers, x)
+        if self.config.hyper_head is not None:
+            x = self.hyper_head(x)
         x = self.final_norm(x)
         if cache is None:
             return x, None

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lazyload.errors import TensorMismatchError
+from lazyload.models.parameters import STORED
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -21,8 +22,8 @@ def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
 
     Args:
         model: The module; with abstract parameters, such as `nnx.eval_shape` makes, nothing is allocated in vain.
-        arrays: Every `nnx.Param` by its dotted path, `blocks.0.kernel`; an array keeps its dtype. What is left out of
-            `nnx.LoRAParam`s stays as it is.
+        arrays: Every `nnx.Param`, and every table that a model of this library has, by its dotted path,
+            `blocks.0.kernel`; an array keeps its dtype. What is left out of `nnx.LoRAParam`s stays as it is.
 
     Returns:
         The same module.
@@ -50,7 +51,7 @@ def misfits(model: nnx.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[st
     return _misfits(_parameters(model), shapes)
 
 
-def _misfits(parameters: "Mapping[str, nnx.Param[jax.Array]]", shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _misfits(parameters: "Mapping[str, nnx.Variable[jax.Array]]", shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     problems = [
         f"{path} is missing, shape {parameter.shape}"
         for path, parameter in parameters.items()
@@ -69,12 +70,12 @@ def values_of(model: nnx.Module) -> dict[str, Any]:
     """The arrays of a module's parameters, or the `jax.ShapeDtypeStruct`s in their place, by dotted path."""
     return {
         ".".join(map(str, path)): value
-        for path, value in flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()
+        for path, value in flatten_dict(nnx.to_pure_dict(nnx.state(model, STORED))).items()
     }
 
 
-def _parameters(model: nnx.Module) -> "dict[str, nnx.Param[jax.Array]]":
-    return {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
+def _parameters(model: nnx.Module) -> "dict[str, nnx.Variable[jax.Array]]":
+    return {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, STORED)}
 
 
 def place(parameter: nnx.Variable[jax.Array], array: jax.Array) -> None:
@@ -82,7 +83,7 @@ def place(parameter: nnx.Variable[jax.Array], array: jax.Array) -> None:
     spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
     names = (*spec, *(None,) * (array.ndim - len(spec)))
     annotated: Callable[[], Any] = nnx.with_partitioning(lambda: array, names)
-    placed = nnx.Param(annotated(), eager_sharding=False)
+    placed = type(parameter)(annotated(), eager_sharding=False)
     metadata = {**parameter.get_metadata(), **placed.get_metadata()}
     parameter.update_from_state(placed)
     parameter.set_metadata(metadata)

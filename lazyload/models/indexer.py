@@ -56,14 +56,14 @@ class Indexer(nnx.Module):
         products = jnp.einsum("bthd,bsd->bths", query, keys[:, :, 0], preferred_element_type=jnp.float32)
         # The positive factors head_dim ** -0.5 and num_heads ** -0.5 would change no order.
         scores = jnp.einsum("bths,bth->bts", jax.nn.relu(products), self.weights_proj(x.astype(jnp.float32)))
-        return mask & _largest(jnp.where(mask, scores, -jnp.inf), self.block.num_selected)
+        return mask & largest(jnp.where(mask, scores, -jnp.inf), self.block.num_selected)
 
     def _rotated(self, x: jax.Array, context: Context) -> jax.Array:
         rotation = context.rotation(self.block.rope)
         return x if rotation is None else rotate(x, rotation)
 
 
-def _largest(scores: jax.Array, count: int) -> jax.Array:
+def largest(scores: jax.Array, count: int) -> jax.Array:
     """Which of the last dimension's numbers are its `count` largest, bool; of equal ones the first.
 
     They are found by the smallest of them, and not put in their places one by one, which is slow where there are many.

@@ -47,9 +47,10 @@ def init_cache(
         if config.kv_layer(number) != number:
             continue
         several = {"layer": len(stack)} if len(stack) > 1 else {}
-        sizes = {**layer.axes, "batch": batch_size, "slot": cache_size, "1": 1, **several}
+        sizes = {**layer.axes, "batch": batch_size, "1": 1, **several}
         arrays = {}
         for name, array in layer.mixer.cache.items():
+            sizes["slot"] = -(-cache_size // array.every)
             axes = (*several, "batch", *array.axes)
             arrays[name] = zeros(number, axes, tuple(sizes[axis] for axis in axes), array.dtype or dtype)
         cache[f"layer_{number}"] = {**arrays, "end_index": zeros(number, (), (batch_size,), jnp.int32)}
@@ -60,7 +61,7 @@ def slots(config: DecoderConfig, cache: KVCache) -> int | None:
     """How many tokens a cache can hold; None where no mixer keeps anything for each of them."""
     for number, layer in enumerate(config.layers):
         for name, array in layer.mixer.cache.items():
-            if array.axes[0] == "slot":
+            if array.axes[:1] == ("slot",) and array.every == 1:
                 return cache[f"layer_{number}"][name].shape[-len(array.axes)]
     return None
 

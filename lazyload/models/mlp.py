@@ -61,6 +61,7 @@ class MLP(nnx.Module):
 
     def __init__(self, block: architecture.MLP, parameters: Parameters):
         self.activation = block.activation
+        self.limit = block.limit
         self.gate_proj = Projection(parameters["gate_proj"]) if block.gated else None
         self.up_proj = Projection(parameters["up_proj"])
         self.down_proj = Projection(parameters["down_proj"])
@@ -71,4 +72,12 @@ class MLP(nnx.Module):
         """`[batch, length, embed]` to the same."""
         activation = self.xielu if self.activation == "xielu" else ACTIVATIONS[self.activation]
         up = self.up_proj(x)
-        return self.down_proj(activation(up) if self.gate_proj is None else activation(self.gate_proj(x)) * up)
+        if self.gate_proj is None:
+            return self.down_proj(activation(up))
+        gate, up = cut_off(self.gate_proj(x), up, self.limit)
+        return self.down_proj(activation(gate) * up)
+
+
+def cut_off(gate: jax.Array, up: jax.Array, limit: float | None) -> tuple[jax.Array, jax.Array]:
+    """A gate, before its activation, and what it is for, within a limit; None for none."""
+    return (gate, up) if limit is None else (jnp.minimum(gate, limit), jnp.clip(up, -limit, limit))

@@ -14,9 +14,9 @@ from jax.sharding import AxisType, PartitionSpec
 
 from lazyload.architecture import Experts
 from lazyload.models.meshes import usable
-from lazyload.models.mlp import ACTIVATIONS, MLP
+from lazyload.models.mlp import ACTIVATIONS, MLP, cut_off
 from lazyload.models.norm import RMSNorm
-from lazyload.models.parameters import Parameters, computed, partition
+from lazyload.models.parameters import Constant, Parameters, computed, partition
 from lazyload.models.projection import Projection
 from lazyload.models.routing import route
 
@@ -54,6 +54,7 @@ class MixtureOfExperts(nnx.Module):
     router_norm: RMSNorm
     expert_scale: nnx.Param[jax.Array]
     selection_bias: nnx.Param[jax.Array]
+    token_experts: Constant
     gate_proj: ExpertProjection
     up_proj: ExpertProjection
     down_proj: ExpertProjection
@@ -69,6 +70,8 @@ class MixtureOfExperts(nnx.Module):
             self.expert_scale = parameters.declare("expert_scale", nnx.initializers.ones_init())
         if block.selection_bias:
             self.selection_bias = parameters.declare("selection_bias", nnx.initializers.zeros_init())
+        if block.by_token:
+            self.token_experts = parameters.constant("token_experts")
         self.gate_proj = ExpertProjection(parameters["gate_proj"])
         self.up_proj = ExpertProjection(parameters["up_proj"])
         self.down_proj = ExpertProjection(parameters["down_proj"])
@@ -77,14 +80,15 @@ class MixtureOfExperts(nnx.Module):
         if block.shared_gate:
             self.shared_gate = Projection(parameters["shared_gate"])
 
-    def __call__(self, x: jax.Array, routed_by: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, routed_by: jax.Array | None = None, tokens: jax.Array | None = None) -> jax.Array:
         """`[batch, length, embed]` to the same. Routing, and the sum over a token's experts, are in float32.
 
         Args:
             x: The tokens' vectors.
             routed_by: What the router decides by, of the same shape; None for `x`.
+            tokens: Which tokens they are, int32 `[batch, length]`, for experts that are chosen by that.
         """
-        weights, chosen = self._route(x if routed_by is None else routed_by)
+        weights, chosen = self._route(x if routed_by is None else routed_by, tokens)
         y = self._run_experts(x, weights, chosen).astype(x.dtype)
         if self.block.shared is None:
             return y
@@ -93,7 +97,7 @@ class MixtureOfExperts(nnx.Module):
             shared = shared * jax.nn.sigmoid(self.shared_gate(x))
         return y + shared
 
-    def _route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _route(self, x: jax.Array, tokens: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         batch, length, embed = x.shape
         flat = x.reshape(batch * length, embed).astype(jnp.float32)
         if self.block.router_norm is not None:
@@ -102,7 +106,11 @@ class MixtureOfExperts(nnx.Module):
         if self.router.bias is not None:
             logits = logits + self.router.bias[...].astype(jnp.float32)
         selection_bias = self.selection_bias[...].astype(jnp.float32) if self.block.selection_bias else None
-        weights, chosen = route(logits, self.block, selection_bias)
+        known = None
+        if self.block.by_token:
+            assert tokens is not None  # the layer passes them
+            known = jnp.take(self.token_experts[...], tokens.reshape(-1), axis=0)
+        weights, chosen = route(logits, self.block, selection_bias, known)
         if self.block.expert_scale:
             weights = weights * self.expert_scale[...].astype(jnp.float32)[chosen]
         return weights.reshape(batch, length, -1), chosen.reshape(batch, length, -1)
@@ -182,6 +190,7 @@ class MixtureOfExperts(nnx.Module):
 
     def _gated(self, gate: jax.Array, up: jax.Array) -> jax.Array:
         if self.block.clamped_swiglu is None:
+            gate, up = cut_off(gate, up, self.block.limit)
             return ACTIVATIONS[self.block.activation](gate) * up
         alpha, limit = self.block.clamped_swiglu
         gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)

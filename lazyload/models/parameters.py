@@ -23,6 +23,14 @@ from lazyload.layouts.notation import AxisNames, Line, outermost, parse_line
 from lazyload.sharding import partitions
 
 
+class Constant(nnx.Variable[jax.Array]):
+    """An array that is stored and not learned, such as a table of numbers: nothing that an optimizer should see."""
+
+
+STORED = (nnx.Param, Constant)
+"""The variables that a checkpoint holds."""
+
+
 class Row(NamedTuple):
     """One parameter of a table.
 
@@ -104,6 +112,16 @@ class Parameters:
             name: The last part of its path.
             initializer: Called with a key, the shape and the dtype.
         """
+        value, metadata = self._declared(name, initializer)
+        return nnx.Param(value, **metadata)
+
+    def constant(self, name: str) -> Constant:
+        """The same of what is not learned; it starts with zeros."""
+        value, metadata = self._declared(name, nnx.initializers.zeros_init())
+        return Constant(value, **metadata)
+
+    def _declared(self, name: str, initializer: Initializer) -> tuple[Any, dict[str, Any]]:
+        """The value of a parameter, and its metadata."""
         row = self._rows[self._prefix + name]
         shape, dtype = self.shape(name), self._dtype if row.dtype is None else row.dtype
         stacked = () if self._layers is None else (self._layers,)
@@ -113,7 +131,7 @@ class Parameters:
             values = [initializer(key, shape, dtype) for key in keys]
             value = jnp.stack(values) if stacked else values[0]
         axes = ("layer",) * len(stacked) + self.axes(name)
-        return nnx.Param(value, logical_axes=axes, eager_sharding=False)
+        return value, {"logical_axes": axes, "eager_sharding": False}
 
 
 def partition(param: Any, axes: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -60,6 +60,24 @@ def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     return jnp.concatenate([rotated.astype(x.dtype), rest], axis=-1)
 
 
+def turn_in_place(x: jax.Array, rotation: Rotation, *, back: bool = False) -> jax.Array:
+    """Rotates the last `dim` dimensions of every head of `x`, `[batch, length, head, head_dim]`; in float32.
+
+    Pairs are neighbours and stay where they are, so that what is made of rotated vectors can be rotated back.
+
+    Args:
+        x: The heads.
+        rotation: The angles.
+        back: Whether to rotate the other way round.
+    """
+    cos, sin = rotation.cos[:, :, None], rotation.sin[:, :, None] * (-1 if back else 1)
+    dim = 2 * cos.shape[-1]
+    rest, rotated = x[..., : x.shape[-1] - dim], x[..., x.shape[-1] - dim :].astype(jnp.float32)
+    first, second = rotated[..., 0::2], rotated[..., 1::2]
+    pairs = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([rest, pairs.reshape(rotated.shape).astype(x.dtype)], axis=-1)
+
+
 def frequencies(rope: Rope, length: jax.Array | int) -> jax.Array:
     """The angle that each pair turns by from one position to the next, float32 `[dim / 2]`.
 

@@ -1,5 +1,7 @@
 """Which experts a token is sent to, and with what weights."""
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -8,14 +10,23 @@ from lazyload.architecture import Experts
 # Keeps the division finite when every selected score underflows (DeepSeek V3's own constant).
 _TINY = 1e-20
 
+_SCORES: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "softmax": jax.nn.softmax,
+    "sigmoid": jax.nn.sigmoid,
+    "sqrtsoftplus": lambda logits: jnp.sqrt(jax.nn.softplus(logits)),
+}
 
-def route(logits: jax.Array, experts: Experts, selection_bias: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Selects experts.
+
+def route(
+    logits: jax.Array, experts: Experts, selection_bias: jax.Array | None, chosen: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Selects experts, and weights them.
 
     Args:
         logits: The router's, float32 `[token, expert]`.
         experts: How to select.
         selection_bias: float32 `[expert]`: moves the selection, not the weights.
+        chosen: The experts where they are known already, int32 `[token, selected]`.
 
     Returns:
         The weights, float32 `[token, selected]`, and the experts, int32 `[token, selected]`.
@@ -25,11 +36,12 @@ def route(logits: jax.Array, experts: Experts, selection_bias: jax.Array | None)
         return jax.nn.softmax(best, axis=-1) * experts.scale, chosen
     if experts.scores == "sparsemixer":
         return _sparsemixer(logits, experts)
-    scores = jax.nn.softmax(logits, axis=-1) if experts.scores == "softmax" else jax.nn.sigmoid(logits)
-    preference = scores if selection_bias is None else scores + selection_bias
-    if experts.num_groups > 1:
-        preference = _within_best_groups(preference, experts)
-    _, chosen = jax.lax.top_k(preference, experts.num_selected)
+    scores = _SCORES[experts.scores](logits)
+    if chosen is None:
+        preference = scores if selection_bias is None else scores + selection_bias
+        if experts.num_groups > 1:
+            preference = _within_best_groups(preference, experts)
+        _, chosen = jax.lax.top_k(preference, experts.num_selected)
     weights = jnp.take_along_axis(scores, chosen, axis=-1)
     if experts.normalize:
         total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), experts.least_sum)

@@ -33,6 +33,11 @@ def fp8(rows: int, columns: int) -> Stored:
     return {"weight": drawn(E4M3, rows, columns), "weight_scale_inv": scale}
 
 
+def fp4(rows: int, columns: int) -> Stored:
+    exponents = RANDOM.integers(120, 130, (rows, columns // 32), np.uint8).view(ml_dtypes.float8_e8m0fnu)
+    return {"weight": drawn(np.int8, rows, columns // 2), "scale": exponents}
+
+
 def fp8_static(rows: int, columns: int) -> Stored:
     return {"weight": drawn(E4M3, rows, columns), "weight_scale": drawn(np.float32)}
 
@@ -102,6 +107,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
 PACKINGS: dict[str, tuple[dict[str, object] | None, Callable[[int, int], Stored]]] = {
     "plain": (None, plain),
     "fp8, blocks of 128": ({"quant_method": "fp8", "weight_block_size": [128, 128]}, fp8),
+    "fp4, DeepSeek V4": ({"quant_method": "fp8", "expert_dtype": "fp4"}, fp4),
     "fp8, one scale": ({"quant_method": "fp8"}, fp8_static),
     "fp8, a scale a row": (
         compressed("float-quantized", num_bits=8, type="float", strategy="channel"),

@@ -64,7 +64,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_cases() -> None:
-    assert len(CASES) == 48
+    assert len(CASES) == 50
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)

@@ -97,6 +97,25 @@ def fp8_experts() -> Case:
     return {"quant_method": "fp8", "weight_block_size": [4, 4]}, stored, {"experts.gate_up_proj": value}
 
 
+def exponents(name: str, *shape: int) -> np.ndarray:
+    return drawn(name).integers(110, 140, shape, np.uint8).view(ml_dtypes.float8_e8m0fnu)
+
+
+DEEPSEEK_V4 = {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [4, 6], "expert_dtype": "fp4"}
+
+
+def deepseek_v4() -> Case:
+    weight, scale = floats8("w", 9, 13), exponents("s", 3, 3)
+    value = times(weight.astype(np.float32), scale.astype(np.float32), (4, 6))
+    return {**DEEPSEEK_V4}, {"a.weight": weight, "a.scale": scale}, {"a.weight": value}
+
+
+def deepseek_v4_experts() -> Case:
+    code, scale = codes("c", 4, 5, 64), exponents("s", 5, 2)
+    value = times(np.array(E2M1)[code], scale.astype(np.float32), (1, 32))
+    return {**DEEPSEEK_V4}, {"a.weight": pairs(code).view(np.int8), "a.scale": scale}, {"a.weight": value}
+
+
 def mxfp4() -> Case:
     blocks = codes("b", 8, 3, 5, 2, 16).astype(np.uint8)
     exponents = drawn("e").integers(110, 140, (3, 5, 2), np.uint8)
@@ -248,6 +267,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "fp8 of the whole, null": functools.partial(fp8_of_the_whole, (1, 1), weight_block_size=None),
     "fp8 by row": fp8_by_row,
     "fp8, experts in a stack": fp8_experts,
+    "fp8, DeepSeek V4": deepseek_v4,
+    "fp4, DeepSeek V4": deepseek_v4_experts,
     "mxfp4": mxfp4,
     **{f"int{bits}": functools.partial(int_packed, bits, columns=64) for bits in range(1, 9)},
     **{f"int{bits}, zero points": functools.partial(int_packed, bits, symmetric=False) for bits in (3, 4, 8)},
@@ -524,6 +545,18 @@ def test_fields_without_a_meaning(scheme: Any, complaint: str) -> None:
         read_scheme({"quantization_config": scheme}, "config.json")
 
 
+def test_what_packs_experts_may_stand_beside_the_scheme() -> None:
+    config, stored, values = deepseek_v4_experts()
+    del config["expert_dtype"]
+    with pytest.raises(CorruptSourceError, match="a.weight is of int8"):
+        found(config, stored)
+    scheme, source = read_scheme({"expert_dtype": "fp4", "quantization_config": config}, "config.json"), Arrays(stored)
+    assert scheme is not None
+    assert find_packed(scheme, source.tensors, source.read, "model").keys() == values.keys()
+    with pytest.raises(ConfigError, match="expert_dtype = 'int3' is not implemented"):
+        read_scheme({"expert_dtype": "int3", "quantization_config": config}, "config.json")
+
+
 def test_plain_checkpoints_have_no_scheme() -> None:
     assert read_scheme({"quantization_config": None, "text_config": {}}, "config.json") is None
 
@@ -537,6 +570,9 @@ BROKEN: list[tuple[Callable[[], Case], dict[str, Any], str]] = [
     (fp8, {"a.weight_scale_inv": np.zeros((2, 3), np.float32)}, r"must be \[3, 3\], not \[2, 3\]"),
     (fp8, {"a.weight_scale_inv": np.zeros((3, 3), np.int32)}, "weight_scale_inv is of int32"),
     (fp8, {"a.weight": np.zeros((9, 13), np.int8)}, "a.weight is of int8"),
+    (deepseek_v4_experts, {"a.scale": np.zeros((5, 3), np.uint8)}, r"a.scale must be \[5, 2\], not \[5, 3\]"),
+    (deepseek_v4_experts, {"a.scale": np.zeros((5, 2), np.int32)}, "a.scale is of int32"),
+    (deepseek_v4, {"a.scale": None}, "a.weight_scale_inv is missing"),
     (fp8_of_the_whole, {"a.weight_scale": np.zeros(7, np.float32)}, r"a.weight_scale must be"),
     (mxfp4, *gone("x_scales")),
     (mxfp4, {"x_scales": np.zeros((3, 5, 3), np.uint8)}, r"must be \[3, 5, 2\], not \[3, 5, 3\]"),

@@ -11,6 +11,7 @@ from typing import Any
 from lazyload.architecture import DecoderConfig
 from lazyload.errors import LayoutError
 from lazyload.formats.maxtext.deepseek import deepseek
+from lazyload.formats.maxtext.deepseek_v4 import deepseek_v4
 from lazyload.formats.maxtext.gemma import gemma2, gemma3
 from lazyload.formats.maxtext.gemma4 import gemma4
 from lazyload.formats.maxtext.gpt_oss import gpt_oss
@@ -27,6 +28,7 @@ _TABLES: Mapping[str, Callable[[DecoderConfig, bool, int | None], Layout]] = {
     "deepseek_v2": deepseek,
     "deepseek_v3": deepseek,
     "deepseek_v32": deepseek,
+    "deepseek_v4": deepseek_v4,
     "gemma2": gemma2,
     "gemma3": gemma3,
     "gemma4": gemma4,

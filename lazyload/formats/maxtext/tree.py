@@ -32,7 +32,7 @@ def layout(
     norm: str = "",
 ) -> Layout:
     """The whole tree: the layers' tables and what is around them."""
-    pad = f" ; pad vocab {vocab_size}" if vocab_size and vocab_size > config.vocab_size else ""
+    pad = padding(config, vocab_size)
     scale = f" ; scale {embed_scale!r}" if embed_scale != 1 else ""
     entries = {
         "token_embedder.embedding": f"embed : vocab embed{scale}{pad}",
@@ -44,6 +44,11 @@ def layout(
         for table in (Table(entries), *tables)
     ]
     return Layout(placed, name=layout_name(scan_layers), general=True)
+
+
+def padding(config: DecoderConfig, vocab_size: int | None) -> str:
+    """How an array with the axis `vocab` is filled up to MaxText's vocabulary."""
+    return f" ; pad vocab {vocab_size}" if vocab_size and vocab_size > config.vocab_size else ""
 
 
 def stack(

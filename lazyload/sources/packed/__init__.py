@@ -62,7 +62,9 @@ def read_scheme(config: Mapping[str, Any], where: str) -> Scheme | None:
         raise ConfigError(
             f"{where}: quantization_config = {own!r:.200} is no object, which says how weights are packed"
         )
-    fields = Fields(own, where=f"{where}: quantization_config")
+    # DeepSeek V4 has it beside the rest, as transformers reads it.
+    beside = {name: config[name] for name in ("expert_dtype",) if name in config}
+    fields = Fields({**beside, **own}, where=f"{where}: quantization_config")
     method = _method(fields)
     if method not in _SCHEMES:
         raise UnsupportedFormatError(

@@ -2,7 +2,7 @@
 
 NVFP4 has groups of 16 with scales in FP8 and a scale of the whole, by which ModelOpt multiplies and compressed-tensors
 divides (https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/BlockScaling.html). MXFP4 has groups of
-32 with powers of two.
+32 with powers of two. DeepSeek V4 stores its bytes as signed ones.
 """
 
 from dataclasses import dataclass, replace
@@ -55,7 +55,7 @@ class FourBitFloat:
         in_bytes = slice(columns.start // 2, -(-columns.stop // 2))
         wide = (*outer, slice(2 * in_bytes.start, 2 * in_bytes.stop))
         scales = self._scales(read, wide)
-        codes = read(self.codes, (*outer, in_bytes))
+        codes = read(self.codes, (*outer, in_bytes)).view(np.uint8)
         values = empty(extents(wide), _FLOAT32)
         for tile in tiles(wide):
             place = within(tile, wide)

@@ -2,7 +2,9 @@
 
 DeepSeek V3 made the form with a scale for each square of 128 (https://huggingface.co/deepseek-ai/DeepSeek-V3,
 README_WEIGHTS.md); `X.weight_scale_inv` is multiplied by, whatever its name says. Mistral has one scale for each
-matrix, FBGEMM one for each row. Which modules are left alone is said as transformers reads it (`should_convert_module`
+matrix, FBGEMM one for each row. DeepSeek V4 calls them `X.scale`, has powers of two, and stores its experts in FP4: codes
+of 4 bits, two a byte, with a scale for 32 along a row (`inference/convert.py` of
+https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash). Which modules are left alone is said as transformers reads it (`should_convert_module`
 of `quantizers/quantizers_utils.py`).
 """
 
@@ -11,15 +13,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lazyload.config_json.fields import Fields
 from lazyload.errors import ConfigError
 from lazyload.sources.packed.blocks import find_grid
+from lazyload.sources.packed.four_bit_float import FourBitFloat
 from lazyload.sources.packed.one_byte import OneByte
 from lazyload.sources.packed.packed import Packed
 from lazyload.sources.packed.stored import EXPONENTS, FLOAT8, FLOATS, Stored
 
 _SCALES = ("_scale_inv", "_scale")
 _LEFT_ALONE = ("modules_to_not_convert", "ignored_layers")
+_PAIRS = np.dtype(np.int8)
+"""Of codes of 4 bits: bytes that are called signed."""
+
+_FP4_GROUP = 32
 _UNNAMED: list[Any] = []
 _NONE: list[Any] = []
 _USUAL_BLOCKS = ((128, 128), (1, 32))
@@ -34,11 +43,13 @@ class FP8:
         block: The sizes of a block; None for one scale a matrix or row.
         is_named: Whether the config says so, rather than nothing.
         left_alone: Entries for the modules that are not packed.
+        has_fp4: Whether what is stored in bytes, the experts, has codes of 4 bits.
     """
 
     block: tuple[int, int] | None
     is_named: bool
     left_alone: tuple[str, ...]
+    has_fp4: bool
 
     @classmethod
     def read(cls, config: Fields) -> "FP8":
@@ -47,7 +58,7 @@ class FP8:
         Raises:
             ConfigError: A field is malformed.
         """
-        config.refuse("expert_dtype", "fp8")
+        config.refuse("expert_dtype", "fp8", "fp4")
         block = config.optional("weight_block_size", list, _UNNAMED)
         is_pair = block and len(block) == 2 and all(type(size) is int and size > 0 for size in block)
         if not is_pair and block is not None and block is not _UNNAMED:
@@ -55,14 +66,15 @@ class FP8:
         left_alone = [entry for name in _LEFT_ALONE for entry in config.get(name, _NONE)]
         for entry in left_alone:
             _require_pattern(entry, config.where)
-        return cls((block[0], block[1]) if block else None, block is not _UNNAMED, tuple(left_alone))
+        has_fp4 = config.get("expert_dtype", "fp8") == "fp4"
+        return cls((block[0], block[1]) if block else None, block is not _UNNAMED, tuple(left_alone), has_fp4)
 
     def find(self, stored: Stored) -> Mapping[str, Packed]:
-        """Every tensor in FP8, unless it belongs to a module that is left alone."""
+        """Every tensor in FP8 or FP4, unless it belongs to a module that is left alone."""
         found = {name: self._packed(name, stored) for name in stored.tensors if _is_packed(name, stored)}
         return {name: packed for name, packed in found.items() if packed is not None}
 
-    def _packed(self, name: str, stored: Stored) -> OneByte | None:
+    def _packed(self, name: str, stored: Stored) -> Packed | None:
         module, scale = name.removesuffix(".weight"), _scale(name, stored)
         for entry in self.left_alone:
             if _matches(entry, module):
@@ -70,6 +82,8 @@ class FP8:
                     scale, f"{_LEFT_ALONE[0]} in quantization_config ({entry!r})", f"leaves {module} alone"
                 )
                 return None
+        if self.has_fp4 and stored.tensors[name].dtype == _PAIRS:
+            return _four_bits(name, scale, stored)
         shape = stored.need(name, FLOAT8, name, self._field)
         scales = find_grid(stored, scale, name, shape, self._blocks(shape), (*FLOATS, *EXPONENTS), self._field)
         return OneByte(name, shape, stored.tensors[name].dtype, scales)
@@ -89,14 +103,24 @@ class FP8:
         return blocks if self.is_named or len(matrix) < 2 else blocks + [of_one + block for block in _USUAL_BLOCKS]
 
 
+def _four_bits(name: str, scale: str, stored: Stored) -> FourBitFloat:
+    """A tensor of codes of 4 bits, with scales for groups of 32 along a row."""
+    *outer, pairs = stored.tensors[name].shape
+    shape, group = (*outer, 2 * pairs), (*(1,) * len(outer), _FP4_GROUP)
+    field = "config.json: expert_dtype = 'fp4'"
+    return FourBitFloat(name, shape, find_grid(stored, scale, name, shape, [group], (*EXPONENTS, *FLOATS), field))
+
+
 def _scale(name: str, stored: Stored) -> str:
     """The scales of a tensor: which of their names there is."""
-    return next((name + end for end in _SCALES if name + end in stored.tensors), name + _SCALES[0])
+    names = [*(name + end for end in _SCALES), name.removesuffix("weight") + "scale"]
+    return next((scale for scale in names if scale in stored.tensors), names[0])
 
 
 def _is_packed(name: str, stored: Stored) -> bool:
-    has_scales = name.endswith(".weight") and _scale(name, stored) in stored.tensors
-    return has_scales or stored.tensors[name].dtype in FLOAT8
+    dtype, is_weight = stored.tensors[name].dtype, name.endswith(".weight")
+    has_scales = is_weight and any(name + end in stored.tensors for end in _SCALES)
+    return has_scales or dtype in FLOAT8 or (is_weight and dtype == _PAIRS and _scale(name, stored) in stored.tensors)
 
 
 def _require_pattern(entry: Any, where: str) -> None:
