@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from lazyload.architecture.altup import AltUp, AltUpStreams
 from lazyload.architecture.attention import Attention
-from lazyload.architecture.block import Block, Mixer
+from lazyload.architecture.block import Block, CacheArray, Mixer
 from lazyload.architecture.checks import require, require_positive
 from lazyload.architecture.experts import Experts
 from lazyload.architecture.latent_attention import LatentAttention
+from lazyload.architecture.laurel import Laurel
 from lazyload.architecture.norm import LayerNorm, Norm
 from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
 from lazyload.display.values import differing_fields
@@ -27,8 +29,8 @@ class Layer:
     """One layer: its blocks, and how they are added to the residual stream.
 
     Attributes:
-        mixer: The block through which tokens see each other.
-        feed_forward: The block that works on each token alone.
+        mixer: The block through which tokens see each other; None for a layer that is a feed-forward alone (Nemotron H).
+        feed_forward: The block that works on each token alone; None for a layer that is a mixer alone (Nemotron H).
         norm: The norms around the blocks.
         pre_norms: Whether both blocks have a norm before them (OLMo 2: not).
         post_norms: Whether both blocks have a norm after them (Gemma 2 and 3, OLMo 2 and 3, GLM 4).
@@ -36,32 +38,42 @@ class Layer:
             `attn_norm` (Cohere 2).
         experts: Experts beside the feed-forward, on the same residual stream: both have a norm of their own after
             them, and the experts one before them, too (Gemma 4). None for none.
-        per_layer_input: What is made of the input that the layer has of its own; None for none (Gemma 4).
+        per_layer_input: What is made of the input that the layer has of its own; None for none (Gemma 3n, Gemma 4).
+        laurel: A branch beside the mixer, on the same tokens; the sum of all that has been added to the residual stream
+            by then and of this branch is divided by `sqrt(2)`. None for none (Gemma 3n).
+        altup: What is done with a residual stream of several, of which the blocks work on one; what comes of the
+            layer's own input is added to all streams but the first. None for one stream (Gemma 3n).
         residual_scale: What a block's output is multiplied with before it is added.
         scalar: Whether all that leaves the layer is multiplied with a learned number (Gemma 4).
     """
 
-    mixer: Mixer
-    feed_forward: Block
+    mixer: Mixer | None
+    feed_forward: Block | None
     norm: Norm | LayerNorm
     pre_norms: bool = True
     post_norms: bool = False
     parallel: bool = False
     experts: Experts | None = None
     per_layer_input: PerLayerInput | None = None
+    laurel: Laurel | None = None
+    altup: AltUp | None = None
     residual_scale: float = 1.0
     scalar: bool = False
 
     __repr__ = differing_fields
 
     def __post_init__(self) -> None:
+        both = self.mixer is not None and self.feed_forward is not None
+        require(self.mixer is not None or self.feed_forward is not None, self, "there is neither mixer nor feed-forward")
+        beside = self.experts is None or self.feed_forward is not None
+        require(beside, self, "there are experts beside no feed-forward; alone they are one themselves")
         require(
-            self.experts is None or self.feed_forward.name != self.experts.name,
+            self.experts is None or self.feed_forward is None or self.feed_forward.name != self.experts.name,
             self,
             "there are experts beside experts; the feed-forward must be another block",
         )
         require(
-            not self.parallel or (self.experts is None and self.per_layer_input is None),
+            not self.parallel or (both and not any((self.experts, self.per_layer_input, self.laurel, self.altup))),
             self,
             "where blocks are parallel, there are the mixer and the feed-forward, and nothing beside them",
         )
@@ -69,14 +81,22 @@ class Layer:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The mixer, then the feed-forward, then what there is beside and after it."""
-        further = (self.experts, self.per_layer_input)
-        return (self.mixer, self.feed_forward, *(block for block in further if block is not None))
+        blocks = (self.mixer, self.feed_forward, self.experts, self.per_layer_input, self.laurel, self.altup)
+        return tuple(block for block in blocks if block is not None)
+
+    @property
+    def cache(self) -> Mapping[str, CacheArray]:
+        """What its mixer keeps of the tokens seen so far, by name."""
+        return {} if self.mixer is None else self.mixer.cache
 
     @property
     def around(self) -> Mapping[str, str]:
         """The table of what stands around the blocks: norms, and the scalar."""
-        before = ("attn_norm",) if self.parallel else ("attn_norm", "mlp_norm")
-        names = before * self.pre_norms + ("post_attn_norm", "post_mlp_norm") * self.post_norms
+        names: tuple[str, ...] = ()
+        if self.mixer is not None:
+            names += ("attn_norm",) * self.pre_norms + ("post_attn_norm",) * self.post_norms
+        if self.feed_forward is not None:
+            names += ("mlp_norm",) * (self.pre_norms and not self.parallel) + ("post_mlp_norm",) * self.post_norms
         if self.experts is not None:
             names += ("post_dense_norm", "moe_norm", "post_moe_norm")
         table = {f"{name}.{path}": entry for name in names for path, entry in self.norm.parameters(name).items()}
@@ -108,7 +128,8 @@ class DecoderConfig:
         embed_scale: What embeddings are multiplied with, rounded to the activations' dtype first.
         logits_scale: What the output logits are multiplied with.
         final_softcap: Soft cap of the output logits.
-        per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 4).
+        per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 3n, Gemma 4).
+        streams: How the residual stream becomes several, and one again; None for one (Gemma 3n).
         family: The name of the family that read it; empty for one made by hand. Two that differ in it only are equal.
     """
 
@@ -122,6 +143,7 @@ class DecoderConfig:
     logits_scale: float = 1.0
     final_softcap: float | None = None
     per_layer_embedding: PerLayerEmbedding | None = None
+    streams: AltUpStreams | None = None
     family: str = field(default="", compare=False)
 
     __repr__ = differing_fields
@@ -132,6 +154,7 @@ class DecoderConfig:
         if self.final_softcap is not None:
             require(self.final_softcap > 0, self, f"final_softcap = {self.final_softcap!r} must be positive, or None")
         self._require_per_layer_inputs()
+        self._require_streams()
         for number in range(self.num_layers):
             self._require_keys_and_values(number)
             require(
@@ -225,15 +248,20 @@ class DecoderConfig:
             table["lm_head.kernel"] = "lm_head : embed vocab"
         if self.logits_bias:
             table["logits_bias"] = "logits_bias : vocab"
-        if (inputs := self.per_layer_embedding) is not None:
-            table |= {f"{inputs.name}.{path}": entry for path, entry in inputs.parameters.items()}
+        for block in self.blocks:
+            table |= {f"{block.name}.{path}": entry for path, entry in block.parameters.items()}
         return table
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks that belong to no layer."""
+        return tuple(block for block in (self.per_layer_embedding, self.streams) if block is not None)
 
     @property
     def axes(self) -> Mapping[str, int]:
         """The sizes of the axes that belong to no block."""
         axes = {"vocab": self.vocab_size, "embed": self.embed_dim, "layer": self.num_layers}
-        return axes if self.per_layer_embedding is None else axes | dict(self.per_layer_embedding.axes)
+        return axes | {axis: size for block in self.blocks for axis, size in block.axes.items()}
 
     @property
     def splits(self) -> Mapping[str, tuple[str, ...]]:
@@ -273,6 +301,18 @@ class DecoderConfig:
             f"{', '.join(map(str, expected))}",
         )
 
+    def _require_streams(self) -> None:
+        """Makes sure that the residual stream is what all layers expect."""
+        expected = {None if layer.altup is None else layer.altup.num_streams for layer in self.layers}
+        made = None if self.streams is None else self.streams.num_streams
+        width = self.embed_dim if self.streams is None else self.streams.embed_dim
+        require(
+            expected == {made} and width == self.embed_dim,
+            self,
+            f"streams = {self.streams!r} does not fit layers that expect {', '.join(map(str, expected))}, of width "
+            f"{self.embed_dim}",
+        )
+
     def _require_keys_and_values(self, number: int) -> None:
         """Makes sure that a layer whose keys and values are another's can attend to them."""
         mixer = self.layers[number].mixer
@@ -299,8 +339,8 @@ class DecoderConfig:
         return max(indexing, default=None)
 
     def _first_attention(self, attribute: str) -> int:
-        mixers = (layer.mixer for layer in self.layers)
-        return next((getattr(mixer, attribute) for mixer in mixers if hasattr(mixer, attribute)), 0)
+        attention = self.first(Attention) or self.first(LatentAttention)
+        return getattr(attention, attribute, 0)
 
 
 def _counted_from(start: int, layer: Layer) -> Layer:

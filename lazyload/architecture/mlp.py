@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lazyload.architecture.checks import require_one_of, require_positive
+from lazyload.architecture.checks import require, require_one_of, require_positive
 from lazyload.display.values import differing_fields
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu"]
@@ -24,6 +24,8 @@ class MLP:
         activation: Of the gate; without one, of what `up` puts out, where it may be "xielu" (Apertus).
         gated: Whether it has a gate (Arcee, Apertus: not).
         bias: Whether its projections have biases.
+        sparsity: The share of a token's gates that are to be zero, taken for normally distributed: what they exceed the
+            quantile by goes into the activation, and zero if they do not; 0 for the gates as they are (Gemma 3n).
     """
 
     name: ClassVar[str] = "mlp"
@@ -32,11 +34,14 @@ class MLP:
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    sparsity: float = 0.0
 
     __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "mlp_dim")
+        require(0 <= self.sparsity < 1, self, f"sparsity = {self.sparsity!r} must be at least 0, and less than 1")
+        require(self.gated or self.sparsity == 0, self, "there are no gates to be sparse")
         require_one_of(self, "activation", ACTIVATIONS if self.gated else (*ACTIVATIONS, "xielu"))
 
     @property

@@ -11,7 +11,18 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
-from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
+from lazyload.models import (
+    altup,
+    attention,
+    card,
+    gated_delta_net,
+    kv_cache,
+    latent_attention,
+    laurel,
+    mamba2,
+    moe,
+    per_layer_input,
+)
 from lazyload.models.context import Context, checked_mask
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
@@ -29,19 +40,22 @@ BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Experts: moe.MixtureOfExperts,
     architecture.PerLayerInput: per_layer_input.PerLayerInput,
     architecture.PerLayerEmbedding: per_layer_input.PerLayerEmbedding,
+    architecture.Laurel: laurel.Laurel,
+    architecture.AltUp: altup.AltUp,
+    architecture.AltUpStreams: altup.AltUpStreams,
 }
 """The module of every block; it is made from the block and its `Parameters`."""
 
 
 class DecoderLayer(nnx.Module):
-    """A mixer, then a feed-forward, each added to the residual stream.
+    """A mixer, then a feed-forward, or one of them, each added to the residual stream.
 
     They are attributes by the names that their blocks have: `attn` and `mlp`, or `moe`. There may be experts beside the
-    feed-forward, and a further branch for the layer's own input.
+    feed-forward, a branch beside the mixer, and one for the layer's own input.
     """
 
-    mixer: str
-    feed_forward: str
+    mixer: str | None
+    feed_forward: str | None
     experts: str | None
     per_layer: str | None
     parallel: bool
@@ -54,9 +68,12 @@ class DecoderLayer(nnx.Module):
     post_moe_norm: RMSNorm | LayerNorm | None
     post_dense_norm: RMSNorm | LayerNorm | None
     layer_scalar: nnx.Param[jax.Array] | None
+    laurel: laurel.Laurel | None
+    altup: altup.AltUp | None
 
     def __init__(self, layer: Layer, parameters: Parameters):
-        self.mixer, self.feed_forward = layer.mixer.name, layer.feed_forward.name
+        self.mixer = None if layer.mixer is None else layer.mixer.name
+        self.feed_forward = None if layer.feed_forward is None else layer.feed_forward.name
         self.experts = None if layer.experts is None else layer.experts.name
         self.per_layer = None if layer.per_layer_input is None else layer.per_layer_input.name
         self.parallel = layer.parallel
@@ -73,6 +90,10 @@ class DecoderLayer(nnx.Module):
         self.layer_scalar = parameters.declare("layer_scalar", ones) if layer.scalar else None
         for block in layer.blocks:
             setattr(self, block.name, BLOCKS[type(block)](block, parameters[block.name]))
+        if layer.laurel is None:
+            self.laurel = None
+        if layer.altup is None:
+            self.altup = None
 
     def __call__(
         self, x: jax.Array, context: Context, cache: LayerCache | None, own_input: jax.Array | None = None
@@ -80,22 +101,43 @@ class DecoderLayer(nnx.Module):
         """The residual stream after the layer, and what its mixer returns of the tokens seen so far.
 
         Args:
-            x: `[batch, length, embed]`.
+            x: `[batch, length, embed]`, or several streams, `[batch, length, stream, embed]`.
             context: What the mixers of the call share.
             cache: The cache that the mixer reads, or None.
             own_input: The input that the layer has of its own, `[batch, length, dim]`, or None.
         """
-        normed = _normed(self.attn_norm, x)
-        branch, kept = getattr(self, self.mixer)(normed, context, cache)
-        x = x + _normed(self.post_attn_norm, branch) * self.residual_scale
-        branch = getattr(self, self.feed_forward)(normed if self.parallel else _normed(self.mlp_norm, x))
-        if self.experts is not None:
-            experts = getattr(self, self.experts)(_normed(self.moe_norm, x), routed_by=x)
-            branch = _normed(self.post_dense_norm, branch) + _normed(self.post_moe_norm, experts)
-        x = x + _normed(self.post_mlp_norm, branch) * self.residual_scale
-        if self.per_layer is not None:
-            x = x + getattr(self, self.per_layer)(x, own_input)
+        if self.altup is None:
+            x, kept = self._run_blocks(x, context, cache)
+            if self.per_layer is not None:
+                x = x + getattr(self, self.per_layer)(x, own_input)
+        else:
+            predicted = self.altup.predict(x)
+            activated, kept = self._run_blocks(self.altup.active(predicted), context, cache)
+            x = self.altup.correct(predicted, activated)
+            if self.per_layer is not None:
+                own = getattr(self, self.per_layer)(self.altup.scaled(self.altup.active(x)), own_input)
+                x = x.at[:, :, 1:].add(own[:, :, None])
         return x if self.layer_scalar is None else x * self.layer_scalar[...].astype(x.dtype), kept
+
+    def _run_blocks(
+        self, x: jax.Array, context: Context, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """One residual stream after the mixer and the feed-forward, and what the mixer returns."""
+        normed = _normed(self.attn_norm, x)
+        if self.mixer is None:
+            kept = None if cache is None else kv_cache.passed(cache, x.shape[1])
+        else:
+            branch, kept = getattr(self, self.mixer)(normed, context, cache)
+            x = x + _normed(self.post_attn_norm, branch) * self.residual_scale
+        if self.laurel is not None:
+            x = (x + self.laurel(normed)) * 2**-0.5
+        if self.feed_forward is not None:
+            branch = getattr(self, self.feed_forward)(normed if self.parallel else _normed(self.mlp_norm, x))
+            if self.experts is not None:
+                experts = getattr(self, self.experts)(_normed(self.moe_norm, x), routed_by=x)
+                branch = _normed(self.post_dense_norm, branch) + _normed(self.post_moe_norm, experts)
+            x = x + _normed(self.post_mlp_norm, branch) * self.residual_scale
+        return x, kept
 
 
 class Decoder(nnx.Module):
@@ -111,6 +153,7 @@ class Decoder(nnx.Module):
         embed: The embedding.
         layers: The layers.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
+        streams: What makes several residual streams of the embeddings, and one of them again; absent where there is one.
         final_norm: The norm before the output projection.
         lm_head: The output projection; absent where the embedding is used for it, too.
         logits_bias: The bias of either; absent where there is none.
@@ -118,6 +161,7 @@ class Decoder(nnx.Module):
 
     embed: Embedding
     per_layer_embedding: nnx.Module
+    streams: altup.AltUpStreams
     layers: nnx.List[DecoderLayer]
     final_norm: RMSNorm | LayerNorm
     lm_head: Projection
@@ -131,8 +175,8 @@ class Decoder(nnx.Module):
 
         parameters = declared(config)
         self.embed = Embedding(parameters["embed"])
-        if (inputs := config.per_layer_embedding) is not None:
-            self.per_layer_embedding = BLOCKS[type(inputs)](inputs, parameters[inputs.name])
+        for block in config.blocks:
+            setattr(self, block.name, BLOCKS[type(block)](block, parameters[block.name]))
         self.layers = nnx.List([DecoderLayer(layer, declared(layer)) for layer in config.layers])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
         if not config.tied:
@@ -225,6 +269,8 @@ class Decoder(nnx.Module):
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         inputs = None if self.config.per_layer_embedding is None else self.per_layer_embedding(tokens, x)
+        if self.config.streams is not None:
+            x = self.streams.spread(x)
         kept: KVCache = {} if cache is None else dict(cache)
         for number, layer in enumerate(self.layers):
             source = f"layer_{self.config.kv_layer(number)}"
@@ -232,6 +278,8 @@ class Decoder(nnx.Module):
             x, seen = layer(x, context, kept.get(source), own_input)
             if seen is not None and (cache is not None or number in self.config.shared_kv_layers):
                 kept[source] = seen
+        if self.config.streams is not None:
+            x = self.streams.gathered(x)
         logits = self._logits(self.final_norm(x))
         if cache is None:
             return logits, None

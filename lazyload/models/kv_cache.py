@@ -2,7 +2,7 @@
 
 A cache is a plain pytree, `{"layer_0": {"k", "v", "end_index"}, ...}`, the structure that Tunix's sampler carries. A
 layer has the arrays that its mixer says it keeps, `[batch, ...]`, and `end_index`, int32 `[batch]`, the number of
-tokens seen; one whose keys and values are another layer's has no entry. All rows of a batch are filled alike: shorter
+tokens seen, alone where it has no mixer; one whose keys and values are another layer's has no entry. All rows of a batch are filled alike: shorter
 prompts are padded, and the attention mask hides the padding.
 """
 
@@ -26,7 +26,7 @@ def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: D
         sizes = {**layer.axes, "slot": cache_size, "1": 1}
         arrays = {
             name: jnp.zeros((batch_size, *(sizes[axis] for axis in array.axes)), array.dtype or dtype)
-            for name, array in layer.mixer.cache.items()
+            for name, array in layer.cache.items()
         }
         cache[f"layer_{number}"] = {**arrays, "end_index": jnp.zeros((batch_size,), jnp.int32)}
     return cache
@@ -35,7 +35,7 @@ def init_cache(config: DecoderConfig, batch_size: int, cache_size: int, dtype: D
 def slots(config: DecoderConfig, cache: KVCache) -> int | None:
     """How many tokens a cache can hold; None where no mixer keeps anything for each of them."""
     for number, layer in enumerate(config.layers):
-        for name, array in layer.mixer.cache.items():
+        for name, array in layer.cache.items():
             if array.axes[0] == "slot":
                 return cache[f"layer_{number}"][name].shape[1]
     return None
@@ -54,6 +54,11 @@ def require_room(cache: KVCache, size: int, length: int) -> None:
             f"the key-value cache has {size} slots and holds {there} tokens: {length} more do not fit; make a larger "
             "one, init_cache(batch_size, cache_size, dtype)"
         )
+
+
+def passed(cache: LayerCache, length: int) -> LayerCache:
+    """The cache after further tokens of which it keeps nothing but their number."""
+    return {**cache, "end_index": cache["end_index"] + length}
 
 
 def append(cache: LayerCache, **arrays: jax.Array) -> LayerCache:

@@ -1,6 +1,7 @@
 """The MLP, gated or not."""
 
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,7 @@ class MLP(nnx.Module):
 
     def __init__(self, block: architecture.MLP, parameters: Parameters):
         self.activation = block.activation
+        self.sparsity = block.sparsity
         self.gate_proj = Projection(parameters["gate_proj"]) if block.gated else None
         self.up_proj = Projection(parameters["up_proj"])
         self.down_proj = Projection(parameters["down_proj"])
@@ -71,4 +73,15 @@ class MLP(nnx.Module):
         """`[batch, length, embed]` to the same."""
         activation = self.xielu if self.activation == "xielu" else ACTIVATIONS[self.activation]
         up = self.up_proj(x)
-        return self.down_proj(activation(up) if self.gate_proj is None else activation(self.gate_proj(x)) * up)
+        if self.gate_proj is None:
+            return self.down_proj(activation(up))
+        gate = self.gate_proj(x)
+        return self.down_proj(activation(_sparse(gate, self.sparsity) if self.sparsity else gate) * up)
+
+
+def _sparse(gate: jax.Array, sparsity: float) -> jax.Array:
+    """By how much each gate exceeds the quantile of a token's gates, `[batch, length, mlp]`; in float32."""
+    wide = gate.astype(jnp.float32)
+    deviation = jnp.std(wide, axis=-1, keepdims=True)
+    quantile = jnp.mean(wide, axis=-1, keepdims=True) + deviation * NormalDist().inv_cdf(sparsity)
+    return jax.nn.relu(wide - quantile).astype(gate.dtype)
