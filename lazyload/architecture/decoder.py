@@ -29,8 +29,8 @@ class Layer:
     """One layer: its blocks, and how they are added to the residual stream.
 
     Attributes:
-        mixer: The block through which tokens see each other; None for a layer that is a feed-forward alone (Nemotron H).
-        feed_forward: The block that works on each token alone; None for a layer that is a mixer alone (Nemotron H).
+        mixer: The block through which tokens see each other; None for a layer that has none (Nemotron H).
+        feed_forward: The block that works on each token alone; None for a layer that has none (Nemotron H).
         norm: The norms around the blocks.
         pre_norms: Whether both blocks have a norm before them (OLMo 2: not).
         post_norms: Whether both blocks have a norm after them (Gemma 2 and 3, OLMo 2 and 3, GLM 4).
@@ -38,7 +38,7 @@ class Layer:
             `attn_norm` (Cohere 2).
         experts: Experts beside the feed-forward, on the same residual stream: both have a norm of their own after
             them, and the experts one before them, too (Gemma 4). None for none.
-        per_layer_input: What is made of the input that the layer has of its own; None for none (Gemma 3n, Gemma 4).
+        per_layer_input: What is made of the input that the layer has of its own; None for none (Gemma 3n and 4).
         laurel: A branch beside the mixer, on the same tokens; the sum of all that has been added to the residual stream
             by then and of this branch is divided by `sqrt(2)`. None for none (Gemma 3n).
         altup: What is done with a residual stream of several, of which the blocks work on one; what comes of the
@@ -64,7 +64,9 @@ class Layer:
 
     def __post_init__(self) -> None:
         both = self.mixer is not None and self.feed_forward is not None
-        require(self.mixer is not None or self.feed_forward is not None, self, "there is neither mixer nor feed-forward")
+        require(
+            self.mixer is not None or self.feed_forward is not None, self, "there is neither mixer nor feed-forward"
+        )
         beside = self.experts is None or self.feed_forward is not None
         require(beside, self, "there are experts beside no feed-forward; alone they are one themselves")
         require(
@@ -128,7 +130,7 @@ class DecoderConfig:
         embed_scale: What embeddings are multiplied with, rounded to the activations' dtype first.
         logits_scale: What the output logits are multiplied with.
         final_softcap: Soft cap of the output logits.
-        per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 3n, Gemma 4).
+        per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 3n and 4).
         streams: How the residual stream becomes several, and one again; None for one (Gemma 3n).
         family: The name of the family that read it; empty for one made by hand. Two that differ in it only are equal.
     """

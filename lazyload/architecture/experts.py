@@ -107,9 +107,7 @@ class Experts:
         """The shared expert, where there is one."""
         if not self.shared_mlp_dim:
             return None
-        return MLP(
-            mlp_dim=self.shared_mlp_dim, activation=self.activation, gated=self.gated, bias=self.shared_bias
-        )
+        return MLP(mlp_dim=self.shared_mlp_dim, activation=self.activation, gated=self.gated, bias=self.shared_bias)
 
     @property
     def axes(self) -> Mapping[str, int]:

@@ -70,9 +70,14 @@ def gemma3n_config(values: Mapping[str, Any]) -> DecoderConfig:
     mixers = _mixers(fields)
     mlps = _mlps(fields, count)
     embedding, per_layer_input = per_layer_inputs(fields, count, mlps[0].activation)
+    streams, active = fields.size("altup_num_inputs", 4), fields.get("altup_active_idx", 0)
+    if not (streams > 1 and 0 <= active < streams):
+        raise ConfigError(
+            f"{fields.where}: altup_active_idx = {active} of altup_num_inputs = {streams} must be one of two or more"
+        )
     altup = AltUp(
-        num_streams=fields.size("altup_num_inputs", 4),
-        active=fields.get("altup_active_idx", 0),
+        num_streams=streams,
+        active=active,
         scaled=fields.get("altup_correct_scale", True),
         norm=norm(fields),
     )
@@ -96,7 +101,7 @@ def gemma3n_config(values: Mapping[str, Any]) -> DecoderConfig:
         embed_scale=math.sqrt(width),
         final_softcap=fields.optional("final_logit_softcapping", float, 30.0),
         per_layer_embedding=embedding,
-        streams=AltUpStreams(num_streams=altup.num_streams, embed_dim=width),
+        streams=AltUpStreams(num_streams=streams, embed_dim=width),
     )
 
 

@@ -15,7 +15,7 @@ from lazyload.layouts.layout import Layout
 
 _LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 _KINDS = {kind: kind for kind in _LETTERS.values()} | {"mamba": "linear_attention", "attention": "full_attention"}
-"""Of layers, by the letters of `hybrid_override_pattern`, and by their names, the former ones included."""
+"""Kinds of layers by the letters of `hybrid_override_pattern`, and by their names, former ones included."""
 
 _OTHER_NAMES = {
     "mamba_n_groups": "n_groups",
@@ -43,7 +43,7 @@ _UNUSED = (
     "num_nextn_predict_layers",
     "mtp_layers_block_type",
     "mtp_hybrid_override_pattern",
-    # transformers makes no use of them: the sizes are elsewhere, a time step has no upper limit, and there is one shared
+    # transformers makes no use of them: sizes stand elsewhere, a time step has no upper limit, and there is one shared
     # expert, always.
     "expand",
     "mamba_expand",
@@ -113,7 +113,7 @@ def nemotron_h_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 
 def nemotron_h_huggingface(config: DecoderConfig) -> Layout:
-    """Whatever a layer is, it is called `mixer` and has one norm; beside the model lies what predicts further tokens."""
+    """Whatever a layer is, it is called `mixer`; beside the model lie the layers that predict further tokens."""
     experts = config.first(Experts)
     width = "embed" if experts is None or experts.latent_dim is None else "expert_latent"
     rows = {
@@ -136,9 +136,10 @@ def nemotron_h_huggingface(config: DecoderConfig) -> Layout:
 def _block_types(fields: Fields) -> list[str]:
     """What each layer is; `num_hidden_layers` only repeats how many there are."""
     pattern = fields.get("hybrid_override_pattern", "ME*-")
-    if not set(pattern) <= set(_LETTERS):
+    if not pattern or not set(pattern) <= set(_LETTERS):
         raise ConfigError(
-            f"{fields.where}: hybrid_override_pattern = {pattern!r:.200} has other letters than {' '.join(_LETTERS)}"
+            f"{fields.where}: hybrid_override_pattern = {pattern!r:.200} must say of each layer what it is, one of "
+            f"{' '.join(_LETTERS)}"
         )
     default = [_LETTERS[letter] for letter in pattern]
     given = fields.optional("layers_block_type", list)
@@ -192,7 +193,7 @@ NEMOTRON_H = Family(
     nemotron_h_config,
     nemotron_h_huggingface,
     title="Nemotron H, Nemotron Nano 2, Nemotron 3",
-    covered="layers that are Mamba 2, attention, an MLP or experts alone; experts in a latent space; without the layers "
-    "that predict further tokens",
+    covered="layers that are a Mamba 2, attention, an MLP or experts alone; experts in a latent space; without the "
+    "layers that predict further tokens",
     since="0.2",
 )

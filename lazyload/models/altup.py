@@ -1,7 +1,7 @@
 """AltUp, alternating updates (https://arxiv.org/abs/2301.13310): a residual stream of several, of which layers see one.
 
-Streams are `[batch, length, stream, embed]`. In the einsums: b batch, t token, s stream written, r stream read, m way of
-mixing them, d and e embed.
+Streams are `[batch, length, stream, embed]`. In the einsums: b batch, t token, s stream, r stream that is read, d and e
+embed.
 """
 
 import jax

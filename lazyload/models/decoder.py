@@ -153,7 +153,7 @@ class Decoder(nnx.Module):
         embed: The embedding.
         layers: The layers.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
-        streams: What makes several residual streams of the embeddings, and one of them again; absent where there is one.
+        streams: What makes several residual streams of one, and one again; absent where there is one.
         final_norm: The norm before the output projection.
         lm_head: The output projection; absent where the embedding is used for it, too.
         logits_bias: The bias of either; absent where there is none.

@@ -2,8 +2,8 @@
 
 A cache is a plain pytree, `{"layer_0": {"k", "v", "end_index"}, ...}`, the structure that Tunix's sampler carries. A
 layer has the arrays that its mixer says it keeps, `[batch, ...]`, and `end_index`, int32 `[batch]`, the number of
-tokens seen, alone where it has no mixer; one whose keys and values are another layer's has no entry. All rows of a batch are filled alike: shorter
-prompts are padded, and the attention mask hides the padding.
+tokens seen, which a layer without a mixer has, too; one whose keys and values are another layer's has no entry. All
+rows of a batch are filled alike: shorter prompts are padded, and the attention mask hides the padding.
 """
 
 import jax

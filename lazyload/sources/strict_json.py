@@ -19,6 +19,7 @@ def loads(content: bytes, most_bytes: int, *, infinity: Any = None) -> Any:
     """
     if len(content) > most_bytes:
         raise ValueError(f"{len(content)} bytes are more than the {most_bytes} that it can have")
+
     def constant(name: str) -> Any:
         return _finite(name) if infinity is None or name != "Infinity" else infinity
 
