@@ -23,6 +23,7 @@ _OTHER_NAMES = {
     "mamba_dt_min": "time_step_min",
     "mamba_conv_bias": "use_conv_bias",
     "layer_types": "layers_block_type",
+    "num_local_experts": "n_routed_experts",
 }
 """Of fields; where a file has both, transformers takes these."""
 
@@ -76,7 +77,6 @@ _LAYER = {
 
 _OF_EXPERTS = (
     "n_routed_experts",
-    "num_local_experts",
     "num_experts_per_tok",
     "moe_intermediate_size",
     "moe_shared_expert_intermediate_size",
@@ -169,7 +169,7 @@ def _mamba(fields: Fields, norm: Norm) -> Mamba2:
 def _experts(fields: Fields, bias: bool) -> Experts:
     latent_dim = fields.optional("moe_latent_size", int)
     return Experts(
-        num_experts=num_experts(fields, "n_routed_experts", "num_local_experts"),
+        num_experts=num_experts(fields, "n_routed_experts"),
         num_selected=fields.size("num_experts_per_tok"),
         mlp_dim=fields.size("moe_intermediate_size"),
         activation=activation(fields, "mlp_hidden_act", "relu2"),

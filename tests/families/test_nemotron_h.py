@@ -11,14 +11,6 @@ from lazyload.architecture import DecoderConfig
 
 GOLDEN = json.loads((checkpoints.GOLDEN / "specs" / "nemotron_h.json").read_text())["config"]
 LISTED = ["linear_attention", "mlp", "linear_attention", "full_attention", "mlp", "linear_attention", "mlp"]
-    "linear_attention",
-    "mlp",
-    "linear_attention",
-    "full_attention",
-    "linear_attention",
-    "mlp",
-    "linear_attention",
-]
 
 
 def read(**changes: Any) -> DecoderConfig:
