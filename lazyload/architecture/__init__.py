@@ -7,15 +7,17 @@ module that has them, the layout `"nnx"` and the roles that every other format s
 it is written, with a `ConfigError`.
 """
 
+from lazyload.architecture.altup import AltUp, AltUpStreams
 from lazyload.architecture.attention import Attention, Temperature
 from lazyload.architecture.compressed_attention import CompressedAttention
 from lazyload.architecture.compressor import CompressedIndexer, Compressor
 from lazyload.architecture.decoder import DecoderConfig, Layer
 from lazyload.architecture.experts import Experts
 from lazyload.architecture.gated_delta_net import GatedDeltaNet
-from lazyload.architecture.hyper_connection import HyperConnection, HyperHead
+from lazyload.architecture.hyper_connection import HyperConnection, HyperStreams
 from lazyload.architecture.indexer import Indexer
 from lazyload.architecture.latent_attention import LatentAttention
+from lazyload.architecture.laurel import Laurel
 from lazyload.architecture.mamba2 import Mamba2
 from lazyload.architecture.mlp import MLP, Activation
 from lazyload.architecture.norm import LayerNorm, Norm
@@ -25,6 +27,8 @@ from lazyload.architecture.rope import Rope
 __all__ = [
     "MLP",
     "Activation",
+    "AltUp",
+    "AltUpStreams",
     "Attention",
     "CompressedAttention",
     "CompressedIndexer",
@@ -33,9 +37,10 @@ __all__ = [
     "Experts",
     "GatedDeltaNet",
     "HyperConnection",
-    "HyperHead",
+    "HyperStreams",
     "Indexer",
     "LatentAttention",
+    "Laurel",
     "Layer",
     "LayerNorm",
     "Mamba2",

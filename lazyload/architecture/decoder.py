@@ -5,12 +5,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from lazyload.architecture.altup import AltUp, AltUpStreams
 from lazyload.architecture.attention import Attention
-from lazyload.architecture.block import Block, Mixer
+from lazyload.architecture.block import Block, CacheArray, Mixer
 from lazyload.architecture.checks import require, require_positive
 from lazyload.architecture.experts import Experts
-from lazyload.architecture.hyper_connection import HyperConnection, HyperHead
+from lazyload.architecture.hyper_connection import HyperConnection, HyperStreams
 from lazyload.architecture.latent_attention import LatentAttention
+from lazyload.architecture.laurel import Laurel
 from lazyload.architecture.norm import LayerNorm, Norm
 from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
 from lazyload.display.values import differing_fields
@@ -28,8 +30,8 @@ class Layer:
     """One layer: its blocks, and how they are added to the residual stream.
 
     Attributes:
-        mixer: The block through which tokens see each other.
-        feed_forward: The block that works on each token alone.
+        mixer: The block through which tokens see each other; None for a layer that has none (Nemotron H).
+        feed_forward: The block that works on each token alone; None for a layer that has none (Nemotron H).
         norm: The norms around the blocks.
         pre_norms: Whether both blocks have a norm before them (OLMo 2: not).
         post_norms: Whether both blocks have a norm after them (Gemma 2 and 3, OLMo 2 and 3, GLM 4).
@@ -37,21 +39,27 @@ class Layer:
             `attn_norm` (Cohere 2).
         experts: Experts beside the feed-forward, on the same residual stream: both have a norm of their own after
             them, and the experts one before them, too (Gemma 4). None for none.
-        per_layer_input: What is made of the input that the layer has of its own; None for none (Gemma 4).
+        per_layer_input: What is made of the input that the layer has of its own; None for none (Gemma 3n and 4).
+        laurel: A branch beside the mixer, on the same tokens; the sum of all that has been added to the residual stream
+            by then and of this branch is divided by `sqrt(2)`. None for none (Gemma 3n).
+        altup: What is done with a residual stream of several, of which the blocks work on one; what comes of the
+            layer's own input is added to all streams but the first. None for one stream (Gemma 3n).
         residual_scale: What a block's output is multiplied with before it is added.
         scalar: Whether all that leaves the layer is multiplied with a learned number (Gemma 4).
         hyper_connection: How both blocks read the residual stream and are added to it where it is several, each with
             parameters of its own, `attn_hc` and `mlp_hc`; None where it is one (all but DeepSeek V4).
     """
 
-    mixer: Mixer
-    feed_forward: Block
+    mixer: Mixer | None
+    feed_forward: Block | None
     norm: Norm | LayerNorm
     pre_norms: bool = True
     post_norms: bool = False
     parallel: bool = False
     experts: Experts | None = None
     per_layer_input: PerLayerInput | None = None
+    laurel: Laurel | None = None
+    altup: AltUp | None = None
     residual_scale: float = 1.0
     scalar: bool = False
     hyper_connection: HyperConnection | None = None
@@ -59,34 +67,54 @@ class Layer:
     __repr__ = differing_fields
 
     def __post_init__(self) -> None:
+        both = self.mixer is not None and self.feed_forward is not None
         require(
-            self.experts is None or self.feed_forward.name != self.experts.name,
+            self.mixer is not None or self.feed_forward is not None, self, "there is neither mixer nor feed-forward"
+        )
+        beside = self.experts is None or self.feed_forward is not None
+        require(beside, self, "there are experts beside no feed-forward; alone they are one themselves")
+        require(
+            self.experts is None or self.feed_forward is None or self.feed_forward.name != self.experts.name,
             self,
             "there are experts beside experts; the feed-forward must be another block",
         )
         require(
-            not self.parallel or (self.experts is None and self.per_layer_input is None),
+            not self.parallel or (both and not any((self.experts, self.per_layer_input, self.laurel, self.altup))),
             self,
             "where blocks are parallel, there are the mixer and the feed-forward, and nothing beside them",
         )
-        single = not (self.parallel or self.scalar or self.per_layer_input) and self.residual_scale == 1
+        others = (self.parallel, self.scalar, self.per_layer_input, self.laurel, self.altup)
         require(
-            single or self.hyper_connection is None,
+            self.hyper_connection is None or (both and not any(others) and self.residual_scale == 1),
             self,
-            "parallel blocks, inputs of the layers' own, scalars and scales are for a single residual stream",
+            "hyper-connections are around a mixer and a feed-forward, with nothing beside them",
         )
 
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The mixer, then the feed-forward, then what there is beside and after it."""
-        further = (self.experts, self.per_layer_input)
-        return (self.mixer, self.feed_forward, *(block for block in further if block is not None))
+        blocks = (self.mixer, self.feed_forward, self.experts, self.per_layer_input, self.laurel, self.altup)
+        return tuple(block for block in blocks if block is not None)
+
+    @property
+    def num_streams(self) -> int | None:
+        """How many residual streams it reads and writes; None for one."""
+        around = self.hyper_connection if self.altup is None else self.altup
+        return None if around is None else around.num_streams
+
+    @property
+    def cache(self) -> Mapping[str, CacheArray]:
+        """What its mixer keeps of the tokens seen so far, by name."""
+        return {} if self.mixer is None else self.mixer.cache
 
     @property
     def around(self) -> Mapping[str, str]:
         """The table of what stands around the blocks: norms, the scalar, hyper-connections."""
-        before = ("attn_norm",) if self.parallel else ("attn_norm", "mlp_norm")
-        names = before * self.pre_norms + ("post_attn_norm", "post_mlp_norm") * self.post_norms
+        names: tuple[str, ...] = ()
+        if self.mixer is not None:
+            names += ("attn_norm",) * self.pre_norms + ("post_attn_norm",) * self.post_norms
+        if self.feed_forward is not None:
+            names += ("mlp_norm",) * (self.pre_norms and not self.parallel) + ("post_mlp_norm",) * self.post_norms
         if self.experts is not None:
             names += ("post_dense_norm", "moe_norm", "post_moe_norm")
         table = {f"{name}.{path}": entry for name in names for path, entry in self.norm.parameters(name).items()}
@@ -126,8 +154,9 @@ class DecoderConfig:
         embed_scale: What embeddings are multiplied with, rounded to the activations' dtype first.
         logits_scale: What the output logits are multiplied with.
         final_softcap: Soft cap of the output logits.
-        per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 4).
-        hyper_head: What makes one of several residual streams; None where there is one (all but DeepSeek V4).
+        per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 3n and 4).
+        streams: How the residual stream becomes several, and one again; None for one (all but Gemma 3n and
+            DeepSeek V4).
         family: The name of the family that read it; empty for one made by hand. Two that differ in it only are equal.
     """
 
@@ -141,7 +170,7 @@ class DecoderConfig:
     logits_scale: float = 1.0
     final_softcap: float | None = None
     per_layer_embedding: PerLayerEmbedding | None = None
-    hyper_head: HyperHead | None = None
+    streams: AltUpStreams | HyperStreams | None = None
     family: str = field(default="", compare=False)
 
     __repr__ = differing_fields
@@ -152,9 +181,7 @@ class DecoderConfig:
         if self.final_softcap is not None:
             require(self.final_softcap > 0, self, f"final_softcap = {self.final_softcap!r} must be positive, or None")
         self._require_per_layer_inputs()
-        made = None if self.hyper_head is None else self.hyper_head.num_streams
-        expected = {layer.hyper_connection and layer.hyper_connection.num_streams for layer in self.layers}
-        require(expected == {made}, self, f"hyper_head = {self.hyper_head!r} does not fit the layers' streams")
+        self._require_streams()
         for number in range(self.num_layers):
             self._require_keys_and_values(number)
             require(
@@ -255,15 +282,20 @@ class DecoderConfig:
             table["lm_head.kernel"] = "lm_head : embed vocab"
         if self.logits_bias:
             table["logits_bias"] = "logits_bias : vocab"
-        for part in self._parts:
-            table |= {f"{part.name}.{path}": entry for path, entry in part.parameters.items()}
+        for block in self.blocks:
+            table |= {f"{block.name}.{path}": entry for path, entry in block.parameters.items()}
         return table
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks that belong to no layer."""
+        return tuple(block for block in (self.per_layer_embedding, self.streams) if block is not None)
 
     @property
     def axes(self) -> Mapping[str, int]:
         """The sizes of the axes that belong to no block."""
         axes = {"vocab": self.vocab_size, "embed": self.embed_dim, "layer": self.num_layers}
-        return axes | {axis: size for part in self._parts for axis, size in part.axes.items()}
+        return axes | {axis: size for block in self.blocks for axis, size in block.axes.items()}
 
     @property
     def splits(self) -> Mapping[str, tuple[str, ...]]:
@@ -291,11 +323,6 @@ class DecoderConfig:
         own = {role for row in self.parameters.items() for role in parse_line(*row).roles}
         return groups | {role: (Group((), self.axes),) for role in own}
 
-    @property
-    def _parts(self) -> tuple[PerLayerEmbedding | HyperHead, ...]:
-        """What belongs to no layer and has a table of its own."""
-        return tuple(part for part in (self.per_layer_embedding, self.hyper_head) if part is not None)
-
     def _require_per_layer_inputs(self) -> None:
         """Makes sure that the inputs of all layers are those that the layers expect."""
         inputs = self.per_layer_embedding
@@ -306,6 +333,21 @@ class DecoderConfig:
             self,
             f"per_layer_embedding = {inputs!r} does not fit what {self.num_layers} layers expect, inputs of width "
             f"{', '.join(map(str, expected))}",
+        )
+
+    def _require_streams(self) -> None:
+        """Makes sure that the residual stream is what all layers expect."""
+        made = self.streams and self.streams.num_streams
+        around = {
+            layer.hyper_connection if isinstance(self.streams, HyperStreams) else layer.altup for layer in self.layers
+        }
+        width = self.streams.embed_dim if isinstance(self.streams, AltUpStreams) else self.embed_dim
+        expected = ", ".join(sorted(str(layer.num_streams) for layer in set(self.layers)))
+        require(
+            {each and each.num_streams for each in around} == {made} == {layer.num_streams for layer in self.layers}
+            and width == self.embed_dim,
+            self,
+            f"streams = {self.streams!r} does not fit layers that expect {expected}, of width {self.embed_dim}",
         )
 
     def _require_keys_and_values(self, number: int) -> None:
@@ -334,8 +376,8 @@ class DecoderConfig:
         return max(indexing, default=None)
 
     def _first_attention(self, attribute: str) -> int:
-        mixers = (layer.mixer for layer in self.layers)
-        return next((getattr(mixer, attribute) for mixer in mixers if hasattr(mixer, attribute)), 0)
+        attention = self.first(Attention) or self.first(LatentAttention)
+        return getattr(attention, attribute, 0)
 
 
 def _counted_from(start: int, layer: Layer) -> Layer:

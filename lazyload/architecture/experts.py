@@ -15,13 +15,17 @@ Scores = Literal["softmax", "sigmoid", "sqrtsoftplus", "topk_softmax", "sparsemi
 
 @dataclass(frozen=True, kw_only=True)
 class Experts:
-    """Gated MLPs of which a router chooses a few for every token, and optionally one that sees all tokens.
+    """MLPs of which a router chooses a few for every token, and optionally one that sees all tokens.
 
     Attributes:
         num_experts: Routed experts.
         num_selected: Experts a token is sent to.
         mlp_dim: Width of one expert.
-        activation: Of the experts' gates.
+        activation: Of the experts' gates; without gates, of what `up` puts out.
+        gated: Whether the experts and the shared one have gates (Nemotron H: not).
+        latent_dim: The width to which tokens are projected before the experts, and from which their sum is projected
+            back; None for the experts to work on the tokens themselves (Nemotron H).
+        latent_bias: Whether these two projections have biases.
         shared_mlp_dim: Width of the shared expert; 0 for none.
         shared_bias: Whether the shared expert has biases.
         shared_gate: Whether a token decides how much of the shared expert it takes (Qwen 2 MoE, Qwen 3 Next).
@@ -54,6 +58,9 @@ class Experts:
     num_selected: int
     mlp_dim: int
     activation: Activation = "silu"
+    gated: bool = True
+    latent_dim: int | None = None
+    latent_bias: bool = False
     shared_mlp_dim: int = 0
     shared_bias: bool = False
     shared_gate: bool = False
@@ -87,6 +94,12 @@ class Experts:
         two = self.num_selected == 2 and self.num_groups == 1 and not self.selection_bias
         require(two or self.scores != "sparsemixer", self, "sparsemixer selects two of all experts, without a bias")
         require_one_of(self, "group_score", ("max", "top2"))
+        if self.latent_dim is not None:
+            require_positive(self, "latent_dim")
+        latent = self.latent_dim is not None
+        require(latent or not self.latent_bias, self, "there are no projections around the experts to have a bias")
+        plain = not self.bias and self.clamped_swiglu is None
+        require(self.gated or plain, self, "experts without gates have no biases and no clamped gate")
         require(self.shared_mlp_dim >= 0, self, f"shared_mlp_dim = {self.shared_mlp_dim} must not be negative")
         shared = self.shared_mlp_dim > 0
         require(shared or not (self.shared_bias or self.shared_gate), self, "there is no shared expert to have a bias")
@@ -106,12 +119,20 @@ class Experts:
         """The shared expert, where there is one."""
         if not self.shared_mlp_dim:
             return None
-        return MLP(mlp_dim=self.shared_mlp_dim, activation=self.activation, bias=self.shared_bias, limit=self.limit)
+        return MLP(
+            mlp_dim=self.shared_mlp_dim,
+            activation=self.activation,
+            gated=self.gated,
+            bias=self.shared_bias,
+            limit=self.limit,
+        )
 
     @property
     def axes(self) -> Mapping[str, int]:
         """The experts and their widths; gate and up are one role with an axis of two."""
         axes = {"expert": self.num_experts, "expert_mlp": self.mlp_dim, "gate_up": 2}
+        if self.latent_dim is not None:
+            axes["expert_latent"] = self.latent_dim
         if self.shared_mlp_dim:
             axes["shared_mlp"] = self.shared_mlp_dim
         return axes | {"selected": self.num_selected} if self.by_token else axes
@@ -122,11 +143,23 @@ class Experts:
 
         The selection bias stays in float32, in which the routing of a token is decided.
         """
+        into, role = ("{gate_up:gate,up}_proj", "in") if self.gated else ("up_proj", "up")
+        width = "embed" if self.latent_dim is None else "expert_latent"
         table = {
             "router.kernel": "router : embed expert",
-            "{gate_up:gate,up}_proj.kernel": "experts.in : expert embed expert_mlp",
-            "down_proj.kernel": "experts.out : expert expert_mlp embed",
+            f"{into}.kernel": f"experts.{role} : expert {width} expert_mlp",
+            "down_proj.kernel": f"experts.out : expert expert_mlp {width}",
         }
+        if self.latent_dim is not None:
+            table |= {
+                "latent_in_proj.kernel": "experts.latent_in : embed expert_latent",
+                "latent_out_proj.kernel": "experts.latent_out : expert_latent embed",
+            }
+        if self.latent_bias:
+            table |= {
+                "latent_in_proj.bias": "experts.latent_in.bias : expert_latent",
+                "latent_out_proj.bias": "experts.latent_out.bias : embed",
+            }
         if self.router_bias:
             table["router.bias"] = "router.bias : expert"
         if self.router_norm is not None:
@@ -144,12 +177,12 @@ class Experts:
             }
         if self.shared_mlp_dim:
             table |= {
-                "shared_experts.{gate_up:gate,up}_proj.kernel": "shared.in : embed shared_mlp",
+                f"shared_experts.{into}.kernel": f"shared.{role} : embed shared_mlp",
                 "shared_experts.down_proj.kernel": "shared.out : shared_mlp embed",
             }
         if self.shared_bias:
             table |= {
-                "shared_experts.{gate_up:gate,up}_proj.bias": "shared.in.bias : shared_mlp",
+                f"shared_experts.{into}.bias": f"shared.{role}.bias : shared_mlp",
                 "shared_experts.down_proj.bias": "shared.out.bias : embed",
             }
         if self.shared_gate:

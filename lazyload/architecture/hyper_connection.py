@@ -52,8 +52,8 @@ class HyperConnection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HyperHead:
-    """What makes one of the streams behind the last layer: their sum, weighted by what the token says.
+class HyperStreams:
+    """The streams are all the embedding at first; what makes one of them in the end is their sum, weighted by the token.
 
     Attributes:
         num_streams: How many streams there are.
@@ -61,7 +61,7 @@ class HyperHead:
         norm: The bare norm over all streams, which the weights are computed after.
     """
 
-    name: ClassVar[str] = "hyper_head"
+    name: ClassVar[str] = "streams"
 
     num_streams: int
     eps: float = 1e-6

@@ -26,6 +26,8 @@ class MLP:
         bias: Whether its projections have biases.
         limit: What the gate, before its activation, and the size of what `up` puts out are cut off at; None for nothing
             (DeepSeek V4).
+        sparsity: The share of a token's gates that are to be zero, taken for normally distributed: what they exceed the
+            quantile by goes into the activation, and zero if they do not; 0 for the gates as they are (Gemma 3n).
     """
 
     name: ClassVar[str] = "mlp"
@@ -35,11 +37,14 @@ class MLP:
     gated: bool = True
     bias: bool = False
     limit: float | None = None
+    sparsity: float = 0.0
 
     __repr__ = differing_fields
 
     def __post_init__(self) -> None:
         require_positive(self, "mlp_dim")
+        require(0 <= self.sparsity < 1, self, f"sparsity = {self.sparsity!r} must be at least 0, and less than 1")
+        require(self.gated or self.sparsity == 0, self, "there are no gates to be sparse")
         require_one_of(self, "activation", ACTIVATIONS if self.gated else (*ACTIVATIONS, "xielu"))
         require_limit(self, self.limit)
         require(self.gated or self.limit is None, self, "there is no gate to cut off at a limit")

@@ -49,7 +49,7 @@ def routed_experts(fields: Fields, *, bias: bool = False, grouped: bool = True, 
         activation=activation(fields),
         shared_mlp_dim=width * shared,
         shared_bias=bias and shared > 0,
-        **_groups(fields) if grouped else {},
+        **groups(fields) if grouped else {},
         **routing,
     )
 
@@ -76,12 +76,12 @@ def sigmoid_experts(fields: Fields, *, scale: float) -> Experts:
     )
 
 
-def _num_experts(fields: Fields) -> int:
-    return num_experts(fields, "n_routed_experts", "num_experts", "num_local_experts")
+def groups(fields: Fields) -> dict[str, Any]:
+    """The groups of experts and how many of them a token may use, as arguments of `Experts`.
 
-
-def _groups(fields: Fields) -> dict[str, Any]:
-    """The groups of experts and how many of them a token may use, as arguments of `Experts`."""
+    Raises:
+        ConfigError: They do not fit the number of experts, or of those that a token is sent to.
+    """
     num_groups, num_selected = fields.size("n_group", 1), fields.size("topk_group", 1)
     count, chosen = _num_experts(fields), fields.size("num_experts_per_tok")
     if count % num_groups or num_selected > num_groups:
@@ -96,3 +96,7 @@ def _groups(fields: Fields) -> dict[str, Any]:
             f"topk_group = {num_selected} of n_group = {num_groups} groups"
         )
     return {"num_groups": num_groups, "num_selected_groups": num_selected}
+
+
+def _num_experts(fields: Fields) -> int:
+    return num_experts(fields, "n_routed_experts", "num_experts", "num_local_experts")

@@ -44,6 +44,23 @@ def sizes_by_kind(
     return sizes
 
 
+def layer_by_layer(fields: Fields, name: str, num_layers: int) -> Fields:
+    """The values of a field that has one for each layer, by the layers' numbers (`"7"`).
+
+    Args:
+        fields: The model's `config.json`.
+        name: The field.
+        num_layers: The number of layers.
+
+    Raises:
+        ConfigError: It is missing, no list, or has another length.
+    """
+    values = fields.need(name, list)
+    if len(values) != num_layers:
+        raise ConfigError(f"{fields.where}: {name} has {len(values)} values for {num_layers} layers")
+    return Fields({str(number): value for number, value in enumerate(values)}, where=f"{fields.where}: {name}")
+
+
 def kv_layers(fields: Fields, kinds: Sequence[str]) -> list[int | None]:
     """For each layer, the one whose keys and values it attends to; None for its own.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture import DecoderConfig, Experts, HyperHead, Layer
+from lazyload.architecture import DecoderConfig, Experts, HyperStreams, Layer
 from lazyload.config_json import compressed
 from lazyload.config_json.experts import routed_experts
 from lazyload.config_json.fields import Fields
@@ -73,8 +73,8 @@ def deepseek_v4_config(values: Mapping[str, Any]) -> DecoderConfig:
         Layer(mixer=mixer, feed_forward=feed_forwards[hashed], norm=norm(fields), hyper_connection=connection)
         for mixer, hashed in zip(compressed.mixers(fields), compressed.are_hashed(fields), strict=True)
     ]
-    head = HyperHead(num_streams=connection.num_streams, eps=connection.eps, norm=connection.norm)
-    return decoder(fields, layers, hyper_head=head)
+    streams = HyperStreams(num_streams=connection.num_streams, eps=connection.eps, norm=connection.norm)
+    return decoder(fields, layers, streams=streams)
 
 
 def deepseek_v4_huggingface(config: DecoderConfig) -> Layout:

@@ -94,18 +94,13 @@ def gemma4_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 
 def gemma4_huggingface(config: DecoderConfig) -> Layout:
-    """The text model lies behind a prefix where there are towers.
-
-    Layers that attend to others' keys and values are stored with projections for them all the same.
-    """
-    sharing = [number for number in range(config.num_layers) if config.kv_layer(number) != number]
-    unused = [f"*layers.{number}.self_attn.{name}.*" for number in sharing for name in ("k_proj", "v_proj", "k_norm")]
+    """The text model lies behind a prefix where there are towers."""
     towers = ("vision_tower", "audio_tower", "vision_embedder", "embed_vision", "embed_audio")
     return huggingface.decoder(
         config,
         _LAYER,
         further=huggingface.PER_LAYER_EMBEDDING,
-        skipped=[*(f"*{tower}.*" for tower in towers), *unused],
+        skipped=[*(f"*{tower}.*" for tower in towers), *huggingface.unused_keys_and_values(config)],
         aliases=huggingface.TEXT_MODEL,
     )
 

@@ -140,6 +140,12 @@ def mamba2(module: str) -> Rows:
     return {f"{module}.{path}": entry for path, entry in rows.items()}
 
 
+def unused_keys_and_values(config: DecoderConfig) -> list[str]:
+    """Patterns of projections that are stored for layers that attend to others' keys and values, all the same."""
+    sharing = [number for number in range(config.num_layers) if config.kv_layer(number) != number]
+    return [f"*layers.{number}.self_attn.{name}.*" for number in sharing for name in ("k_proj", "v_proj", "k_norm")]
+
+
 def prediction_layers(config: DecoderConfig) -> list[str]:
     """Patterns of what follows the last layer to predict further tokens (DeepSeek V3, GLM 4 with experts).
 
@@ -153,6 +159,10 @@ def decoder(
     config: DecoderConfig,
     layer: Rows = LAYER,
     *,
+    base: str = "model",
+    embed: str = "embed_tokens",
+    norm: str = "norm",
+    others: Rows = MappingProxyType({}),
     further: Rows = MappingProxyType({}),
     skipped: Sequence[str] = (),
     aliases: Sequence[tuple[str, str]] = (),
@@ -163,34 +173,38 @@ def decoder(
     Args:
         config: The model.
         layer: The tensors of one layer, below `model.layers.N.`.
+        base: What stands there in place of `model`.
+        embed: The embedding, below `base`.
+        norm: The norm before the output projection, below `base`.
+        others: Tensors of a layer by names that stand in `layer`, too, for layers that have these roles instead.
         further: Tensors that belong to no layer, beside embedding, last norm and output projection; whole paths.
         skipped: Patterns of further tensors that are knowingly not used.
         aliases: Other prefixes, see `Layout`.
         alternatives: Other forms of some of a layer's tensors, see `Layout`.
     """
     rows = {
-        "model.embed_tokens.weight": "embed : vocab embed",
-        "model.norm.weight": "final_norm : embed",
-        "model.norm.bias": "final_norm.bias : embed",
+        f"{base}.{embed}.weight": "embed : vocab embed",
+        f"{base}.{norm}.weight": "final_norm : embed",
+        f"{base}.{norm}.bias": "final_norm.bias : embed",
         **further,
-        **_in_layers(layer),
+        **_in_layers(base, layer),
         "lm_head.weight": "lm_head : vocab embed",
         "lm_head.bias": "logits_bias : vocab",
     }
     # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice, or by its other name only.
     twice = ["lm_head.weight", "*.lm_head.weight"] if config.tied else []
     heads = ["lm_head.weight", *(other + "weight" for prefix, other in aliases if prefix == "lm_head.")]
-    other_names = [("model.embed_tokens.weight", head) for head in heads] if config.tied else []
+    other_names = [(f"{base}.{embed}.weight", head) for head in heads] if config.tied else []
     # Models that make embeddings of texts are stored without what would predict a token, and without the prefix.
     return Layout(
-        rows,
+        [Table(rows), Table(_in_layers(base, others))] if others else rows,
         name="huggingface",
         skipped=["*rotary_emb.inv_freq", *skipped, *twice],
-        aliases=[*aliases, ("model.", ""), *other_names],
+        aliases=[*aliases, (f"{base}.", ""), *other_names],
         general=True,
-        alternatives=[Table(_in_layers(rows)) for rows in alternatives],
+        alternatives=[Table(_in_layers(base, rows)) for rows in alternatives],
     )
 
 
-def _in_layers(layer: Rows) -> Rows:
-    return {f"model.layers.{{layer}}.{name}": entry for name, entry in layer.items()}
+def _in_layers(base: str, layer: Rows) -> Rows:
+    return {f"{base}.layers.{{layer}}.{name}": entry for name, entry in layer.items()}

@@ -14,19 +14,22 @@ from lazyload.architecture import DecoderConfig, Layer
 from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
 from lazyload.models import (
+    altup,
     attention,
     card,
     compressed_attention,
     gated_delta_net,
+    hyper_connection,
     kv_cache,
     latent_attention,
+    laurel,
     mamba2,
     moe,
     per_layer_input,
 )
 from lazyload.models.activations import zeros
 from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
-from lazyload.models.hyper_connection import HyperConnection, HyperHead
+from lazyload.models.hyper_connection import HyperConnection
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
@@ -45,19 +48,23 @@ BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Experts: moe.MixtureOfExperts,
     architecture.PerLayerInput: per_layer_input.PerLayerInput,
     architecture.PerLayerEmbedding: per_layer_input.PerLayerEmbedding,
+    architecture.Laurel: laurel.Laurel,
+    architecture.AltUp: altup.AltUp,
+    architecture.AltUpStreams: altup.AltUpStreams,
+    architecture.HyperStreams: hyper_connection.HyperStreams,
 }
 """The module of every block; it is made from the block and its `Parameters`."""
 
 
 class DecoderLayer(nnx.Module):
-    """A mixer, then a feed-forward, each added to the residual stream.
+    """A mixer, then a feed-forward, or one of them, each added to the residual stream.
 
     They are attributes by the names that their blocks have: `attn` and `mlp`, or `moe`. There may be experts beside the
-    feed-forward, and a further branch for the layer's own input.
+    feed-forward, a branch beside the mixer, and one for the layer's own input.
     """
 
-    mixer: str
-    feed_forward: str
+    mixer: str | None
+    feed_forward: str | None
     experts: str | None
     per_layer: str | None
     by_token: bool
@@ -73,9 +80,12 @@ class DecoderLayer(nnx.Module):
     layer_scalar: nnx.Param[jax.Array] | None
     attn_hc: HyperConnection | None
     mlp_hc: HyperConnection | None
+    laurel: laurel.Laurel | None
+    altup: altup.AltUp | None
 
     def __init__(self, layer: Layer, parameters: Parameters):
-        self.mixer, self.feed_forward = layer.mixer.name, layer.feed_forward.name
+        self.mixer = None if layer.mixer is None else layer.mixer.name
+        self.feed_forward = None if layer.feed_forward is None else layer.feed_forward.name
         self.experts = None if layer.experts is None else layer.experts.name
         self.per_layer = None if layer.per_layer_input is None else layer.per_layer_input.name
         self.by_token = isinstance(layer.feed_forward, architecture.Experts) and layer.feed_forward.by_token
@@ -96,6 +106,10 @@ class DecoderLayer(nnx.Module):
         self.mlp_hc = None if hc is None else HyperConnection(hc, parameters["mlp_hc"])
         for block in layer.blocks:
             setattr(self, block.name, BLOCKS[type(block)](block, parameters[block.name]))
+        if layer.laurel is None:
+            self.laurel = None
+        if layer.altup is None:
+            self.altup = None
 
     def __call__(
         self, x: jax.Array, context: Context, cache: LayerCache | None, own_input: jax.Array | None = None
@@ -103,25 +117,48 @@ class DecoderLayer(nnx.Module):
         """The residual stream after the layer, and what its mixer returns of the tokens seen so far.
 
         Args:
-            x: `[batch, length, embed]`, or where there are several streams `[batch, length, stream, embed]`.
+            x: `[batch, length, embed]`, or several streams, `[batch, length, stream, embed]`.
             context: What the mixers of the call share.
             cache: The cache that the mixer reads, or None.
             own_input: The input that the layer has of its own, `[batch, length, dim]`, or None.
         """
+        if self.altup is None:
+            x, kept = self._run_blocks(x, context, cache)
+            if self.per_layer is not None:
+                x = x + getattr(self, self.per_layer)(x, own_input)
+        else:
+            predicted = self.altup.predict(x)
+            activated, kept = self._run_blocks(self.altup.active(predicted), context, cache)
+            x = self.altup.correct(predicted, activated)
+            if self.per_layer is not None:
+                own = getattr(self, self.per_layer)(self.altup.scaled(self.altup.active(x)), own_input)
+                x = x.at[:, :, 1:].add(own[:, :, None])
+        return x if self.layer_scalar is None else x * self.layer_scalar[...].astype(x.dtype), kept
+
+    def _run_blocks(
+        self, x: jax.Array, context: Context, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """The residual stream after the mixer and the feed-forward, and what the mixer returns."""
         read, added = self._connected(self.attn_hc, x)
         normed = _normed(self.attn_norm, read)
-        branch, kept = getattr(self, self.mixer)(normed, context, cache)
-        x = added(_normed(self.post_attn_norm, branch))
-        read, added = self._connected(self.mlp_hc, x)
-        given = {"tokens": context.tokens} if self.by_token else {}
-        branch = getattr(self, self.feed_forward)(normed if self.parallel else _normed(self.mlp_norm, read), **given)
-        if self.experts is not None:
-            experts = getattr(self, self.experts)(_normed(self.moe_norm, read), routed_by=read)
-            branch = _normed(self.post_dense_norm, branch) + _normed(self.post_moe_norm, experts)
-        x = added(_normed(self.post_mlp_norm, branch))
-        if self.per_layer is not None:
-            x = x + getattr(self, self.per_layer)(x, own_input)
-        return x if self.layer_scalar is None else x * self.layer_scalar[...].astype(x.dtype), kept
+        if self.mixer is None:
+            kept = None if cache is None else kv_cache.passed(cache, x.shape[1])
+        else:
+            branch, kept = getattr(self, self.mixer)(normed, context, cache)
+            x = added(_normed(self.post_attn_norm, branch))
+        if self.laurel is not None:
+            x = (x + self.laurel(normed)) * 2**-0.5
+        if self.feed_forward is not None:
+            read, added = self._connected(self.mlp_hc, x)
+            given = {"tokens": context.tokens} if self.by_token else {}
+            branch = getattr(self, self.feed_forward)(
+                normed if self.parallel else _normed(self.mlp_norm, read), **given
+            )
+            if self.experts is not None:
+                experts = getattr(self, self.experts)(_normed(self.moe_norm, read), routed_by=read)
+                branch = _normed(self.post_dense_norm, branch) + _normed(self.post_moe_norm, experts)
+            x = added(_normed(self.post_mlp_norm, branch))
+        return x, kept
 
     def _connected(
         self, connection: HyperConnection | None, x: jax.Array
@@ -150,7 +187,7 @@ class Decoder(nnx.Module):
         embed: The embedding.
         layers: The layers, or the stacks of them: those that follow each other, or those at each place of a cycle.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
-        hyper_head: What makes one of several residual streams; absent where there is one.
+        streams: What makes several residual streams of one, and one again; absent where there is one.
         final_norm: The norm before the output projection.
         lm_head: The output projection; without parameters where the embedding is used for it, too. It may be replaced
             by any module that takes `[batch, length, embed]`, such as a value head.
@@ -160,8 +197,8 @@ class Decoder(nnx.Module):
     remat: Remat
     embed: Embedding
     per_layer_embedding: nnx.Module
+    streams: altup.AltUpStreams | hyper_connection.HyperStreams
     layers: nnx.List[DecoderLayer]
-    hyper_head: HyperHead
     final_norm: RMSNorm | LayerNorm
     lm_head: Any
     logits_bias: nnx.Param[jax.Array]
@@ -193,15 +230,13 @@ class Decoder(nnx.Module):
 
         parameters = declared(config)
         self.embed = Embedding(parameters["embed"])
-        if (inputs := config.per_layer_embedding) is not None:
-            self.per_layer_embedding = BLOCKS[type(inputs)](inputs, parameters[inputs.name])
+        for block in config.blocks:
+            setattr(self, block.name, BLOCKS[type(block)](block, parameters[block.name]))
         made = [(layer, declared(layer)) for layer in config.layers]
         if scan_layers:
             alike = [(config.layers[stack[0]], len(stack)) for stack in stacks(config)]
             made = [(layer, declared(layer, count)) for layer, count in alike]
         self.layers = nnx.List([DecoderLayer(layer, parameters) for layer, parameters in made])
-        if config.hyper_head is not None:
-            self.hyper_head = HyperHead(config.hyper_head, parameters[config.hyper_head.name])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
         self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
         if not config.tied:
@@ -346,12 +381,12 @@ class Decoder(nnx.Module):
         x = self.embed(tokens)
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         inputs = None if self.config.per_layer_embedding is None else self.per_layer_embedding(tokens, x)
-        if (head := self.config.hyper_head) is not None:
-            x = jnp.broadcast_to(x[:, :, None], (*x.shape[:2], head.num_streams, x.shape[2]))
+        if self.config.streams is not None:
+            x = self.streams.spread(x)
         stack = Stack(self.config, self.remat, context, inputs, cache)
         x = stack.scan(self.layers, x) if self.scan_layers else stack.run(self.layers, x)
-        if self.config.hyper_head is not None:
-            x = self.hyper_head(x)
+        if self.config.streams is not None:
+            x = self.streams.gathered(x)
         x = self.final_norm(x)
         if cache is None:
             return x, None

@@ -74,17 +74,21 @@ class HyperConnection(nnx.Module):
         return jax.lax.fori_loop(1, self.block.num_iterations, step, divided(matrix, -2))
 
 
-class HyperHead(nnx.Module):
-    """The streams as one."""
+class HyperStreams(nnx.Module):
+    """The streams before the first layer, and after the last."""
 
     pre: Weight
 
-    def __init__(self, block: architecture.HyperHead, parameters: Parameters):
+    def __init__(self, block: architecture.HyperStreams, parameters: Parameters):
         self.block = block
         self.pre = Weight(parameters["pre"])
 
-    def __call__(self, streams: jax.Array) -> jax.Array:
-        """`[batch, length, stream, embed]` to `[batch, length, embed]`."""
+    def spread(self, x: jax.Array) -> jax.Array:
+        """`[batch, length, embed]` to the streams, all the same."""
+        return jnp.broadcast_to(x[:, :, None], (*x.shape[:2], self.block.num_streams, x.shape[2]))
+
+    def gathered(self, streams: jax.Array) -> jax.Array:
+        """The streams to `[batch, length, embed]`."""
         wide = streams.astype(jnp.float32)
         pre = jax.nn.sigmoid(self.pre(normalized(wide, self.block.norm.eps, trailing=2))) + self.block.eps
         return jnp.einsum("bts,btse->bte", pre, wide).astype(streams.dtype)

@@ -2,9 +2,9 @@
 
 A cache is a plain pytree, `{"layer_0": {"k", "v", "end_index"}, ...}`, the structure that Tunix's sampler carries. A
 layer has the arrays that its mixer says it keeps, `[batch, ...]`, and `end_index`, int32 `[batch]`, the number of
-tokens seen; one whose keys and values are another layer's has no entry. Layers that are stacked have one entry, by the
-number of the first of them, whose arrays but `end_index` are `[layer, batch, ...]`. All rows of a batch are filled
-alike: shorter prompts are padded, and the attention mask hides the padding.
+tokens seen, which a layer without a mixer has, too; one whose keys and values are another layer's has no entry. Layers
+that are stacked have one entry, by the number of the first of them, whose arrays but `end_index` are `[layer, batch,
+...]`. All rows of a batch are filled alike: shorter prompts are padded, and the attention mask hides the padding.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def init_cache(
         several = {"layer": len(stack)} if len(stack) > 1 else {}
         sizes = {**layer.axes, "batch": batch_size, "1": 1, **several}
         arrays = {}
-        for name, array in layer.mixer.cache.items():
+        for name, array in layer.cache.items():
             sizes["slot"] = -(-cache_size // array.every)
             axes = (*several, "batch", *array.axes)
             arrays[name] = zeros(number, axes, tuple(sizes[axis] for axis in axes), array.dtype or dtype)
@@ -60,7 +60,7 @@ def init_cache(
 def slots(config: DecoderConfig, cache: KVCache) -> int | None:
     """How many tokens a cache can hold; None where no mixer keeps anything for each of them."""
     for number, layer in enumerate(config.layers):
-        for name, array in layer.mixer.cache.items():
+        for name, array in layer.cache.items():
             if array.axes[:1] == ("slot",) and array.every == 1:
                 return cache[f"layer_{number}"][name].shape[-len(array.axes)]
     return None
@@ -79,6 +79,11 @@ def require_room(cache: KVCache, size: int, length: int) -> None:
             f"the key-value cache has {size} slots and holds {there} tokens: {length} more do not fit; make a larger "
             "one, init_cache(batch_size, cache_size, dtype)"
         )
+
+
+def passed(cache: LayerCache, length: int) -> LayerCache:
+    """The cache after further tokens of which it keeps nothing but their number."""
+    return {**cache, "end_index": cache["end_index"] + length}
 
 
 def append(cache: LayerCache, **arrays: jax.Array) -> LayerCache:

@@ -1,6 +1,7 @@
 """The MLP, gated or not."""
 
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,7 @@ class MLP(nnx.Module):
     def __init__(self, block: architecture.MLP, parameters: Parameters):
         self.activation = block.activation
         self.limit = block.limit
+        self.sparsity = block.sparsity
         self.gate_proj = Projection(parameters["gate_proj"]) if block.gated else None
         self.up_proj = Projection(parameters["up_proj"])
         self.down_proj = Projection(parameters["down_proj"])
@@ -75,9 +77,17 @@ class MLP(nnx.Module):
         if self.gate_proj is None:
             return self.down_proj(activation(up))
         gate, up = cut_off(self.gate_proj(x), up, self.limit)
-        return self.down_proj(activation(gate) * up)
+        return self.down_proj(activation(_sparse(gate, self.sparsity) if self.sparsity else gate) * up)
 
 
 def cut_off(gate: jax.Array, up: jax.Array, limit: float | None) -> tuple[jax.Array, jax.Array]:
     """A gate, before its activation, and what it is for, within a limit; None for none."""
     return (gate, up) if limit is None else (jnp.minimum(gate, limit), jnp.clip(up, -limit, limit))
+
+
+def _sparse(gate: jax.Array, sparsity: float) -> jax.Array:
+    """By how much each gate exceeds the quantile of a token's gates, `[batch, length, mlp]`; in float32."""
+    wide = gate.astype(jnp.float32)
+    deviation = jnp.std(wide, axis=-1, keepdims=True)
+    quantile = jnp.mean(wide, axis=-1, keepdims=True) + deviation * NormalDist().inv_cdf(sparsity)
+    return jax.nn.relu(wide - quantile).astype(gate.dtype)

@@ -39,7 +39,7 @@ class ExpertProjection(nnx.Module):
 class _Weights(NamedTuple):
     """The experts' weights, whole or a device's part of them; or in place of each array its `PartitionSpec`."""
 
-    gate: Any
+    gate: Any | None
     up: Any
     down: Any
     gate_bias: Any = None
@@ -55,9 +55,11 @@ class MixtureOfExperts(nnx.Module):
     expert_scale: nnx.Param[jax.Array]
     selection_bias: nnx.Param[jax.Array]
     token_experts: Constant
-    gate_proj: ExpertProjection
+    gate_proj: ExpertProjection | None
     up_proj: ExpertProjection
     down_proj: ExpertProjection
+    latent_in_proj: Projection
+    latent_out_proj: Projection
     shared_experts: MLP
     shared_gate: Projection
 
@@ -72,9 +74,12 @@ class MixtureOfExperts(nnx.Module):
             self.selection_bias = parameters.declare("selection_bias", nnx.initializers.zeros_init())
         if block.by_token:
             self.token_experts = parameters.constant("token_experts")
-        self.gate_proj = ExpertProjection(parameters["gate_proj"])
+        self.gate_proj = ExpertProjection(parameters["gate_proj"]) if block.gated else None
         self.up_proj = ExpertProjection(parameters["up_proj"])
         self.down_proj = ExpertProjection(parameters["down_proj"])
+        if block.latent_dim is not None:
+            self.latent_in_proj = Projection(parameters["latent_in_proj"])
+            self.latent_out_proj = Projection(parameters["latent_out_proj"])
         if block.shared is not None:
             self.shared_experts = MLP(block.shared, parameters["shared_experts"])
         if block.shared_gate:
@@ -89,7 +94,10 @@ class MixtureOfExperts(nnx.Module):
             tokens: Which tokens they are, int32 `[batch, length]`, for experts that are chosen by that.
         """
         weights, chosen = self._route(x if routed_by is None else routed_by, tokens)
-        y = self._run_experts(x, weights, chosen).astype(x.dtype)
+        latent = self.block.latent_dim is not None
+        y = self._run_experts(self.latent_in_proj(x) if latent else x, weights, chosen).astype(x.dtype)
+        if latent:
+            y = self.latent_out_proj(y)
         if self.block.shared is None:
             return y
         shared = self.shared_experts(x)
@@ -118,24 +126,24 @@ class MixtureOfExperts(nnx.Module):
     def _run_experts(self, x: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
         projections = (self.gate_proj, self.up_proj, self.down_proj)
         parts = _Weights(
-            *(computed(projection.kernel, projection.compute_dtype) for projection in projections),
+            *(projection and computed(projection.kernel, projection.compute_dtype) for projection in projections),
             *(
                 computed(projection.bias, projection.compute_dtype)
                 for projection in projections
-                if projection.bias is not None
+                if projection and projection.bias is not None
             ),
         )
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or AxisType.Manual in mesh.axis_types:
             return self._run_local(x, weights, chosen, parts, (), ())
-        expert_axis, _, width_axis = partition(self.gate_proj.kernel, self.gate_proj.axes)
-        expert = usable(mesh, expert_axis, parts.gate.shape[0])
-        width = tuple(axis for axis in usable(mesh, width_axis, parts.gate.shape[2]) if axis not in expert)
+        expert_axis, _, width_axis = partition(self.up_proj.kernel, self.up_proj.axes)
+        expert = usable(mesh, expert_axis, parts.up.shape[0])
+        width = tuple(axis for axis in usable(mesh, width_axis, parts.up.shape[2]) if axis not in expert)
         rest = tuple(axis for axis in mesh.axis_names if axis not in expert + width)
         tokens = PartitionSpec(usable(mesh, rest, x.shape[0]) or None)
         e, w = expert or None, width or None
         inner, outer = PartitionSpec(e, None, w), PartitionSpec(e, w)
-        specs = _Weights(inner, inner, outer)
+        specs = _Weights(None if parts.gate is None else inner, inner, outer)
         if parts.gate_bias is not None:
             specs = _Weights(inner, inner, outer, outer, outer, PartitionSpec(e))
 
@@ -166,7 +174,7 @@ class MixtureOfExperts(nnx.Module):
             expert: The mesh axes that shard the experts.
             width: The mesh axes that shard the experts' width.
         """
-        count, selected = parts.gate.shape[0], chosen.shape[-1]
+        count, selected = parts.up.shape[0], chosen.shape[-1]
         first = jax.lax.axis_index(expert) * count if expert else 0
         numbers = chosen.reshape(-1) - first
         here = (numbers >= 0) & (numbers < count)
@@ -178,13 +186,16 @@ class MixtureOfExperts(nnx.Module):
         tokens = x.reshape(-1, x.shape[-1])[order // selected]
         if self.block.weighted_inputs:
             tokens, weights = tokens * weights.reshape(-1)[order][:, None].astype(x.dtype), jnp.ones_like(weights)
-        gate = _grouped(tokens, parts.gate, group_sizes, parts.gate_bias, owners)
         up = _grouped(tokens, parts.up, group_sizes, parts.up_bias, owners)
+        if parts.gate is None:
+            inner = ACTIVATIONS[self.block.activation](up)
+        else:
+            inner = self._gated(_grouped(tokens, parts.gate, group_sizes, parts.gate_bias, owners), up)
         down_bias = parts.down_bias
         if down_bias is not None and width:
             # Every device along the width adds its part of the product; the bias must be added once.
             down_bias = jnp.where(jax.lax.axis_index(width) == 0, down_bias, 0)
-        y = _grouped(self._gated(gate, up), parts.down, group_sizes, down_bias, owners)
+        y = _grouped(inner, parts.down, group_sizes, down_bias, owners)
         y = jnp.where(here[order][:, None], y, 0)[jnp.argsort(order)].reshape(*chosen.shape, -1)
         return jnp.einsum("btkd,btk->btd", y.astype(jnp.float32), weights)
 

@@ -34,7 +34,9 @@ class PerLayerEmbedding(nnx.Module):
             x: Their embeddings as the first layer gets them, `[batch, length, embed]`.
         """
         shape = (*tokens.shape, self.block.num_layers, self.block.dim)
-        own = self.embed(tokens).reshape(shape) * jnp.asarray(math.sqrt(self.block.dim), x.dtype)
+        # Tokens that stand for images and sounds have no rows; transformers takes the first one for them.
+        rows = jnp.where(tokens < self.block.vocab_size, tokens, 0)
+        own = self.embed(rows).reshape(shape) * jnp.asarray(math.sqrt(self.block.dim), x.dtype)
         projected = self.norm((self.projection(x) * x.shape[-1] ** -0.5).reshape(shape))
         return ((projected + own) * 2**-0.5).astype(x.dtype)
 

@@ -18,6 +18,9 @@ _HUB_PAGE = re.compile(
     r"(?:/(?:tree|blob|resolve)/(?P<revision>[\w.-]+))?"
 )
 
+_INFINITY = {"__float__": "Infinity"}
+"""What transformers 5 writes for an infinite number, for which earlier releases wrote `Infinity` in `config.json`."""
+
 
 def open_source(
     reference: ModelReference, contents: Contents | None = None, progress: CallProgress | None = None
@@ -42,7 +45,7 @@ def open_source(
         content = files.find(CONFIG)
         if content is None:
             raise no_config(files.name, files.names())
-        return Source(files, parse_json(f"{files.name}: {CONFIG}", content))
+        return Source(files, parse_json(f"{files.name}: {CONFIG}", content, infinity=_INFINITY))
     except BaseException:
         files.close()
         raise

@@ -208,15 +208,20 @@ def require_no_pointer(where: str, content: bytes) -> None:
         )
 
 
-def parse_json(where: str, content: bytes) -> dict[str, Any]:
+def parse_json(where: str, content: bytes, *, infinity: Any = None) -> dict[str, Any]:
     """A JSON object.
+
+    Args:
+        where: What messages call the file.
+        content: Its content.
+        infinity: What to read for `Infinity`, see `strict_json.loads`.
 
     Raises:
         CorruptSourceError: It is none.
     """
     require_no_pointer(where, content)
     try:
-        parsed = strict_json.loads(content, MOST_JSON_BYTES)
+        parsed = strict_json.loads(content, MOST_JSON_BYTES, infinity=infinity)
     except ValueError as error:
         raise CorruptSourceError(f"{where} is not JSON ({error}); download it again") from None
     if not isinstance(parsed, dict):

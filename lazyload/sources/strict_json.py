@@ -5,12 +5,13 @@ import math
 from typing import Any
 
 
-def loads(content: bytes, most_bytes: int) -> Any:
+def loads(content: bytes, most_bytes: int, *, infinity: Any = None) -> Any:
     """Parses JSON.
 
     Args:
         content: The text, in UTF-8, 16 or 32.
         most_bytes: How long it may be. What is parsed takes about ten times as much memory.
+        infinity: What to read for `Infinity`, which is no number of JSON; None to refuse it.
 
     Raises:
         ValueError: It is longer, is no JSON, nests too deeply, has a name twice in one object, or has a number that is
@@ -18,8 +19,12 @@ def loads(content: bytes, most_bytes: int) -> Any:
     """
     if len(content) > most_bytes:
         raise ValueError(f"{len(content)} bytes are more than the {most_bytes} that it can have")
+
+    def constant(name: str) -> Any:
+        return _finite(name) if infinity is None or name != "Infinity" else infinity
+
     try:
-        return json.loads(content, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+        return json.loads(content, object_pairs_hook=_unique, parse_float=_finite, parse_constant=constant)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
 

@@ -30,6 +30,7 @@ KINDS = (
     "gemma2",
     "gemma3_text",
     "gemma3",
+    "gemma3n_text",
     "gemma4_text_31b",
     "gemma4_e2b",
     "gemma4_unified",
@@ -39,6 +40,7 @@ KINDS = (
     "smollm3",
     "granite",
     "granitemoehybrid",
+    "nemotron_h",
     "glm4",
     "gpt_oss",
     "deepseek_v2",
@@ -61,6 +63,8 @@ KINDS = (
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Files on the hub do without.
 LEFT_OUT = {"gemma3": SIZES, "gemma3_text": ("vocab_size", "num_attention_heads")}
+# What each layer is tells how many there are.
+NOT_NEEDED = ("nemotron_h", "num_hidden_layers")
 EXPERTS = {
     "olmoe": ("num_experts", "num_experts_per_tok"),
     "qwen2_moe": ("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
@@ -113,8 +117,10 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
     scaling: Values = {"rope_type": "spiral", "factor": 2.0}
     if kind.startswith("gemma4"):
         scaling = {kind: {"rope_theta": 1e4, **scaling} for kind in ("full_attention", "sliding_attention")}
-    refuse(values_of(kind, rope_parameters=None, rope_scaling=scaling), "'spiral' is not implemented")
+    if kind != "nemotron_h":
+        refuse(values_of(kind, rope_parameters=None, rope_scaling=scaling), "'spiral' is not implemented")
     name = "hidden_activation" if kind.startswith(("gemma2", "gemma3", "gemma4")) else "hidden_act"
+    name = "mlp_hidden_act" if kind == "nemotron_h" else name
     refuse(values_of(kind, **{name: "swish_of_the_future"}), f"{name} = 'swish_of_the_future' is not implemented")
 
 
@@ -151,6 +157,21 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("gemma2", "layer_types", ["chunked_attention"] * 4),
         ("gemma3", "use_bidirectional_attention", True),
         ("gemma3_text", "use_bidirectional_attention", True),
+        ("gemma3n_text", "use_bidirectional_attention", True),
+        ("gemma3n_text", "intermediate_size", [96] * 9),
+        ("gemma3n_text", "intermediate_size", [96] * 9 + [0]),
+        ("gemma3n_text", "intermediate_size", [96] * 9 + ["96"]),
+        ("gemma3n_text", "activation_sparsity_pattern", [0.95] * 9),
+        ("gemma3n_text", "activation_sparsity_pattern", [0.95] * 9 + [1.0]),
+        ("gemma3n_text", "activation_sparsity_pattern", [-0.5] * 10),
+        ("gemma3n_text", "activation_sparsity_pattern", 0.95),
+        ("gemma3n_text", "altup_num_inputs", 1),
+        ("gemma3n_text", "altup_active_idx", 4),
+        ("gemma3n_text", "altup_active_idx", -1),
+        ("gemma3n_text", "laurel_rank", 0),
+        ("gemma3n_text", "num_kv_shared_layers", 10),
+        ("gemma3n_text", "layer_types", ["linear_attention"] * 10),
+        ("gemma3n_text", "partial_rotary_factor", 0.5),
         ("gemma4_e2b", "use_bidirectional_attention", "all"),
         ("gemma4_text_31b", "use_bidirectional_attention", True),
         ("gemma4_text_31b", "layer_types", ["full_attention"] * 7),
@@ -193,6 +214,16 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("granitemoehybrid", "time_step_limit", [0.0]),
         ("granitemoehybrid", "time_step_limit", [0.0, "long"]),
         ("granitemoehybrid", "mlp_bias", True),
+        ("nemotron_h", "hybrid_override_pattern", "M-M*|M-"),
+        ("nemotron_h", "hybrid_override_pattern", ""),
+        ("nemotron_h", "layers_block_type", ["mamba", "attention", "convolution"]),
+        ("nemotron_h", "layers_block_type", []),
+        ("nemotron_h", "n_groups", 3),
+        ("nemotron_h", "n_groups", 0),
+        ("nemotron_h", "mamba_hidden_act", "xielu"),
+        ("nemotron_h", "ssm_state_size", 0),
+        ("nemotron_h", "layer_norm_epsilon", 0.0),
+        ("nemotron_h", "attn_layer_period", 2),
         ("glm4", "mlp_bias", True),
         ("glm4", "sliding_window", 128),
         ("glm4", "partial_rotary_factor", 0.2),
@@ -279,7 +310,7 @@ def test_an_option_that_is_not_implemented_is_named(kind: str, field: str, value
     [
         (kind, field, value)
         for kind, field, value in itertools.product(KINDS, SIZES, [..., None])
-        if value is None or field not in LEFT_OUT.get(kind, ())
+        if (value is None or field not in LEFT_OUT.get(kind, ())) and (kind, field) != NOT_NEEDED
     ],
 )
 def test_a_size_that_is_missing_is_named(kind: str, field: str, value: Any) -> None:
@@ -362,6 +393,22 @@ def test_what_the_rotary_embedding_of_a_kind_of_layer_lacks_or_has_too_much(desc
     local = {"rope_type": "default", "rope_theta": 1e4}
     parameters = {"full_attention": described, "sliding_attention": local}
     refuse(values_of("gemma4_text_31b", rope_parameters=parameters), message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_routed_experts": ...}, "lacks the field 'n_routed_experts'"),
+        ({"num_experts_per_tok": ...}, "lacks the field 'num_experts_per_tok'"),
+        ({"moe_intermediate_size": None}, "lacks the field 'moe_intermediate_size'"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok = 9, but n_routed_experts = 8"),
+        ({"n_group": 3}, "n_group = 3"),
+        ({"moe_latent_size": 0}, "latent_dim = 0"),
+        ({"norm_topk_prob": "yes"}, "norm_topk_prob = 'yes'"),
+    ],
+)
+def test_experts_that_a_layer_is_alone(changes: Values, message: str) -> None:
+    refuse(values_of("nemotron_h", hybrid_override_pattern="ME*", **changes), message)
 
 
 def test_chunks_need_a_length() -> None:

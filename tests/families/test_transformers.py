@@ -461,6 +461,37 @@ def gemma3(draw: Draw) -> Values:
     return {"text_config": text, "vision_config": VISION, "mm_tokens_per_image": 4, **tied}
 
 
+def gemma3n_text(draw: Draw) -> Values:
+    values = sizes(draw)
+    count = draw(st.integers(1, 6))
+    values |= {"num_hidden_layers": count, "sliding_window": draw(st.sampled_from([2, 5, 4096]))}
+    values |= {"max_position_embeddings": draw(LENGTHS)} | maybe(draw, layer_types=kinds_of_layers(values))
+    kinds = values.get("layer_types") or ["sliding_attention"] * 4 + ["full_attention"] * 2
+    # The others must have layers of every kind.
+    own = max(kinds.index(kind) for kind in set(kinds[:count])) + 1
+    # By default the tables are too large to draw; tokens that have no row are sounds and images.
+    values |= {"hidden_size_per_layer_input": draw(st.sampled_from([6, 10]))}
+    values |= {"vocab_size_per_layer_input": draw(st.sampled_from([30, 100]))}
+    values |= {"num_kv_shared_layers": draw(st.integers(0, max(count - own, 0)))}
+    inner = st.sampled_from([17, 40])
+    streams = draw(st.integers(2, 4))
+    return (
+        values
+        | {"intermediate_size": draw(st.one_of(inner, st.lists(inner, min_size=count, max_size=count)))}
+        | {"altup_num_inputs": streams, "altup_active_idx": draw(st.integers(0, streams - 1)), "laurel_rank": 5}
+        | maybe(
+            draw,
+            activation_sparsity_pattern=st.lists(st.sampled_from([0.0, 0.5, 0.95]), min_size=count, max_size=count),
+            altup_correct_scale=BOTH,
+            altup_coef_clip=st.just(0.1),
+            attention_bias=BOTH,
+            hidden_activation=ACTIVATIONS,
+            final_logit_softcapping=st.sampled_from([2.0, 30.0]),
+        )
+        | rope_by_layer_type(draw, width(values), local=True)
+    )
+
+
 def gemma4_unified_text(draw: Draw) -> Values:
     values = sizes(draw)
     count, heads = draw(st.integers(1, 8)), values["num_attention_heads"]
@@ -607,6 +638,60 @@ def granitemoehybrid(draw: Draw) -> Values:
             logits_scaling=st.sampled_from([8.0, 0.5]),
             residual_multiplier=st.sampled_from([0.22, 1.5]),
             attention_multiplier=st.sampled_from([0.015625, 0.25]),
+        )
+    )
+
+
+def nemotron_h(draw: Draw) -> Values:
+    values = sizes(draw)
+    # It has what other models call so by another name, or not at all.
+    values = {name: value for name, value in values.items() if name not in ("num_hidden_layers", "rms_norm_eps")}
+    # transformers' cache counts tokens in a layer with attention.
+    kinds = draw(st.lists(st.sampled_from("M*-E"), min_size=1, max_size=5))
+    kinds.insert(draw(st.integers(0, len(kinds))), "*")
+    names = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
+    old = {"M": "mamba", "*": "attention"}
+    values |= draw(
+        st.sampled_from(
+            [
+                {"hybrid_override_pattern": "".join(kinds), "num_hidden_layers": len(kinds)},
+                {"layers_block_type": [names[kind] for kind in kinds]},
+                {"layers_block_type": [old.get(kind, names[kind]) for kind in kinds], "hybrid_override_pattern": "M"},
+            ]
+        )
+    )
+    groups, mamba_groups = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2, 3]))
+    experts = groups * draw(st.integers(2, 3))
+    used = draw(st.integers(1, groups))
+    most = used * experts // groups
+    return (
+        values
+        | {"n_groups": mamba_groups, "mamba_num_heads": mamba_groups * draw(st.integers(1, 2)), "mamba_head_dim": 6}
+        | {"ssm_state_size": 7, "n_routed_experts": experts, "n_group": groups, "topk_group": used}
+        | {"num_experts_per_tok": draw(st.integers(1, most)), "moe_intermediate_size": 11}
+        | {"moe_shared_expert_intermediate_size": 13}
+        | maybe(
+            draw,
+            layer_norm_epsilon=st.sampled_from([1e-6, 1e-2]),
+            moe_latent_size=st.sampled_from([None, 9]),
+            mlp_hidden_act=ACTIVATIONS,
+            mamba_hidden_act=ACTIVATIONS,
+            conv_kernel=st.integers(2, 5),
+            chunk_size=st.sampled_from([4, 16]),
+            # transformers takes single steps whatever their length: those of whole sequences would be longer.
+            time_step_min=st.just(1e-9),
+            time_step_limit=st.just([0.1, 0.2]),
+            use_bias=BOTH,
+            use_conv_bias=BOTH,
+            mlp_bias=BOTH,
+            attention_bias=BOTH,
+            mamba_proj_bias=BOTH,
+            residual_in_fp32=BOTH,
+            sliding_window=WINDOWS,
+            norm_topk_prob=BOTH,
+            routed_scaling_factor=st.sampled_from([1.0, 2.5]),
+            expand=st.integers(1, 3),
+            n_shared_experts=st.integers(0, 2),
         )
     )
 
@@ -902,6 +987,7 @@ KINDS = (
     gemma2,
     gemma3_text,
     gemma3,
+    gemma3n_text,
     gemma4_text,
     gemma4_unified_text,
     gemma4,
@@ -912,6 +998,7 @@ KINDS = (
     smollm3,
     granite,
     granitemoehybrid,
+    nemotron_h,
     glm4,
     glm4_moe,
     gpt_oss,

@@ -10,12 +10,15 @@ from flax import nnx
 
 from lazyload.architecture import (
     MLP,
+    AltUp,
+    AltUpStreams,
     Attention,
     DecoderConfig,
     Experts,
     GatedDeltaNet,
     Indexer,
     LatentAttention,
+    Laurel,
     Layer,
     LayerNorm,
     Mamba2,
@@ -101,6 +104,35 @@ def _gemma4() -> DecoderConfig:
     return config(*layers, tied=True, per_layer_embedding=PerLayerEmbedding(vocab_size=62, num_layers=4, dim=6))
 
 
+def _gemma3n() -> DecoderConfig:
+    local = replace(ATTENTION, query_scale=1.0, qk_norm="head", v_norm=True, window=4)
+    altup = AltUp(num_streams=3, active=1)
+    rest = {"post_norms": True, "per_layer_input": PerLayerInput(dim=6), "laurel": Laurel(rank=5)}
+    layers = [
+        layer(local, replace(DENSE, sparsity=0.7), altup=altup, **rest),
+        layer(replace(local, kv_layer=0), MLP(mlp_dim=40), altup=replace(altup, scaled=False), **rest),
+    ]
+    inputs, streams = PerLayerEmbedding(vocab_size=50, num_layers=2, dim=6), AltUpStreams(num_streams=3, embed_dim=32)
+    return config(*layers, tied=True, final_softcap=3.0, per_layer_embedding=inputs, streams=streams)
+
+
+def _nemotron_h() -> DecoderConfig:
+    experts = replace(
+        EXPERTS,
+        activation="relu2",
+        gated=False,
+        latent_dim=10,
+        latent_bias=True,
+        shared_mlp_dim=8,
+        shared_bias=True,
+        scores="sigmoid",
+        selection_bias=True,
+    )
+    dense = MLP(mlp_dim=48, activation="relu2", gated=False, bias=True)
+    mamba, attention = replace(MAMBA, least_step=0.3), replace(ATTENTION, rope=None)
+    return config(layer(None, dense), layer(mamba, None), layer(None, experts), layer(attention, None))
+
+
 def _parallel() -> DecoderConfig:
     mixer = replace(ATTENTION, qk_norm="head", norm_after_rope=True, qkv_clip=1.0)
     experts = replace(EXPERTS, scores="sparsemixer", margin=0.2)
@@ -120,6 +152,7 @@ def _llama4() -> DecoderConfig:
 CONFIGS = {
     "plain": config(),
     "gemma2": _gemma2(),
+    "gemma3n": _gemma3n(),
     "gemma4": _gemma4(),
     "olmo": config(*[layer(replace(ATTENTION, qk_norm="full"), pre_norms=False, post_norms=True)] * 2),
     "gpt_oss": _gpt_oss(),
@@ -129,6 +162,7 @@ CONFIGS = {
     "parallel": _parallel(),
     "granite4": config(layer(replace(MAMBA, proj_bias=True), residual_scale=0.5), layer(), layer(MAMBA)),
     "llama4": _llama4(),
+    "nemotron_h": _nemotron_h(),
     "ministral3": config(*[layer(replace(ATTENTION, temperature=Temperature(beta=0.5, length=3)))] * 2),
     "qwen3_next": config(
         layer(DELTA_NET),
@@ -157,8 +191,12 @@ FULL_BLOCKS = (
         expert_scale=True,
         bias=True,
     ),
+    replace(EXPERTS, gated=False, latent_dim=10, latent_bias=True, shared_mlp_dim=8, shared_bias=True),
     PerLayerInput(dim=6),
     PerLayerEmbedding(vocab_size=62, num_layers=4, dim=6),
+    Laurel(rank=5),
+    AltUp(num_streams=3),
+    AltUpStreams(num_streams=3, embed_dim=32),
 )
 """Every block with everything that it can have."""
 
@@ -187,7 +225,7 @@ def weights(config: DecoderConfig) -> dict[str, np.ndarray]:
 def _around_one(path: str, config: DecoderConfig) -> bool:
     """Whether a parameter is a factor."""
     return ("norm" in path and not getattr(config.norm, "offset", 0.0)) or path.endswith(
-        ("layer_scalar", "expert_scale")
+        ("layer_scalar", "expert_scale", "output_scale")
     )
 
 

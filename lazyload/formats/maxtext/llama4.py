@@ -23,7 +23,7 @@ def llama4(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> 
     if not scan_layers:
         return layout(config, [Table(under("decoder.layers_{layer}", layer))], scan_layers, vocab_size)
     require_cycles(config, CYCLE, "MaxText scans its layers in cycles; use scan_layers=False")
-    feed_forwards = [layer.feed_forward.name for layer in config.layers]
+    feed_forwards = [layer.feed_forward and layer.feed_forward.name for layer in config.layers]
     if feed_forwards[CYCLE:] != feed_forwards[:-CYCLE]:
         raise LayoutError(
             f"MaxText's Llama 4 repeats itself after {CYCLE} layers; this model's experts do not "
