@@ -195,6 +195,7 @@ def _patterns(line: Line, group: int, words: Sequence[_Words]) -> tuple[Pattern,
         *starts, sizes[concatenated] = itertools.accumulate((every[concatenated] for every in extents), initial=0)
         for role, start in zip(offsets, starts, strict=True):
             role[concatenated] = start
+        _require_alike(line, extents, concatenated)
     if line.padded:
         dimension, size = line.padded
         if size < sizes[dimension]:
@@ -204,6 +205,16 @@ def _patterns(line: Line, group: int, words: Sequence[_Words]) -> tuple[Pattern,
         Pattern(role, group, composites, tuple(offset), tuple(sizes), joined, every.indices, line.operations)
         for role, composites, offset, every in zip(line.roles, dimensions, offsets, words, strict=True)
     )
+
+
+def _require_alike(line: Line, extents: Sequence[Sequence[int]], concatenated: int) -> None:
+    """Makes sure that roles in one array have the same sizes but where they follow each other."""
+    for role, sizes in zip(line.roles, extents, strict=True):
+        for number, (size, first) in enumerate(zip(sizes, extents[0], strict=True)):
+            if number != concatenated and size != first:
+                raise LayoutError(
+                    f"{line.roles[0]!r} and {role!r} share an array, but are {first} and {size} long in dimension {number}"
+                )
 
 
 def _with_turns(composites: tuple[CompositeAxis, ...], dimension: int, turns: int) -> tuple[CompositeAxis, ...]:
