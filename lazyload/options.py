@@ -15,6 +15,7 @@ from lazyload.errors import ArgumentError, StorageError, UnsupportedFormatError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
+from lazyload.formats.tunix import Tunix
 from lazyload.layouts.dtypes import ALL, DTypes
 from lazyload.layouts.layout import Layout
 from lazyload.progress import ProgressOption
@@ -65,7 +66,7 @@ OneDType = DTypeName | type[Any] | np.dtype[Any] | HasDType | TorchDType
 DTypeOption = OneDType | Mapping[str, OneDType]
 """The dtype of all parameters, or dtypes by pattern: `{"*norm*": "float32", "*": "bfloat16"}`, see `DTypes`."""
 
-LayoutOption = Literal["nnx"] | Layout | MaxText | Target[Any]
+LayoutOption = Literal["nnx"] | Layout | MaxText | Tunix | Target[Any]
 
 
 StorageOption = Storage | Mapping[str, bool | str | int | None] | None

@@ -14,10 +14,10 @@ An index stands either in the path or in the pattern. In a path, `{axis}` stands
 names in place of indices, and `{axis:0..}` for the position in the range that the table is restricted to. A pattern has
 a word a dimension, as in einops: an axis, `1` for a dimension of that size, or a composite axis `(a b)`, row-major; `(a
 | b)` concatenates arrays of several roles, and `(c (a | b))` does so at every index of `c`. `(1 | 1)` stacks them on a
-dimension of its own; beside it, `(a | b)` is one dimension, of the same size in all roles, that each calls by an axis of
-its own. After `;` come the operations that lead from the role's values to the stored ones: `scale X`, `offset X`, `pad
-AXIS SIZE` with zeros at the end, `as DTYPE`, and `unrounded`, which keeps values that the dtype asked for cannot hold in
-float32.
+dimension of its own; beside it, `(a | b)` is one dimension, of the same size in all roles, for which each has an axis
+of its own. After `;` come the operations that lead from the role's values to the stored ones: `scale X`, `offset X`,
+`pad AXIS SIZE` with zeros at the end, `as DTYPE`, and `unrounded`, which keeps values that the dtype asked for cannot
+hold in float32.
 
 Example:
     >>> line = parse_line("model.layers.{layer}.self_attn.q_proj.weight", "attn.q : (head head_dim) embed")
