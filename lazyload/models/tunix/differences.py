@@ -50,8 +50,8 @@ def _differing(wanted: Any, computed: Any, path: str) -> Iterator[Difference]:
         return
     for field in dataclasses.fields(wanted):
         if field.compare:
-            pair = (_value(side, field.name) for side in (wanted, computed))
-            yield from _differing(*pair, f"{path}.{field.name}".strip("."))
+            theirs, own = _value(wanted, field.name), _value(computed, field.name)
+            yield from _differing(theirs, own, f"{path}.{field.name}".strip("."))
 
 
 def _value(side: Any, name: str) -> Any:
