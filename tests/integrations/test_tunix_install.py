@@ -35,7 +35,7 @@ def folder(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Path:
     hub.add(MODEL, folder)
     monkeypatch.setenv("LAZYLOAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked for a token"))
-    model_config().qwen3_0p6b = classmethod(small)
+    monkeypatch.setattr(model_config(), "qwen3_0p6b", classmethod(small))
     return folder
 
 
@@ -82,7 +82,7 @@ def test_auto_model_goes_through_the_cache_until_undone(folder: Path, hub: Hub) 
         assert len(other.final_norm.w.get_value().sharding.device_set) == 1
         config = small(model_config())
         config.num_heads = 8
-        with pytest.raises(ConfigError, match="num_heads is 8, config.json means 4"):
+        with pytest.raises(ConfigError, match=r"num_heads is 8, config.json means 4"):
             params.create_model_from_safe_tensors(str(folder), config, mesh())
     assert replaced() == originals
     installed.undo()
@@ -181,7 +181,8 @@ def test_the_variable_installs_for_a_program_that_is_not_changed(folder: Path, h
         "import sys, jax\n"
         "from tunix.models import automodel, safetensors_loader\n"
         "from tunix.models.qwen3.model import ModelConfig\n"
-        f"ModelConfig.qwen3_0p6b = classmethod(lambda cls: cls(**{SIZES}, num_kv_heads=2, rope_theta=1, norm_eps=1e-6))\n"
+        f"sizes = {SIZES}\n"
+        "ModelConfig.qwen3_0p6b = classmethod(lambda cls: cls(**sizes, num_kv_heads=2, rope_theta=1, norm_eps=1e-6))\n"
         "mesh = jax.make_mesh((4, 2), ('fsdp', 'tp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)\n"
         "model, path = automodel.AutoModel.from_pretrained(sys.argv[1], mesh)\n"
         "print(__name__, sys.argv, type(model).__name__)\n"
