@@ -75,7 +75,7 @@ class ModelOptions:
             show_default="bfloat16",
         ),
     ] = None
-    layout: Annotated[str, typer.Option(help="nnx, maxtext (layers stacked) or maxtext-unscanned.")] = "nnx"
+    layout: Annotated[str, typer.Option(help="nnx, maxtext (layers stacked), maxtext-unscanned or tunix.")] = "nnx"
     layers: Annotated[
         str | None, typer.Option(metavar="FIRST:END", help="Only these layers of the decoder, END left out: 0:8.")
     ] = None

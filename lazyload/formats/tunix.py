@@ -125,7 +125,11 @@ class Tunix:
         return named(self, *([] if self.config is None else [f"{type(self.config).__name__}(...)"]))
 
     def with_all_parameters(self, config: Any) -> Any:
-        """The same model with every parameter of Tunix's class: Gemma 4 keeps projections that nobody reads."""
+        """The same model with every parameter of Tunix's class: Gemma 4 keeps projections that nobody reads.
+
+        Args:
+            config: What a model's `config.json` means; one that is none of this library's comes back as it is.
+        """
         if not isinstance(config, DecoderConfig):
             return config
         return replace(config, layers=tuple(_keeping_kv(layer) for layer in config.layers))
