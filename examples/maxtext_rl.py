@@ -1,11 +1,11 @@
-"""The start of a MaxText RL run, whose checkpoint is converted here instead of by MaxText's own converter.
+"""MaxText's own RL run, whose checkpoint is converted here instead of by MaxText's own converter.
 
-    python examples/maxtext_rl.py                                         # a small Llama with random weights
-    python examples/maxtext_rl.py [--model MODEL] model_name=llama3.1-8b-Instruct ...      # MaxText's own settings
+    python examples/maxtext_rl.py                                        # a small Llama with random weights
+    python examples/maxtext_rl.py [--model MODEL] model_name=llama3.1-8b-Instruct ...     # MaxText's own settings
 
-The first needs no MaxText: a config's plain fields will do. The second does what MaxText's `train_rl` does with its
-settings, up to the two models, reference and policy, that Tunix trains. MODEL is a hub id or a folder; without it,
-`model_name` says which checkpoint is meant.
+The first needs no MaxText: a config's plain fields will do. The second is MaxText's `train_rl` with its settings, to
+the end of the training; nothing of it knows of this library. MODEL is a hub id or a folder; without it, `model_name`
+says which checkpoint is meant.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from orbax.checkpoint import PyTreeCheckpointer
 from quickstart import write_small_llama
 
 import lazyload
-from lazyload.integrations.maxtext import with_checkpoint
+from lazyload.integrations import maxtext as integration
 
 
 def main() -> None:
@@ -26,28 +26,21 @@ def main() -> None:
     parser.add_argument("--model", help="a hub id or a folder")
     arguments = parser.parse_args()
     if arguments.settings:
-        start_run(arguments.settings, arguments.model)
+        train(arguments.settings, arguments.model)
     else:
         with tempfile.TemporaryDirectory() as folder:
             show_conversion(pathlib.Path(folder))
 
 
-def start_run(settings: Sequence[str], model: str | None) -> None:
-    """Creates the models of an RL run; `train_rl` also gives them the padding token of its tokenizer."""
+def train(settings: Sequence[str], model: str | None) -> None:
+    """Runs `train_rl`: reference and policy come from the cache, the second as a hit."""
     import maxtext
-    import pathwaysutils
-    from maxtext.configs import types
-    from maxtext.utils import model_creation_utils as creation
+    from maxtext.trainers.post_train.rl import train_rl
 
-    pathwaysutils.initialize()
     rl = pathlib.Path(maxtext.__file__).parent / "configs" / "post_train" / "rl.yml"
-    trainer, sampler, *devices = creation.setup_configs_and_devices(
-        ["", str(rl), *settings], config_class=types.RLConfig
-    )
-    trainer = with_checkpoint(trainer, model=model)
+    with integration.install(model=model):
+        train_rl.main(["", str(rl), *settings])
     print(lazyload.last_report())
-    reference, mesh, policy, *_ = creation.create_models_and_meshes(trainer, sampler, *devices)
-    print(f"{type(reference).__name__} and {type(policy).__name__} on {mesh.size} devices")
 
 
 def show_conversion(folder: pathlib.Path) -> None:
@@ -65,7 +58,7 @@ def show_conversion(folder: pathlib.Path) -> None:
         "vocab_size": 1024,
     }
     for run in ("first", "second"):
-        filled = with_checkpoint(config, cache_dir=folder / "cache")
+        filled = integration.with_checkpoint(config, cache_dir=folder / "cache")
         print(f"{run} run: {lazyload.last_report()}")
     tree = PyTreeCheckpointer().metadata(filled["load_parameters_path"]).item_metadata.tree
     for name, leaf in tree["params"]["params"]["decoder"]["layers"]["self_attention"].items():

@@ -38,6 +38,7 @@ _LAZY = {
     "Storage": "lazyload.storage",
     "Table": "lazyload.layouts.layout",
     "Target": "lazyload.formats.target",
+    "Tunix": "lazyload.formats.tunix",
     "Verification": "lazyload.verification",
     "config": "lazyload.loader",
     "convert": "lazyload.loader",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from lazyload.families.family import Family
     from lazyload.formats.maxtext import MaxText
     from lazyload.formats.target import Target
+    from lazyload.formats.tunix import Tunix
     from lazyload.layouts.layout import Layout, Table
     from lazyload.loader import config, convert, from_pretrained, plan
     from lazyload.models.decoder import Decoder
@@ -111,6 +113,7 @@ __all__ = [
     "Storage",
     "Table",
     "Target",
+    "Tunix",
     "Verification",
     "config",
     "convert",

@@ -82,6 +82,10 @@ class ArgumentError(LazyLoadError, TypeError):
     """A call has an argument that there is not, or one of a kind that is not taken."""
 
 
+class IntegrationError(LazyLoadError, RuntimeError):
+    """A trainer cannot be made to load through this library: it is not installed, or not of a version that is known."""
+
+
 class NoReportError(LazyLoadError, LookupError):
     """There is no record of a load, because there has been none."""
 

@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding
 
 from lazyload.architecture import DecoderConfig, Layer
 from lazyload.errors import ArgumentError, LayoutError, ShardingError, TensorMismatchError
+from lazyload.formats.tunix import Tunix
 from lazyload.layouts.layout import Layout
 from lazyload.models.fill import fill, misfits, values_of
 from lazyload.options import DECODERS, LayoutOption
@@ -32,9 +33,9 @@ class Filling:
         """
         if not isinstance(module, nnx.Module):
             raise ArgumentError(f"into={type(module).__name__}: give a module of Flax NNX, or None for a new one")
-        if layout not in DECODERS and not isinstance(layout, Layout):
+        if layout not in DECODERS and not isinstance(layout, Layout | Tunix):
             raise LayoutError(
-                "into= fills a module by the paths of layout 'nnx' or of a lazyload.Layout, not of "
+                "into= fills a module by the paths of layout 'nnx', lazyload.Tunix() or a lazyload.Layout, not of "
                 f"{type(layout).__name__}"
             )
         self._module = module

@@ -17,6 +17,7 @@ from lazyload.errors import ArgumentError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
+from lazyload.formats.tunix import Tunix
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.layout import Layout
 from lazyload.layouts.source import Box
@@ -71,13 +72,17 @@ def from_pretrained(
 ) -> dict[str, Any]: ...
 @overload
 def from_pretrained(
+    model: str | os.PathLike[str], *, layout: Tunix, into: None = None, **options: Unpack[LoadOptions]
+) -> "nnx.Module": ...
+@overload
+def from_pretrained(
     model: str | os.PathLike[str], *, layout: Target[Built], into: None = None, **options: Unpack[LoadOptions]
 ) -> Built: ...
 @overload
 def from_pretrained(
     model: str | os.PathLike[str],
     *,
-    layout: Literal["nnx", "nnx-scanned"] | Layout = "nnx",
+    layout: Literal["nnx", "nnx-scanned"] | Layout | Tunix = "nnx",
     into: Module,
     **options: Unpack[LoadOptions],
 ) -> Module: ...
@@ -135,8 +140,8 @@ def from_pretrained(
             they cost in bfloat16. None for the dtype of the parameters. It decides nothing that is stored; a module
             given as `into` has its own.
         layout: `"nnx"` for this library's decoder, or `"nnx-scanned"` (see `scan_layers`), `lazyload.MaxText(...)` for
-            MaxText's parameter tree, a `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build
-            from it, too.
+            MaxText's parameter tree, `lazyload.Tunix(...)` for Tunix's own class of the model, a `lazyload.Layout` of
+            your own, or a `lazyload.Target`, which says what to build from it, too.
         into: A module that is filled and returned, instead of a new one: a `Decoder` of the same config, or a module of
             your own whose `nnx.Param`s have the paths of the layout, `"nnx"` or a `Layout`. Each array goes where its
             parameter lies, or is to lie (the sharding of a `jax.ShapeDtypeStruct`), else to the default mesh; `mesh=`

@@ -15,6 +15,7 @@ from lazyload.errors import ArgumentError, StorageError, UnsupportedFormatError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
+from lazyload.formats.tunix import Tunix
 from lazyload.layouts.dtypes import ALL, DTypes
 from lazyload.layouts.layout import Layout
 from lazyload.progress import ProgressOption
@@ -66,7 +67,7 @@ OneDType = DTypeName | type[Any] | np.dtype[Any] | HasDType | TorchDType
 DTypeOption = OneDType | Mapping[str, OneDType]
 """The dtype of all parameters, or dtypes by pattern: `{"*norm*": "float32", "*": "bfloat16"}`, see `DTypes`."""
 
-LayoutOption = Literal["nnx", "nnx-scanned"] | Layout | MaxText | Target[Any]
+LayoutOption = Literal["nnx", "nnx-scanned"] | Layout | MaxText | Tunix | Target[Any]
 
 DECODERS = ("nnx", "nnx-scanned")
 """The layouts of this library's decoder: with a parameter for each layer, and with alike layers stacked."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import Mesh, Sharding
 
+from lazyload.formats.tunix import Tunix
 from lazyload.options import LayoutOption
 from lazyload.request import Request
 from lazyload.sharding import Rules, mesh_or_default, shardings
@@ -32,6 +33,7 @@ class Placement:
         self._rules = rules
         self._follows_module = mesh is None and rules is None
         self._known: tuple[Request, Mapping[str, Sharding]] | None = None
+        self._made: tuple[Request, Filling] | None = None
 
     def require(self, request: Request) -> None:
         """Makes sure that what the call will load can go where it is to go.
@@ -43,6 +45,8 @@ class Placement:
         """
         if self._filling:
             self._filling.require_fit(*request.candidates)
+        elif made := self._made_for(request):
+            made.require_fit(request)
         self.of(request)
 
     def of(self, request: Request) -> Mapping[str, Sharding]:
@@ -59,12 +63,25 @@ class Placement:
             LayoutError: The target's `build` fails.
             TensorMismatchError: The module to fill has other parameters.
         """
-        return self._filling.fill(request, arrays) if self._filling else request.build(arrays)
+        filling = self._filling or self._made_for(request)
+        return filling.fill(request, arrays) if filling else request.build(arrays)
 
     def _all_places(self, request: Request) -> Mapping[str, Sharding]:
         places: Mapping[str, Sharding] = shardings(self._mesh, self._rules, request.axes)
-        own = self._filling.places(self._mesh) if self._filling and self._follows_module else {}
+        filling = (self._filling if self._follows_module else None) if self._filling else self._made_for(request)
+        own = filling.places(self._mesh) if filling and self._rules is None else {}
         return {path: own.get(path) or place for path, place in places.items()}
+
+    def _made_for(self, request: Request) -> "Filling | None":
+        """The module that a call makes before it has arrays for it; None where it makes one of them."""
+        if not isinstance(request.layout, Tunix):
+            return None
+        if self._made is None or self._made[0] is not request:
+            from lazyload.models.tunix import abstract_module
+
+            module = abstract_module(request.layout, request.family.name, request.architecture, self._mesh)
+            self._made = request, _filling(module, request.layout)
+        return self._made[1]
 
 
 def _filling(module: "nnx.Module", layout: LayoutOption) -> "Filling":

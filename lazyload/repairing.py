@@ -22,6 +22,7 @@ from lazyload.errors import (
     LazyLoadError,
     SourceNotFoundError,
 )
+from lazyload.formats import tunix
 from lazyload.formats.maxtext import MaxText
 from lazyload.loader import convert, plan
 from lazyload.options import DECODERS, LayoutOption
@@ -152,6 +153,8 @@ def _layouts(name: Any, arrays: Mapping[str, Mapping[str, Any]]) -> list[LayoutO
     """
     if name in DECODERS:
         return [name]
+    if name == tunix.NAME:
+        return [tunix.Tunix()]
     plain = next((layout for layout in (MaxText(True), MaxText(False)) if layout.name == name), None)
     if plain is None:
         raise LayoutError(f"its layout {name!r} is none that is known by its name")

@@ -32,6 +32,7 @@ from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.nnx import stacked_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
+from lazyload.formats.tunix import Tunix
 from lazyload.layouts.conversion import Conversion, axes_of, digest, form_of, resolve
 from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
@@ -268,6 +269,8 @@ def open_request(
         values = overridden(source.config, config)
         family = family or families.find(values)
         whole = family.read(values)
+        if isinstance(layout, Tunix):
+            whole = layout.with_all_parameters(whole)
         layers = _fewer(layers, whole)
         architecture = _part(whole, layers)
         if layers is not None and isinstance(layout, MaxText):
@@ -453,6 +456,8 @@ def _target(
             return Target(layout, nested)
         case MaxText():
             return layout.target(family.name, architecture)
+        case Tunix() if isinstance(architecture, DecoderConfig):
+            return Target(layout.layout(family.name, architecture), nested)
         case "nnx" | "nnx-scanned" if not isinstance(architecture, DecoderConfig):
             raise LayoutError(
                 f"layout {layout!r} is for models that a lazyload.DecoderConfig describes; family "
@@ -465,7 +470,8 @@ def _target(
             scanned = functools.partial(_decoder, compute_dtype=compute_dtype, scan_layers=True)
             return Target(stacked_layout(architecture), scanned)
     raise LayoutError(
-        f"layout {layout!r} is not known; give 'nnx', lazyload.MaxText(...), a lazyload.Layout or a lazyload.Target"
+        f"layout {layout!r} is not known for family {family.name!r}; give 'nnx', lazyload.MaxText(...), "
+        "lazyload.Tunix(...), a lazyload.Layout or a lazyload.Target"
     )
 
 

@@ -40,7 +40,7 @@ MODELS = {
 SHOWN = {"text"}
 """The languages of blocks that are nothing to run."""
 
-NOT_RUN = {"needs a TPU or a GPU": 1}
+NOT_RUN = {"needs a TPU or a GPU": 1, "needs Tunix": 2}
 """Why blocks are not run, and how many each: a block that is left out shows here."""
 
 IS_OURS = re.compile(r"(?:--mount=\S+ )?(lazyload .+)")

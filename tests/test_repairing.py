@@ -70,6 +70,7 @@ def test_what_is_damaged_is_converted_again(model: Path, root: Path, damage: Dam
         {"dtype": {"*norm*": "float32", "*": "float16"}},
         {"layers": range(1, 2)},
         {"layout": lazyload.MaxText()},
+        {"layout": lazyload.Tunix()},
         {"layout": lazyload.MaxText(scan_layers=False, vocab_size=640)},
         {"config": {"rope_theta": 1e5}},
         {"storage": {"ocdbt": False, "compression": "zstd", "chunk_bytes": 4096}},

@@ -63,6 +63,8 @@ class Attention:
         v_norm: Whether values have a norm over each head, one without a scale (Gemma 4).
         v_from_k: Whether values are what the key projection puts out, before the keys' norm and rotation (Gemma 4).
         kv_layer: The earlier layer whose keys and values these heads attend to; None for the layer's own (Gemma 4).
+        keeps_kv: Whether there are projections for keys and values all the same, which nobody reads (Gemma 4's files,
+            Tunix's class).
     """
 
     name: ClassVar[str] = "attn"
@@ -87,6 +89,7 @@ class Attention:
     v_norm: bool = False
     v_from_k: bool = False
     kv_layer: int | None = None
+    keeps_kv: bool = False
 
     __repr__ = differing_fields
 
@@ -153,7 +156,8 @@ class Attention:
             table |= {"q_norm.scale": "attn.q_norm : head head_dim", "k_norm.scale": "attn.k_norm : kv_head head_dim"}
         if self.sinks:
             table["sinks"] = "attn.sinks : head"
-        elsewhere = ("k_proj", "v_proj", "k_norm") if self.kv_layer is not None else ("v_proj",) * self.v_from_k
+        shares = self.kv_layer is not None and not self.keeps_kv
+        elsewhere = ("k_proj", "v_proj", "k_norm") if shares else ("v_proj",) * self.v_from_k
         return {path: entry for path, entry in table.items() if path.partition(".")[0] not in elsewhere}
 
     @property

@@ -76,7 +76,7 @@ class ModelOptions:
         ),
     ] = None
     layout: Annotated[
-        str, typer.Option(help="nnx, nnx-scanned (layers stacked), maxtext (the same) or maxtext-unscanned.")
+        str, typer.Option(help="nnx, nnx-scanned (layers stacked), maxtext (the same), maxtext-unscanned or tunix.")
     ] = "nnx"
     layers: Annotated[
         str | None, typer.Option(metavar="FIRST:END", help="Only these layers of the decoder, END left out: 0:8.")

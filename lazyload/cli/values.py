@@ -25,13 +25,18 @@ def layout(name: str, vocab_size: int | None) -> Any:
     """The layout that `--layout` and `--vocab-size` mean."""
     if name.startswith("maxtext"):
         if name not in ("maxtext", "maxtext-unscanned"):
-            raise typer.BadParameter(f"{name!r}: there are nnx, maxtext and maxtext-unscanned", param_hint="--layout")
+            known = "nnx, maxtext, maxtext-unscanned and tunix"
+            raise typer.BadParameter(f"{name!r}: there are {known}", param_hint="--layout")
         # NumPy comes with it, which commands that only look do not need.
         from lazyload.formats.maxtext import MaxText
 
         return MaxText(scan_layers=name == "maxtext", vocab_size=vocab_size)
     if vocab_size is not None:
         raise typer.BadParameter("is for the maxtext layouts", param_hint="--vocab-size")
+    if name == "tunix":
+        from lazyload.formats.tunix import Tunix
+
+        return Tunix()
     return name
 
 

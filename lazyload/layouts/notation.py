@@ -6,15 +6,19 @@
     "model.layers.{layer}.self_attn.qkv_proj.weight":
         "attn.q | attn.k | attn.v : (head head_dim | kv_head head_dim | kv_head head_dim) embed"
     "layers.{layer}.attention.in_proj_ba.kernel":          "delta.b | delta.a : embed (key_head (group | group))"
+    "layers.{layer}.attn.qkv_einsum.w":
+        "attn.q | attn.k | attn.v : (1 | 1 | 1) (head | kv_head | kv_head) embed head_dim"
     "token_embedder.embedding":                            "embed : vocab embed ; scale 8.0 ; pad vocab 256128"
 
 An index stands either in the path or in the pattern. In a path, `{axis}` stands for the axis's index, `{axis:a,b}` for
 names in place of indices, and `{axis:0..}` for the position in the range that the table is restricted to. A pattern has
 a word a dimension, as in einops: an axis, `1` for a dimension of that size, or a composite axis `(a b)`, row-major; `(a
-| b)` concatenates arrays of several roles, and `(c (a | b))` does so at every index of `c`. After `;` come the
-operations that lead from the role's values to the stored ones: `scale X`, `offset X`, `pad AXIS SIZE` with zeros at the
-end, `as DTYPE`, and `unrounded`, which keeps values that the dtype asked for cannot hold in float32. `fill X` stores a
-number in place of all values: what a format makes up has the place and the dtype of a role's, and nothing of it.
+| b)` concatenates arrays of several roles, and `(c (a | b))` does so at every index of `c`. `(1 | 1)` stacks them on a
+dimension of its own; beside it, `(a | b)` is one dimension, of the same size in all roles, for which each has an axis
+of its own. After `;` come the operations that lead from the role's values to the stored ones: `scale X`, `offset X`,
+`pad AXIS SIZE` with zeros at the end, `as DTYPE`, and `unrounded`, which keeps values that the dtype asked for cannot
+hold in float32. `fill X` stores a number in place of all values: what a format makes up has the place and the dtype of
+a role's, and nothing of it.
 
 Example:
     >>> line = parse_line("model.layers.{layer}.self_attn.q_proj.weight", "attn.q : (head head_dim) embed")
@@ -25,6 +29,7 @@ Example:
 """
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -108,7 +113,7 @@ class Line:
         path: The path: literal text and axes, in turn.
         roles: What the array holds; several where it is a concatenation.
         patterns: For each role, the axes of every dimension.
-        concatenated: The dimension along which the roles follow each other; None for a single role.
+        concatenated: The dimension along which the roles follow each other, or are stacked; None for a single role.
         turns: How many axes of that dimension come first and are common to all roles, which take turns at every index
             of them.
         padded: A dimension, and the size that zeros fill it up to; None without padding.
@@ -202,11 +207,13 @@ def _parse_patterns(text: str) -> tuple[tuple[str, ...], tuple[tuple[AxisNames, 
     if not colon or not all(re.fullmatch(r"[\w.]+", role) for role in roles):
         raise LayoutError("expected 'role : axes'")
     dimensions = _parse_dimensions(pattern)
-    concatenated = [number for number, dimension in enumerate(dimensions) if len(dimension.parts) > 1]
-    if len(roles) > 1 and (len(concatenated) != 1 or len(dimensions[concatenated[0]].parts) != len(roles)):
-        raise LayoutError(f"{len(roles)} roles need one dimension with as many parts between '|'")
-    if len(roles) == 1 and concatenated:
+    by_role = [number for number, dimension in enumerate(dimensions) if len(dimension.parts) > 1]
+    stacked = [number for number in by_role if not any(dimensions[number].parts)]
+    concatenated = stacked or by_role
+    if len(roles) == 1 and by_role:
         raise LayoutError("a dimension has parts between '|', but there is one role")
+    if len(roles) > 1 and (len(concatenated) != 1 or any(len(dimensions[n].parts) != len(roles) for n in by_role)):
+        raise LayoutError(f"{len(roles)} roles need one dimension with as many parts between '|'")
     patterns = tuple(
         tuple(parts[number] if len(parts) > 1 else parts[0] for parts, _ in dimensions) for number in range(len(roles))
     )
@@ -229,6 +236,8 @@ def _parse_dimensions(pattern: str) -> list[_Dimension]:
     tokens.reverse()
     while tokens:
         match tokens.pop():
+            case "(" if count := _stacked(tokens):
+                dimensions.append(_Dimension(((),) * count))
             case "(":
                 dimensions.append(_parse_composite(tokens))
             case ")":
@@ -240,6 +249,20 @@ def _parse_dimensions(pattern: str) -> list[_Dimension]:
             case axis:
                 dimensions.append(_Dimension(((_axis(axis),),)))
     return dimensions
+
+
+def _stacked(tokens: list[str]) -> int:
+    """How many roles `1 | 1)` stacks, taken off the tokens; 0 where what stands between parentheses is something else.
+
+    Args:
+        tokens: What is left of the pattern behind `(`, the next token last.
+    """
+    inside = list(itertools.takewhile(lambda token: token != ")", reversed(tokens)))
+    count = inside.count(ONE)
+    if count < 2 or inside != ([ONE, "|"] * count)[:-1] or len(inside) == len(tokens):
+        return 0
+    del tokens[-len(inside) - 1 :]
+    return count
 
 
 def _parse_composite(tokens: list[str]) -> _Dimension:

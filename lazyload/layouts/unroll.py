@@ -87,35 +87,62 @@ class _Words(NamedTuple):
     indices: Mapping[str, Sequence[int]]
 
 
+class _RoleInGroup(NamedTuple):
+    """A role in layers that have it in the same sizes.
+
+    Attributes:
+        number: Which of the model's groups with the role it is.
+        group: The group.
+        layers: Those of its layers that the table holds for.
+    """
+
+    number: int
+    group: Group
+    layers: Sequence[int]
+
+
 def _arrays(table: Table, line: Line, model: Axes) -> Iterator[Array]:
     """The arrays of one line: for each group of layers, one for each combination of the indices in its path."""
     try:
-        groups = _groups(line, model)
-        layers = sorted(layer for of_roles in groups for layer in of_roles[0].layers)
+        groups = _groups(table, line, model)
+        layers = sorted(layer for of_roles in groups for layer in of_roles[0].group.layers)
         splits = {**model.splits, **table.split}
-        held = [frozenset(of_roles[0].layers) for of_roles in groups]
-        for number, of_roles in enumerate(groups):
-            words = [_words(table, line, role, group.sizes, layers, splits) for role, group in enumerate(of_roles)]
-            patterns = _patterns(line, number, words)
+        held = [frozenset(of_roles[0].group.layers) for of_roles in groups]
+        for of_roles, own in zip(groups, held, strict=True):
+            words = [
+                _words(table, line, role, every.group.sizes, layers, splits) for role, every in enumerate(of_roles)
+            ]
+            patterns = _patterns(line, [every.number for every in of_roles], words)
             if all(some for every in words for some in every.indices.values()):
                 for array in _arrays_at(line, words[0], patterns):
-                    if len(groups) == 1 or _is_of_group(array, held[number], groups):
+                    if len(groups) == 1 or _is_of_group(array, own, [every[0].group for every in groups]):
                         yield array
     except LayoutError as error:
         raise LayoutError(f"line {line.template!r}: {error}") from None
 
 
-def _groups(line: Line, model: Axes) -> list[tuple[Group, ...]]:
+def _groups(table: Table, line: Line, model: Axes) -> list[tuple[_RoleInGroup, ...]]:
     """For each group of layers with a line's roles, that group of each role; none if the model has no such role."""
-    groups = [model.groups(role) for role in line.roles]
+    groups = [_held(table, model.groups(role)) for role in line.roles]
     if not any(groups):
         return []
     for role, others in zip(line.roles, groups, strict=True):
-        if [list(group.layers) for group in others] != [list(group.layers) for group in groups[0]]:
+        if [every.layers for every in others] != [every.layers for every in groups[0]]:
             raise LayoutError(
                 f"{line.roles[0]!r} and {role!r} share an array, but not all layers with one have the other"
             )
     return list(zip(*groups, strict=True))
+
+
+def _held(table: Table, groups: Sequence[Group]) -> list[_RoleInGroup]:
+    """The groups of which a table holds for some layers, or that are of no layer."""
+    only = table.only.get(LAYER)
+    found = []
+    for number, group in enumerate(groups):
+        layers = [layer for layer in group.layers if only is None or layer in only]
+        if layers or not group.layers:
+            found.append(_RoleInGroup(number, group, layers))
+    return found
 
 
 def _words(
@@ -178,8 +205,8 @@ def _strided(axis: str, parts: Sequence[str], count: int, sizes: Mapping[str, in
     return axes
 
 
-def _patterns(line: Line, group: int, words: Sequence[_Words]) -> tuple[Pattern, ...]:
-    """The patterns of a line's roles, one beside the other."""
+def _patterns(line: Line, groups: Sequence[int], words: Sequence[_Words]) -> tuple[Pattern, ...]:
+    """The patterns of a line's roles, each of one of its groups, one beside the other."""
     concatenated, joined = line.concatenated, None
     dimensions = [
         tuple(tuple(axes[name] for name in names) for names in pattern)
@@ -195,6 +222,7 @@ def _patterns(line: Line, group: int, words: Sequence[_Words]) -> tuple[Pattern,
         *starts, sizes[concatenated] = itertools.accumulate((every[concatenated] for every in extents), initial=0)
         for role, start in zip(offsets, starts, strict=True):
             role[concatenated] = start
+        _require_alike(line, extents, concatenated)
     if line.padded:
         dimension, size = line.padded
         if size < sizes[dimension]:
@@ -202,8 +230,19 @@ def _patterns(line: Line, group: int, words: Sequence[_Words]) -> tuple[Pattern,
         sizes[dimension] = size
     return tuple(
         Pattern(role, group, composites, tuple(offset), tuple(sizes), joined, every.indices, line.operations)
-        for role, composites, offset, every in zip(line.roles, dimensions, offsets, words, strict=True)
+        for role, group, composites, offset, every in zip(line.roles, groups, dimensions, offsets, words, strict=True)
     )
+
+
+def _require_alike(line: Line, extents: Sequence[Sequence[int]], concatenated: int) -> None:
+    """Makes sure that roles in one array have the same sizes but where they follow each other."""
+    for role, sizes in zip(line.roles, extents, strict=True):
+        for number, (size, first) in enumerate(zip(sizes, extents[0], strict=True)):
+            if number != concatenated and size != first:
+                raise LayoutError(
+                    f"{line.roles[0]!r} and {role!r} share an array, but are {first} and {size} long in dimension "
+                    f"{number}"
+                )
 
 
 def _with_turns(composites: tuple[CompositeAxis, ...], dimension: int, turns: int) -> tuple[CompositeAxis, ...]:
@@ -239,13 +278,13 @@ def _written(path_axis: PathAxis, number: int, words: _Words) -> str:
     return str(words.indices[axis.of][number])
 
 
-def _is_of_group(array: Array, layers: AbstractSet[int], groups: Sequence[tuple[Group, ...]]) -> bool:
+def _is_of_group(array: Array, layers: AbstractSet[int], groups: Sequence[Group]) -> bool:
     """Whether the layers of an array are those of its group; an error if they are those of several."""
     pattern = array.patterns[0]
     start, every = array.positions.get(LAYER, 0), pattern.indices.get(LAYER)
     held = {every[start + step] for step, _ in pattern.steps(LAYER)} if every else None
     if held is None or (held & layers and held - layers):
-        sizes = _differing_sizes([of_roles[0] for of_roles in groups])
+        sizes = _differing_sizes(groups)
         raise LayoutError(
             f"{array.path!r} cannot hold layers of different sizes ({sizes}) of {pattern.role!r}; write {{layer}} in "
             "the path, or give each kind of layers a table of their own: only={'layer': ...}"

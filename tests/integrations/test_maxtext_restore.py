@@ -230,23 +230,3 @@ def test_a_config_s_fields_are_in_a_private_pydantic_model(found: Found) -> None
         "copied": "/elsewhere",
         "set": {"scan_layers": True, "enable_dropout": False},
     }
-
-
-def test_an_rl_run_starts_from_a_filled_in_config(tmp_path: Path) -> None:
-    settings = {
-        **SHAPE,
-        **MODELS["qwen3"],
-        "override_model_config": True,
-        "hardware": "cpu",
-        "log_config": False,
-        "base_output_directory": tmp_path,
-    }
-    command = [ROOT / "examples" / "maxtext_rl.py", "--model", checkpoints.make("qwen3", tmp_path)]
-    words = [f"{name}={value}" for name, value in settings.items()]
-    output = run(tmp_path, *command, *words, LAZYLOAD_CACHE=str(tmp_path / "cache"))
-    assert "miss (" in output
-    assert "TunixMaxTextAdapter and TunixMaxTextAdapter on" in output
-    # MaxText's rl.yml turns both flags off, for Pathways.
-    [path] = (tmp_path / "cache").rglob("items")
-    assert list(path.rglob(".zarray"))
-    assert not (path / "manifest.ocdbt").exists()

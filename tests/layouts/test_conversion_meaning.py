@@ -193,6 +193,60 @@ def test_one_turn_is_read_by_itself_and_several_with_what_lies_between() -> None
     assert (source.reads, source.bytes_read) == (2, (2 + 10) * 5 * 4)
 
 
+STACKED = {
+    "apart": Layout({"{layer}.k": "k : (kv_head head_dim) embed", "v": "v : layer embed kv_head head_dim"}),
+    "stacked": Layout({"{layer}": "k | v : (1 | 1) kv_head embed head_dim"}),
+    "stacked the other way": Layout({"{layer}": "v | k : kv_head embed head_dim (1 | 1)"}),
+    "with the layers": Layout({"all": "k | v : layer (1 | 1) (kv_head head_dim) embed"}),
+}
+
+
+def stacked(layout: str) -> dict[str, np.ndarray]:
+    """The roles of `STACKED`, in one of its layouts, by plain NumPy."""
+    k, v = np.arange(2 * 4 * 1 * 4 * 5, dtype=np.float32).reshape(2, 4, 1, 4, 5)
+    both = np.stack([k, v], axis=1)
+    match layout:
+        case "apart":
+            return {f"{n}.k": k[n].reshape(4, 5) for n in range(4)} | {"v": v.transpose(0, 3, 1, 2)}
+        case "stacked":
+            return {f"{n}": both[n].transpose(0, 1, 3, 2) for n in range(4)}
+        case "stacked the other way":
+            return {f"{n}": both[n, ::-1].transpose(1, 3, 2, 0) for n in range(4)}
+    return {"all": both.reshape(4, 2, 4, 5)}
+
+
+@pytest.mark.parametrize("source", STACKED)
+@pytest.mark.parametrize("target", STACKED)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_roles_that_are_stacked(source: str, target: str, data: st.DataObject) -> None:
+    expected = stacked(target)
+    found = resolve(Arrays(stacked(source)), STACKED[source], STACKED[target], SIZES, FLOAT32).tensors
+    assert {path: lazy.shape for path, lazy in found.items()} == {path: each.shape for path, each in expected.items()}
+    path = data.draw(st.sampled_from(sorted(expected)))
+    for index in ((slice(None),) * expected[path].ndim, data.draw(slices(expected[path].shape))):
+        np.testing.assert_array_equal(found[path][index], expected[path][index])
+
+
+def test_a_stack_is_a_dimension_of_no_axis_and_one_role_is_read_by_itself() -> None:
+    assert target_axes(STACKED["stacked"], SIZES)["2"] == ((2, 1, 5, 4), ("1", "kv_head", "embed", "head_dim"))
+    source = Arrays(stacked("stacked"))
+    lazy = resolve(source, STACKED["stacked"], STACKED["apart"], SIZES, FLOAT32).tensors["2.k"]
+    np.testing.assert_array_equal(lazy[:, :], stacked("apart")["2.k"])
+    assert (source.reads, source.bytes_read) == (1, 4 * 5 * 4)
+
+
+def test_stacked_roles_may_call_a_dimension_by_axes_of_their_own_if_these_are_of_one_size() -> None:
+    stack = Layout({"gk": "mlp | k : (1 | 1) (mlp | head) (head | gate_up) embed"})
+    with pytest.raises(LayoutError, match="'mlp' and 'k' share an array, but are 3 and 2 long in dimension 2"):
+        target_axes(stack, SIZES)
+    alike = Layout({"{layer}": "mlp | mlp2 : (1 | 1) (mlp | head) (head | mlp) embed"})
+    a = np.arange(4 * 3 * 3 * 5, dtype=np.float32).reshape(4, 3, 3, 5)
+    apart = Layout({"a": "mlp : layer mlp head embed", "b": "mlp2 : layer head mlp embed"})
+    lazy = resolve(Arrays({"a": a, "b": a + 1000}), apart, alike, SIZES, FLOAT32).tensors["3"]
+    np.testing.assert_array_equal(lazy[:, :, :, :], np.stack([a[3], a[3] + 1000]))
+
+
 def test_aliases_are_other_prefixes_of_paths() -> None:
     stored = Layout({"model.{n:e,f}": "embed : embed", "e": "x : embed"}, aliases=[("model.", "text."), ("model.", "")])
     target = Layout({"t.{n:e,f}": "embed : embed", "x": "x : embed"})

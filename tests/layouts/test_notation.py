@@ -39,6 +39,15 @@ def test_roles_may_take_turns_at_the_indices_of_axes_that_they_share() -> None:
     assert parse_line("qk", "q | k : (kv_head group | kv_head)").turns == 0
 
 
+def test_roles_may_be_stacked_on_a_dimension_of_their_own() -> None:
+    line = parse_line("kv", "k | v : embed (1 | 1) kv_head")
+    assert (line.concatenated, line.turns) == (1, 0)
+    assert line.patterns == ((("embed",), (), ("kv_head",)),) * 2
+    line = parse_line("qkv", "q | k | v : (1 | 1 | 1) (head | kv_head | kv_head) embed")
+    assert line.concatenated == 0
+    assert line.patterns == (((), ("head",), ("embed",)), *(((), ("kv_head",), ("embed",)),) * 2)
+
+
 def test_an_array_may_be_a_single_number() -> None:
     assert parse_line("s", "scalar :").patterns == ((),)
 
@@ -69,6 +78,13 @@ def test_dtypes(name: str) -> None:
         ("q | k : (layer (head | ))", "')' without axes"),
         ("q | k : (layer (head | layer))", "axis 'layer' stands in the pattern twice"),
         ("q | k : (layer (head | 3))", "3 is no axis"),
+        ("q : (1 | 1) embed", "there is one role"),
+        ("q | k : (1 | 1 | 1) embed", "2 roles need one dimension"),
+        ("q | k : (1 | 1) (1 | 1) embed", "2 roles need one dimension"),
+        ("q | k | v : (1 | 1 | 1) (head | kv_head)", "3 roles need one dimension"),
+        ("q | k : (1 | head) embed", "1 is no axis"),
+        ("q | k : (1 | 1", "1 is no axis"),
+        ("q : (1) embed", "1 is no axis"),
         ("q : head | embed", "inside parentheses"),
         ("q : head-dim", "cannot read '-dim'"),
         ("q : head head", "axis 'head' stands in the pattern twice"),
