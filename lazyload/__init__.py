@@ -48,6 +48,7 @@ _LAZY = {
     "plan": "lazyload.loader",
     "register": "lazyload.families",
     "repair": "lazyload.repairing",
+    "save_pretrained": "lazyload.saving.save",
     "show_sharding": "lazyload.shown",
     "verify": "lazyload.verification",
 }
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from lazyload.repairing import Repair, repair
     from lazyload.report import LoadReport, last_report
     from lazyload.results import CachedCheckpoint, Parameter, Plan
+    from lazyload.saving.save import save_pretrained
     from lazyload.shown import show_sharding
     from lazyload.storage import Storage
     from lazyload.verification import Verification, verify
@@ -120,6 +122,7 @@ __all__ = [
     "plan",
     "register",
     "repair",
+    "save_pretrained",
     "show_sharding",
     "verify",
 ]

@@ -94,5 +94,9 @@ class EntryRemovedError(CacheError):
     """A converted checkpoint has been removed, or converted again, since it was found."""
 
 
+class SaveError(LazyLoadError, OSError):
+    """A checkpoint cannot be written: its folder is not empty, the disk is full, or what is to be saved is elsewhere."""
+
+
 class LockTimeoutError(CacheError, TimeoutError):
     """Another process has been converting the same checkpoint for longer than the limit."""

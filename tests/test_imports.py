@@ -19,7 +19,7 @@ ROWS = (
     ("cli", "integrations"),
     ("lazyload",),
     ("repairing",),
-    ("loader", "explanation"),
+    ("loader", "explanation", "saving"),
     ("obtaining", "restoring"),
     ("placement", "shown"),
     ("filling",),
