@@ -44,6 +44,7 @@ _LAZY = {
     "explain": "lazyload.explanation",
     "fill": "lazyload.models.fill",
     "from_pretrained": "lazyload.loader",
+    "generate": "lazyload.models.generate",
     "last_report": "lazyload.report",
     "plan": "lazyload.loader",
     "register": "lazyload.families",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from lazyload.loader import config, convert, from_pretrained, plan
     from lazyload.models.decoder import Decoder
     from lazyload.models.fill import fill
+    from lazyload.models.generate import generate
     from lazyload.progress import Progress
     from lazyload.repairing import Repair, repair
     from lazyload.report import LoadReport, last_report
@@ -118,6 +120,7 @@ __all__ = [
     "explain",
     "fill",
     "from_pretrained",
+    "generate",
     "last_report",
     "plan",
     "register",

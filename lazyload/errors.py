@@ -95,7 +95,7 @@ class EntryRemovedError(CacheError):
 
 
 class SaveError(LazyLoadError, OSError):
-    """A checkpoint cannot be written: its folder is not empty, the disk is full, or what is to be saved is elsewhere."""
+    """A checkpoint cannot be written: its folder is not empty, the disk is full, or it lies elsewhere."""
 
 
 class LockTimeoutError(CacheError, TimeoutError):

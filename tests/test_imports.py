@@ -24,7 +24,7 @@ ROWS = (
     ("placement", "shown"),
     ("filling",),
     ("request", "verification"),
-    ("monitoring", "options", "results"),
+    ("adapting", "monitoring", "options", "results"),
     ("cache", "checkpoint", "sources", "families", "models"),
     ("formats", "config_json"),
     ("architecture",),

@@ -97,6 +97,10 @@ class ModelOptions:
             "text_config.note=null; or an object, '{\"note\": null}'. May be repeated; later ones win.",
         ),
     ] = None
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="A LoRA adapter in PEFT's format, a hub id, folder or URL, to be merged into the weights."),
+    ] = None
     strict: Annotated[bool, typer.Option("--strict", help="Every tensor without use is an error.")] = False
     token: Token = None
     local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Do not ask the hub.")] = False
@@ -114,6 +118,7 @@ class ModelOptions:
             "storage": Storage(self.ocdbt, self.zarr3, self.compression, self.chunk_bytes),
             "cache_dir": self.cache_dir,
             "config": values.config_fields(self.config or ()),
+            "adapter": self.adapter,
             "strict": self.strict,
             "token": self.token,
             "local_files_only": self.local_files_only,

@@ -185,7 +185,9 @@ def resolve_backwards(
         raise TensorMismatchError(f"the checkpoint does not fit layout {target.name!r}", differing)
     regions = _regions(wanted, stored)
     if lost := _left(source, regions):
-        raise LayoutError(f"layout {target.name!r} has no place for {', '.join(lost[:5])}{' and more' * (len(lost) > 5)}")
+        raise LayoutError(
+            f"layout {target.name!r} has no place for {', '.join(lost[:5])}{' and more' * (len(lost) > 5)}"
+        )
     skipped = tuple(name for name in like.tensors if name not in wanted)
     return _conversion(source, wanted, regions, DTypes(np.dtype(np.float32)), skipped)
 

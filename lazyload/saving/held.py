@@ -69,9 +69,9 @@ class HeldArrays:
                 return values
             if out is None:
                 out = np.empty([high - low for low, high in box], self.tensors[name].dtype)
-            out[tuple(slice(low - first, high - first) for (low, high), (first, _) in zip(common, box, strict=True))] = (
-                values
-            )
+            out[
+                tuple(slice(low - first, high - first) for (low, high), (first, _) in zip(common, box, strict=True))
+            ] = values
         return np.empty([high - low for low, high in box], self.tensors[name].dtype) if out is None else out
 
     def position(self, name: str) -> int:

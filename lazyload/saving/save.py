@@ -60,7 +60,7 @@ def save_pretrained(
     config: Mapping[str, Any] | None = None,
     family: Family | None = None,
 ) -> Path:
-    """Writes a model as the checkpoint that the hub would hold: safetensors, `config.json`, and what stands beside them.
+    """Writes a model as the hub would hold it: safetensors, `config.json`, and what stands beside them.
 
     The files are written beside the folder and moved there when all are complete, from where the arrays lie and in
     bounded memory, whatever the model's size. transformers reads them, and so does `from_pretrained`.
@@ -69,9 +69,9 @@ def save_pretrained(
         model: A module that `from_pretrained` has returned, trained or not; or its parameters as an `nnx.State` or a
             nested dictionary. All of its arrays lie on devices of this process.
         folder: Where to; not there yet, or empty.
-        like: What the model was loaded from: a hub id, a folder or a URL. Names of tensors, `config.json`, tokenizer and
-            licence are those of it; of its weights, only what the model does not have is read, such as a vision tower
-            or layers that predict further tokens, and taken over as it is. Where its weights are packed, they are
+        like: What the model was loaded from: a hub id, a folder or a URL. Names of tensors, `config.json`, tokenizer
+            and licence are those of it; of its weights, only what the model does not have is read, such as a vision
+            tower or layers that predict further tokens, and taken over as it is. Where its weights are packed, they are
             written unpacked.
         revision: A branch, tag or commit of it.
         subfolder: Where in the repository or folder it lies.
@@ -98,8 +98,8 @@ def save_pretrained(
     most = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     arrays = HeldArrays(arrays_of(model))
     reference = ModelReference(like, revision, token, local_files_only, subfolder or "", variant or "")
-    with open_request(reference, "bfloat16", layout, None, None, family, config=config, dry_run=True) as request:
-        request = request_for(arrays, request, getattr(model, "config", None))
+    with open_request(reference, "bfloat16", layout, None, None, family, config=config, dry_run=True) as opened:
+        request = request_for(arrays, opened, getattr(model, "config", None))
         write_checkpoint(arrays, request, target, Manner(dtype, most, config))
     return target
 
@@ -147,15 +147,17 @@ def request_for(arrays: TensorSource, request: Request, config: Any = None) -> R
             return candidate
     theirs = {path: shape for path, (shape, _) in (candidates or request.candidates)[0].axes.items()}
     problems = [f"{path}: {request.source.name} has none" for path in arrays.tensors if path not in theirs]
-    problems += [f"{path}: missing, shape {list(shape)}" for path, shape in theirs.items() if path not in arrays.tensors]
+    problems += [
+        f"{path}: missing, shape {list(shape)}" for path, shape in theirs.items() if path not in arrays.tensors
+    ]
     problems += [
         f"{path}: has shape {list(arrays.tensors[path].shape)}, {request.source.name} has {list(shape)}"
         for path, shape in theirs.items()
         if path in arrays.tensors and arrays.tensors[path].shape != shape
     ]
     raise TensorMismatchError(
-        f"like={request.source.name!r}: its arrays in layout {request.target.layout.name!r} are not those that are to be "
-        "saved; give what the model was loaded from, with the same layout= and config=",
+        f"like={request.source.name!r}: its arrays in layout {request.target.layout.name!r} are not those that are to "
+        "be saved; give what the model was loaded from, with the same layout= and config=",
         problems or ["the model's config is another one: its sizes agree, and what it computes does not"],
     )
 
