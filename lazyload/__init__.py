@@ -38,6 +38,7 @@ _LAZY = {
     "Storage": "lazyload.storage",
     "Table": "lazyload.layouts.layout",
     "Target": "lazyload.formats.target",
+    "Tokenizer": "lazyload.tokenizing",
     "Verification": "lazyload.verification",
     "config": "lazyload.loader",
     "convert": "lazyload.loader",
@@ -51,6 +52,7 @@ _LAZY = {
     "repair": "lazyload.repairing",
     "save_pretrained": "lazyload.saving.save",
     "show_sharding": "lazyload.shown",
+    "tokenizer": "lazyload.tokenizing",
     "verify": "lazyload.verification",
 }
 """Where the public names are: imported once they are asked for, so that the command answers at once."""
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from lazyload.saving.save import save_pretrained
     from lazyload.shown import show_sharding
     from lazyload.storage import Storage
+    from lazyload.tokenizing import Tokenizer, tokenizer
     from lazyload.verification import Verification, verify
 else:
     # Out of a type checker's sight: a module with a `__getattr__` has every name to it.
@@ -113,6 +116,7 @@ __all__ = [
     "Storage",
     "Table",
     "Target",
+    "Tokenizer",
     "Verification",
     "config",
     "convert",
@@ -127,6 +131,7 @@ __all__ = [
     "repair",
     "save_pretrained",
     "show_sharding",
+    "tokenizer",
     "verify",
 ]
 

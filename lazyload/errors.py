@@ -86,6 +86,10 @@ class NoReportError(LazyLoadError, LookupError):
     """There is no record of a load, because there has been none."""
 
 
+class MissingPackageError(LazyLoadError, ImportError):
+    """What is asked for needs a package that is not installed."""
+
+
 class CacheError(LazyLoadError, OSError):
     """The cache cannot be used: not writable, disk full, not ours."""
 

@@ -19,7 +19,7 @@ ROWS = (
     ("cli", "integrations"),
     ("lazyload",),
     ("repairing",),
-    ("loader", "explanation", "saving"),
+    ("loader", "explanation", "saving", "tokenizing"),
     ("obtaining", "restoring"),
     ("placement", "shown"),
     ("filling",),

@@ -128,7 +128,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 def _require_free(folder: Path) -> None:
     try:
-        is_taken = any(os.scandir(folder))
+        is_taken = bool(os.listdir(folder))
     except FileNotFoundError:
         return
     except NotADirectoryError:

@@ -29,10 +29,11 @@ from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box, TensorSource
 from lazyload.options import DTypeOption, LayoutOption, dtype_patterns, explains_arguments
 from lazyload.request import Request, open_request
-from lazyload.saving.beside import config_json, files_beside
+from lazyload.saving.config import config_json
 from lazyload.saving.files import Readable, new_folder, write_file, write_tensors
 from lazyload.saving.held import HeldArrays, arrays_of
 from lazyload.sources import ModelReference
+from lazyload.sources.beside import files_beside
 
 if TYPE_CHECKING:
     from flax import nnx

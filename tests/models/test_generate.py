@@ -42,7 +42,7 @@ def one_by_one(model: lazyload.Decoder, prompts: list[np.ndarray], count: int) -
     return continued
 
 
-@pytest.mark.parametrize("kind", ["plain", "gemma4", "deepseek_v32", "granite4", "llama4", "qwen3_next"])
+@pytest.mark.parametrize("kind", ["plain", "gemma4", "granite4", "llama4"])
 def test_padded_prompts_are_continued_as_if_each_were_alone(kind: str) -> None:
     model = model_of(kind)
     made = np.asarray(lazyload.generate(model, PROMPTS, 5, pad=0))

@@ -1,62 +1,12 @@
-"""What stands beside the weights of a checkpoint: `config.json`, and the files of tokenizer, generation and licence."""
+"""The `config.json` of a checkpoint that is written: that of its source, with what has changed."""
 
-import fnmatch
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-TOKENIZER = (
-    "tokenizer*.json",
-    "tokenizer.model*",
-    "*.tiktoken",
-    "*.spm",
-    "spiece.model",
-    "sentencepiece.*.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.*",
-)
-"""What makes texts into tokens, by the names that transformers gives it."""
-
-_BESIDE = (
-    *TOKENIZER,
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "LICEN[CS]E*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
-
 _DTYPES = ("torch_dtype", "dtype")
-
-
-class HasFiles(Protocol):
-    """A checkpoint with further files."""
-
-    def file_names(self) -> list[str]:
-        """Their names."""
-
-    def find(self, name: str) -> bytes | None:
-        """The content of one; None where there is no such file."""
-
-
-def files_beside(source: HasFiles) -> Iterator[tuple[str, bytes]]:
-    """The names and contents of the files that go with a checkpoint, whatever its weights."""
-    for name in matching(source, _BESIDE):
-        if (content := source.find(name)) is not None:
-            yield name, content
-
-
-def matching(source: HasFiles, globs: tuple[str, ...]) -> list[str]:
-    """The names of the files that one of some globs matches."""
-    return sorted(name for name in source.file_names() if any(fnmatch.fnmatchcase(name, glob) for glob in globs))
 
 
 def config_json(values: Mapping[str, Any], dtype: np.dtype, *, untied: bool = False) -> bytes:
