@@ -43,6 +43,7 @@ _LAZY = {
     "config": "lazyload.loader",
     "convert": "lazyload.loader",
     "explain": "lazyload.explanation",
+    "export": "lazyload.saving.export",
     "fill": "lazyload.models.fill",
     "from_pretrained": "lazyload.loader",
     "generate": "lazyload.models.generate",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from lazyload.repairing import Repair, repair
     from lazyload.report import LoadReport, last_report
     from lazyload.results import CachedCheckpoint, Parameter, Plan
+    from lazyload.saving.export import export
     from lazyload.saving.save import save_pretrained
     from lazyload.shown import show_sharding
     from lazyload.storage import Storage
@@ -122,6 +124,7 @@ __all__ = [
     "convert",
     "errors",
     "explain",
+    "export",
     "fill",
     "from_pretrained",
     "generate",

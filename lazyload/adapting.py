@@ -58,13 +58,12 @@ class Merged:
             raise TensorMismatchError(f"{files.name} is no adapter of this base model", problems)
         changed = {name: TensorInfo(base.tensors[name].shape, _FLOAT32) for name in self._added}
         replaced = {name: files.tensors[stored] for name, stored in self._replaced.items()}
-        self.tensors: Mapping[str, TensorInfo] = {**base.tensors, **changed, **replaced}
+        self.tensors: Mapping[str, TensorInfo] = {**base.tensors, **replaced, **changed}
 
     def read(self, name: str, index: Box) -> np.ndarray:
         """Reads one box of a tensor."""
-        if name in self._replaced:
-            return self._files.read(self._replaced[name], index)
-        values = self._base.read(name, index)
+        is_own = name in self._replaced
+        values = self._files.read(self._replaced[name], index) if is_own else self._base.read(name, index)
         if name not in self._added:
             return values
         return values.astype(_FLOAT32) + self._change(self._added[name], index)

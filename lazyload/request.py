@@ -215,6 +215,14 @@ class Request:
                 f"build of layout {self.target.layout.name!r} failed: {type(error).__name__}: {error}"
             ) from error
 
+    def in_layout(self, layout: LayoutOption) -> "Request":
+        """The same model in another layout; its key is that of the first one still.
+
+        Raises:
+            LayoutError: The model has no such layout.
+        """
+        return replace(self, layout=layout, target=_target(layout, self.family, self.architecture))
+
     def as_stored(self, arrays: Collection[str]) -> "Request":
         """The request for what an entry of this key holds.
 

@@ -189,9 +189,11 @@ def test_an_adapter_of_another_base(tmp_path: Path) -> None:
 
 
 # PEFT 0.21 asks transformers 5.24 by a name that this deprecates.
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning", "ignore:Setting `save_embedding:UserWarning"
+)
 def test_what_peft_makes_and_merges(tmp_path: Path) -> None:
-    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers", minversion="5.24")
     base = base_of(tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

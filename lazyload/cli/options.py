@@ -55,6 +55,8 @@ Token = Annotated[
     str | None, typer.Option(help="A hub token; public models need none.", envvar="HF_TOKEN", show_envvar=True)
 ]
 
+LocalFilesOnly = Annotated[bool, typer.Option("--local-files-only", help="Do not ask the hub.")]
+
 
 @dataclass(frozen=True, repr=False)
 class ModelOptions:
@@ -103,7 +105,7 @@ class ModelOptions:
     ] = None
     strict: Annotated[bool, typer.Option("--strict", help="Every tensor without use is an error.")] = False
     token: Token = None
-    local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Do not ask the hub.")] = False
+    local_files_only: LocalFilesOnly = False
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of `lazyload.convert`, `lazyload.plan` and `lazyload.explain`."""
