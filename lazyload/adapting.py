@@ -66,7 +66,8 @@ class Merged:
         values = self._files.read(self._replaced[name], index) if is_own else self._base.read(name, index)
         if name not in self._added:
             return values
-        return values.astype(_FLOAT32) + self._change(self._added[name], index)
+        merged: np.ndarray = values.astype(_FLOAT32) + self._change(self._added[name], index)
+        return merged
 
     def position(self, name: str) -> int:
         """When a tensor has arrived; what is the adapter's is here."""

@@ -123,7 +123,8 @@ def _loop(
 
     def goes_on(carry: Any) -> jax.Array:
         step, _, _, ended, _ = carry
-        return (step < max_new_tokens) & ~jnp.all(ended)
+        unended: jax.Array = ~jnp.all(ended)
+        return unended & (step < max_new_tokens)
 
     def advance(carry: Any) -> Any:
         step, token, cache, ended, new = carry
@@ -131,10 +132,10 @@ def _loop(
         token, ended = chosen(logits, step, ended)
         return step + 1, token, cache, ended, jax.lax.dynamic_update_slice(new, token[:, None], (0, step))
 
-    logits, cache = model(tokens, positions, cache, mask)
+    logits, filled = model(tokens, positions, cache, mask)
     token, ended = chosen(logits, 0, jnp.zeros(batch, bool))
     new = jnp.full((batch, max_new_tokens), fill, jnp.int32).at[:, 0].set(token)
-    step, _, _, _, new = jax.lax.while_loop(goes_on, advance, (jnp.int32(1), token, cache, ended, new))
+    step, _, _, _, new = jax.lax.while_loop(goes_on, advance, (jnp.int32(1), token, filled, ended, new))
     return new, step
 
 

@@ -104,7 +104,8 @@ def write_tensors(folder: Path, tensors: Mapping[str, Readable], max_shard_bytes
     shards = _shards(tensors, max_shard_bytes)
     if len(shards) == 1:
         return _write(folder / single_name(""), shards[0])
-    overflowed, weight_map = 0, {}
+    overflowed = 0
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         overflowed += _write(folder / file, shard)
@@ -186,7 +187,7 @@ def _write_part(descriptor: int, part: Part, scratch: Scratch) -> int:
     # Of the thread's own memory, and contiguous, whatever the strides of what it is filled from.
     block = scratch.array([cut.stop - cut.start for cut in part.box], part.tensor.dtype)
     overflowed = part.tensor.read_into(block, part.box)
-    memory, done = memoryview(block.reshape(-1).view(np.uint8)), 0
+    memory, done = block.reshape(-1).view(np.uint8).data, 0
     while done < len(memory):
         done += os.pwrite(descriptor, memory[done:], part.start + done)
     return overflowed
