@@ -33,8 +33,7 @@ def main() -> None:
             model = lazyload.from_pretrained(source, mesh=mesh, cache_dir=cache_dir)
             show_load(call, lazyload.last_report())
     show_parameters(model)
-    prompt = jnp.array([[1, 2, 3, 4]])
-    print(f"\ngreedy continuation of the tokens {prompt[0].tolist()}: {generate(model, prompt, count=8)}")
+    show_continuation(model, arguments.model)
 
 
 def make_mesh(text: str | None) -> jax.sharding.Mesh | None:
@@ -67,16 +66,19 @@ def show_parameters(model: nnx.Module) -> None:
         print(f"{name:36} {array.shape!s:>18} {array.dtype!s:>9}  {array.sharding.spec}")
 
 
-def generate(model: nnx.Module, prompt: jax.Array, count: int) -> list[int]:
-    """Continues a prompt of shape [1, length] greedily, one token at a time, with a key-value cache."""
-    step = nnx.jit(lambda model, tokens, positions, cache: model(tokens, positions, cache))
-    cache = model.init_cache(batch_size=1, cache_size=prompt.shape[1] + count, dtype=jnp.bfloat16)
-    tokens, positions, generated = prompt, jnp.arange(prompt.shape[1])[None], []
-    for _ in range(count):
-        logits, cache = step(model, tokens, positions, cache)
-        tokens, positions = logits[:, -1:].argmax(-1), positions[:, -1:] + 1
-        generated.append(int(tokens[0, 0]))
-    return generated
+def show_continuation(model: lazyload.Decoder, source: str | None) -> None:
+    """Prints how the model continues a text, or some tokens where it has no tokenizer."""
+    try:
+        tokenizer = None if source is None else lazyload.tokenizer(source)
+    except lazyload.errors.LazyLoadError as error:
+        print(f"\nno text: {error}")
+        tokenizer = None
+    prompt = [1, 2, 3, 4] if tokenizer is None else tokenizer.encode("The capital of France is")
+    made = lazyload.generate(model, [prompt], max_new_tokens=8, eos=tokenizer.eos if tokenizer else None)
+    if tokenizer is None:
+        print(f"\ngreedy continuation of the tokens {prompt}: {made[0, len(prompt) :].tolist()}")
+    else:
+        print(f"\n{tokenizer.decode(made[0])}")
 
 
 def write_small_llama(folder: pathlib.Path) -> pathlib.Path:

@@ -38,19 +38,24 @@ _LAZY = {
     "Storage": "lazyload.storage",
     "Table": "lazyload.layouts.layout",
     "Target": "lazyload.formats.target",
+    "Tokenizer": "lazyload.tokenizing",
     "Tunix": "lazyload.formats.tunix",
     "Verification": "lazyload.verification",
     "config": "lazyload.loader",
     "convert": "lazyload.loader",
     "explain": "lazyload.explanation",
+    "export": "lazyload.saving.export",
     "fill": "lazyload.models.fill",
     "from_pretrained": "lazyload.loader",
+    "generate": "lazyload.models.generate",
     "last_report": "lazyload.report",
     "plan": "lazyload.loader",
     "register": "lazyload.families",
     "repair": "lazyload.repairing",
     "reshard": "lazyload.models.reshard",
+    "save_pretrained": "lazyload.saving.save",
     "show_sharding": "lazyload.shown",
+    "tokenizer": "lazyload.tokenizing",
     "verify": "lazyload.verification",
 }
 """Where the public names are: imported once they are asked for, so that the command answers at once."""
@@ -71,13 +76,17 @@ if TYPE_CHECKING:
     from lazyload.loader import config, convert, from_pretrained, plan
     from lazyload.models.decoder import Decoder
     from lazyload.models.fill import fill
+    from lazyload.models.generate import generate
     from lazyload.models.reshard import reshard
     from lazyload.progress import Progress
     from lazyload.repairing import Repair, repair
     from lazyload.report import LoadReport, last_report
     from lazyload.results import CachedCheckpoint, Parameter, Plan
+    from lazyload.saving.export import export
+    from lazyload.saving.save import save_pretrained
     from lazyload.shown import show_sharding
     from lazyload.storage import Storage
+    from lazyload.tokenizing import Tokenizer, tokenizer
     from lazyload.verification import Verification, verify
 else:
     # Out of a type checker's sight: a module with a `__getattr__` has every name to it.
@@ -113,20 +122,25 @@ __all__ = [
     "Storage",
     "Table",
     "Target",
+    "Tokenizer",
     "Tunix",
     "Verification",
     "config",
     "convert",
     "errors",
     "explain",
+    "export",
     "fill",
     "from_pretrained",
+    "generate",
     "last_report",
     "plan",
     "register",
     "repair",
     "reshard",
+    "save_pretrained",
     "show_sharding",
+    "tokenizer",
     "verify",
 ]
 

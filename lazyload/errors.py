@@ -90,12 +90,20 @@ class NoReportError(LazyLoadError, LookupError):
     """There is no record of a load, because there has been none."""
 
 
+class MissingPackageError(LazyLoadError, ImportError):
+    """What is asked for needs a package that is not installed."""
+
+
 class CacheError(LazyLoadError, OSError):
     """The cache cannot be used: not writable, disk full, not ours."""
 
 
 class EntryRemovedError(CacheError):
     """A converted checkpoint has been removed, or converted again, since it was found."""
+
+
+class SaveError(LazyLoadError, OSError):
+    """A checkpoint cannot be written: its folder is not empty, the disk is full, or it lies elsewhere."""
 
 
 class LockTimeoutError(CacheError, TimeoutError):

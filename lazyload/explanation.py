@@ -10,7 +10,7 @@ from lazyload.cache.key import Key
 from lazyload.errors import CacheError
 from lazyload.families.family import Family
 from lazyload.options import DTypeOption, LayoutOption, StorageOption, explains_arguments
-from lazyload.request import Request, open_request
+from lazyload.request import Request, adapter_reference, open_request
 from lazyload.sources import ModelReference
 
 _MEANINGS: Mapping[str, str] = {
@@ -104,6 +104,7 @@ def explain(
     strict: bool = False,
     config: Mapping[str, Any] | None = None,
     family: Family | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Explanation:
     """Says which entries of a model there are, and field by field why a call would not use them. Nothing is written.
 
@@ -122,6 +123,7 @@ def explain(
         strict: Decides no entry; taken because the other calls do.
         config: Fields of `config.json` that are to have other values.
         family: The architecture, where it is none of those that are known.
+        adapter: A LoRA adapter in PEFT's format.
 
     Raises:
         LazyLoadError: One of the errors in `lazyload.errors`: whatever keeps the model from being opened.
@@ -131,7 +133,17 @@ def explain(
     """
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     opened = open_request(
-        reference, dtype, layout, storage, cache_dir, family, strict, config, dry_run=True, layers=layers
+        reference,
+        dtype,
+        layout,
+        storage,
+        cache_dir,
+        family,
+        strict,
+        config,
+        dry_run=True,
+        layers=layers,
+        adapter=adapter_reference(adapter, token, local_files_only),
     )
     with opened as request:
         return _explained(request)

@@ -37,7 +37,7 @@ from lazyload.options import (
 )
 from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
-from lazyload.request import Request, open_request, read_config
+from lazyload.request import Request, adapter_reference, open_request, read_config
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.sources import ModelReference
 
@@ -114,6 +114,7 @@ def from_pretrained(
     strict: bool = False,
     config: Mapping[str, Any] | None = None,
     family: Family | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Loads a pretrained model onto the devices of a mesh.
 
@@ -179,6 +180,9 @@ def from_pretrained(
         config: Fields of `config.json` that are to have other values: `{"field": None}` for one that does not matter,
             `{"text_config": {"field": None}}` for one of a part.
         family: The architecture, where it is none of those that are known.
+        adapter: A LoRA adapter in PEFT's format, an id of the hub, a folder or a URL, that is merged into the weights
+            while they are converted: `W + scaling * B A`, computed in float32 and rounded once. Its content is part of
+            the entry's identity, and it is held in memory meanwhile.
 
     Returns:
         An `nnx.Module` for `"nnx"`: `model(tokens, positions) -> (logits, cache)`; for another layout the nested
@@ -219,6 +223,7 @@ def from_pretrained(
                 shown,
                 layers=layers,
                 compute_dtype=computed,
+                adapter=adapter_reference(adapter, token, local_files_only),
             ),
         ) as request,
     ):
@@ -258,6 +263,7 @@ def convert(
     strict: bool = False,
     config: Mapping[str, Any] | None = None,
     family: Family | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> CachedCheckpoint:
     """Makes sure that the converted checkpoint is in the cache, without loading it.
 
@@ -280,6 +286,7 @@ def convert(
         strict: Whether every tensor without use is an error.
         config: Fields of `config.json` that are to have other values.
         family: The architecture, where it is none of those that are known.
+        adapter: A LoRA adapter in PEFT's format.
 
     Raises:
         LazyLoadError: One of the errors in `lazyload.errors`; the cache is left as it was.
@@ -294,7 +301,19 @@ def convert(
         show_progress(progress, reference.name) as shown,
         stopwatch.entering(
             "open",
-            open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
+            open_request(
+                reference,
+                dtype,
+                layout,
+                storage,
+                cache_dir,
+                family,
+                strict,
+                config,
+                shown,
+                layers=layers,
+                adapter=adapter_reference(adapter, token, local_files_only),
+            ),
         ) as request,
     ):
         manner = Manner(force_convert, keep_source, lock_timeout, shown, stopwatch)
@@ -337,6 +356,7 @@ def plan(
     strict: bool = False,
     config: Mapping[str, Any] | None = None,
     family: Family | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Says what a load would do. Nothing is written.
 
@@ -362,6 +382,7 @@ def plan(
         strict: Whether every tensor without use is an error.
         config: Fields of `config.json` that are to have other values.
         family: The architecture, where it is none of those that are known.
+        adapter: A LoRA adapter in PEFT's format.
 
     Raises:
         LazyLoadError: One of the errors in `lazyload.errors`: whatever keeps the model from being loaded, or the mesh
@@ -373,7 +394,18 @@ def plan(
     _require_rules_of_a_mesh(mesh, rules)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     opened = functools.partial(
-        open_request, reference, dtype, layout, storage, cache_dir, family, strict, config, dry_run=True, layers=layers
+        open_request,
+        reference,
+        dtype,
+        layout,
+        storage,
+        cache_dir,
+        family,
+        strict,
+        config,
+        dry_run=True,
+        layers=layers,
+        adapter=adapter_reference(adapter, token, local_files_only),
     )
     with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
         conversion = request.settled().conversion()

@@ -182,7 +182,7 @@ def _arriving(
 ) -> Iterator[None]:
     """Brings the weights from far away while the body reads them; `arrived` is called when all of them are there."""
     source = request.source
-    tensors = {name for lazy in conversion.tensors.values() for name in lazy.sources}
+    tensors = request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})
     total = source.nbytes_to_fetch(tensors, keep=manner.keep_source)
     if not total:
         arrived()

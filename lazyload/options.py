@@ -100,6 +100,7 @@ class LoadOptions(TypedDict, total=False):
     verify: bool
     progress: ProgressOption
     family: Family | None
+    adapter: str | os.PathLike[str] | None
 
 
 class ConfigOptions(TypedDict, total=False):
@@ -159,8 +160,8 @@ INSTEAD: Mapping[str, str] = {
     "resume_download": "downloads are always resumed; leave it out",
     "proxies": "set HTTPS_PROXY",
     "mirror": "set HF_ENDPOINT",
-    "adapter_kwargs": "adapters are not read; merge them first",
-    "adapter_name": "adapters are not read; merge them first",
+    "adapter_kwargs": "give adapter=",
+    "adapter_name": "give adapter=",
     "generation_config": _GENERATION,
     "use_cache": _GENERATION,
     "output_attentions": _GENERATION,

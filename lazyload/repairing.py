@@ -124,6 +124,8 @@ def _call(manifest: Manifest, cache: Cache, token: str | bool | None) -> dict[st
     """
     fields = manifest.fields
     identity = fields.get("source")
+    if fields.get("adapter"):
+        raise LayoutError("an adapter was merged into it, and nothing says where that is")
     source = {**manifest.source, **(identity if isinstance(identity, Mapping) else {})}
     call = {
         "model": manifest.model,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from lazyload import families
+from lazyload.adapting import Merged, warn_of_other_base
 from lazyload.architecture import DecoderConfig
 from lazyload.cache.cache import Cache
 from lazyload.cache.contents import Contents
@@ -27,6 +28,7 @@ from lazyload.errors import (
     TensorMismatchError,
 )
 from lazyload.families.family import Family
+from lazyload.formats import peft
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.nnx import stacked_layout
@@ -38,6 +40,7 @@ from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
 from lazyload.layouts.part import Part
 from lazyload.layouts.pattern import Array
+from lazyload.layouts.source import TensorSource
 from lazyload.layouts.unroll import unroll_tree
 from lazyload.options import (
     DTypeOption,
@@ -49,7 +52,7 @@ from lazyload.options import (
     storage_of,
 )
 from lazyload.progress import CallProgress
-from lazyload.sources import ModelReference, Source, open_source
+from lazyload.sources import AdapterFiles, ModelReference, Source, open_adapter, open_source
 from lazyload.sources.remembered import RememberedSource
 from lazyload.storage import Storage
 
@@ -79,6 +82,7 @@ class Request:
         storage: How the entry is stored, every flag concrete.
         cache: Where entries are.
         fields: The key's fields, but for the source's identity.
+        adapter: What is merged into the source's tensors; None for nothing.
     """
 
     source: Source | RememberedSource
@@ -94,6 +98,24 @@ class Request:
     storage: Storage
     cache: Cache
     fields: Mapping[str, Any]
+    adapter: AdapterFiles | None = None
+
+    @functools.cached_property
+    def tensors(self) -> TensorSource:
+        """The source's tensors, with the adapter merged into them.
+
+        Raises:
+            TensorMismatchError: The adapter is one of another model.
+            UnsupportedFormatError: It has a feature that is not read.
+        """
+        if self.adapter is None:
+            return self.source
+        aliases = self.family.stored(self.whole).aliases
+        return Merged(self.source, self.adapter, aliases, tied=getattr(self.whole, "tied", False))
+
+    def of_source(self, names: Collection[str]) -> set[str]:
+        """Those of some tensors for which the source is read."""
+        return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else set(names)
 
     @property
     def key(self) -> Key:
@@ -125,15 +147,15 @@ class Request:
             TensorMismatchError: The tensors are not those that the family has.
         """
         source_layout = self.family.stored(self.whole)
-        require_plausible(self.source, source_layout, self.whole)
+        require_plausible(self.tensors, source_layout, self.whole)
         try:
             conversion = resolve(
-                self.source,
+                self.tensors,
                 source_layout,
                 self.target.layout,
                 self.architecture,
                 self.dtypes,
-                lambda name: not self.strict and may_be_left_aside(name, self.source),
+                lambda name: not self.strict and may_be_left_aside(name, self.tensors),
                 None if self.layers is None else Part(self.whole, self.layers),
             )
         except TensorMismatchError as error:
@@ -173,7 +195,10 @@ class Request:
         identity, which it covers, and so does how either kind of model is converted.
         """
         untied = self._untied
-        if untied is None or not has_own_head(self.source, untied.family.stored(untied.whole), self.source.looks_equal):
+        if untied is None:
+            return self
+        looks_equal = {"looks_equal": self.source.looks_equal} if self.adapter is None else {}
+        if not has_own_head(self.tensors, untied.family.stored(untied.whole), **looks_equal):
             return self
         logger.warning(
             "%s: config.json ties the output projection to the embedding, but another one is stored: it is used",
@@ -195,6 +220,14 @@ class Request:
             raise LayoutError(
                 f"build of layout {self.target.layout.name!r} failed: {type(error).__name__}: {error}"
             ) from error
+
+    def in_layout(self, layout: LayoutOption) -> "Request":
+        """The same model in another layout; its key is that of the first one still.
+
+        Raises:
+            LayoutError: The model has no such layout.
+        """
+        return replace(self, layout=layout, target=_target(layout, self.family, self.architecture))
 
     def as_stored(self, arrays: Collection[str]) -> "Request":
         """The request for what an entry of this key holds.
@@ -252,6 +285,7 @@ def open_request(
     dry_run: bool = False,
     layers: range | None = None,
     compute_dtype: np.dtype | None = None,
+    adapter: ModelReference | None = None,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised.
 
@@ -265,7 +299,10 @@ def open_request(
     contents = cache.contents.read_only() if dry_run else cache.contents
     if not dry_run:
         tell_outdated(cache)
+    adapter_files = None if adapter is None else open_adapter(adapter, peft.CONFIG, peft.WEIGHTS)
     with contextlib.closing(_open_source(reference, cache, contents, progress)) as source:
+        if adapter_files is not None:
+            warn_of_other_base(adapter_files, source.name)
         values = overridden(source.config, config)
         family = family or families.find(values)
         whole = family.read(values)
@@ -286,27 +323,43 @@ def open_request(
             "layout": target.layout.name,
             "container": target.description(),
             "dtype": dtypes.description(),
-            "adapter": None,
+            "adapter": None if adapter_files is None else dict(adapter_files.identity),
             "storage": flags.fields(),
             "format": ENTRY_FORMAT,
         }
         if layers is not None:
             fields["layers"] = [layers.start, layers.stop]
         yield Request(
-            source,
-            family,
-            whole,
-            layers,
-            architecture,
-            target,
-            layout,
-            compute_dtype,
-            strict,
-            dtypes,
-            flags,
-            cache,
-            fields,
+            source=source,
+            family=family,
+            whole=whole,
+            layers=layers,
+            architecture=architecture,
+            target=target,
+            layout=layout,
+            compute_dtype=compute_dtype,
+            strict=strict,
+            dtypes=dtypes,
+            storage=flags,
+            cache=cache,
+            fields=fields,
+            adapter=adapter_files,
         )
+
+
+def adapter_reference(
+    adapter: str | os.PathLike[str] | None, token: str | bool | None, local_files_only: bool
+) -> ModelReference | None:
+    """Which adapter a call names; None for none.
+
+    Raises:
+        ArgumentError: It is neither a text nor a path.
+    """
+    if adapter is None:
+        return None
+    if not isinstance(adapter, str | os.PathLike) or not os.fspath(adapter):
+        raise ArgumentError(f"adapter={adapter!r:.200}: give the hub id, the folder or the URL of a PEFT adapter")
+    return ModelReference(adapter, token=token, local_files_only=local_files_only)
 
 
 def read_config(

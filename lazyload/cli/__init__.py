@@ -1,4 +1,4 @@
-"""The `lazyload` command: convert, plan, explain, and look after the cache.
+"""The `lazyload` command: convert, plan, explain, export, and look after the cache.
 
 JAX is imported by none of it, and TensorStore only by what moves weights, so that `lazyload cache ls` answers at once.
 """
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from lazyload import __version__
-from lazyload.cli import environment, explain, information, listing, models, removing, verifying
+from lazyload.cli import environment, explain, exporting, information, listing, models, removing, verifying
 from lazyload.cli.command import HELP, add
 from lazyload.errors import LazyLoadError
 
@@ -95,6 +95,12 @@ add(
 )
 add(app, models.plan, "lazyload plan Qwen/Qwen3-8B", "lazyload plan ./my-model --layout maxtext --json")
 add(app, explain.explain, "lazyload explain Qwen/Qwen3-8B", "lazyload explain ./my-model --dtype float32 --layers 0:8")
+add(
+    app,
+    exporting.export,
+    "lazyload export run/checkpoints/100 --to trained --like Qwen/Qwen3-8B",
+    "lazyload export ./maxtext/0/items --to trained --like google/gemma-3-4b-it --dtype bfloat16",
+)
 add(app, environment.env, "lazyload env", "lazyload env --json --timeout 0")
 
 add(

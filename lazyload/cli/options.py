@@ -55,6 +55,8 @@ Token = Annotated[
     str | None, typer.Option(help="A hub token; public models need none.", envvar="HF_TOKEN", show_envvar=True)
 ]
 
+LocalFilesOnly = Annotated[bool, typer.Option("--local-files-only", help="Do not ask the hub.")]
+
 
 @dataclass(frozen=True, repr=False)
 class ModelOptions:
@@ -99,9 +101,13 @@ class ModelOptions:
             "text_config.note=null; or an object, '{\"note\": null}'. May be repeated; later ones win.",
         ),
     ] = None
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="A LoRA adapter in PEFT's format, a hub id, folder or URL, to be merged into the weights."),
+    ] = None
     strict: Annotated[bool, typer.Option("--strict", help="Every tensor without use is an error.")] = False
     token: Token = None
-    local_files_only: Annotated[bool, typer.Option("--local-files-only", help="Do not ask the hub.")] = False
+    local_files_only: LocalFilesOnly = False
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of `lazyload.convert`, `lazyload.plan` and `lazyload.explain`."""
@@ -116,6 +122,7 @@ class ModelOptions:
             "storage": Storage(self.ocdbt, self.zarr3, self.compression, self.chunk_bytes),
             "cache_dir": self.cache_dir,
             "config": values.config_fields(self.config or ()),
+            "adapter": self.adapter,
             "strict": self.strict,
             "token": self.token,
             "local_files_only": self.local_files_only,

@@ -119,8 +119,7 @@ def resolve(
     _require_roles(source_layout, target, model)
     wanted = unroll_tree(target, model)
     regions = _regions(wanted, stored)
-    used = {each.tensor for some in regions.values() for region in some for each in region.contributions.values()}
-    left = [name for name in source.tensors if name not in used]
+    left = _left(source, regions)
     globs = _globs((*source_layout.skipped, *target.skipped), source)
     other_layers = tuple(sorted({array.path for array in others}.intersection(left)))
     skipped = {name for name in left if any(fnmatch.fnmatchcase(name, glob) for glob in globs)}.union(other_layers)
@@ -138,12 +137,74 @@ def resolve(
             problems,
         )
     dtypes = dtype if isinstance(dtype, DTypes) else DTypes(dtype)
+    return _conversion(source, wanted, regions, dtypes, tuple(sorted(skipped)), unread, other_layers)
+
+
+def resolve_backwards(
+    source: TensorSource, source_layout: Layout, like: TensorSource, target: Layout, model: Axes
+) -> Conversion:
+    """Resolves the way back: from a model's arrays to the tensors of the checkpoint that such a model comes from.
+
+    Args:
+        source: The model's arrays.
+        source_layout: How they are named and laid out.
+        like: A checkpoint, whose tensors say under which of the names, and in which of the forms, that `target` knows
+            of, tensors are to be; nothing of it is read.
+        target: How its tensors are named and laid out.
+        model: The sizes of the axes.
+
+    Returns:
+        What `target` asks for, as float32 where the source has floating-point numbers; `skipped` has the tensors of
+        `like` that nothing of the model goes into.
+
+    Raises:
+        LayoutError: A layout does not fit the model, or the layouts do not fit each other.
+        TensorMismatchError: Arrays are missing, unexpected or of the wrong shape; all of them are listed.
+    """
+    stored, named = list(unroll(source_layout, model).values()), _stored(like, target, model)
+    problems = [
+        *_shape_problems(source, stored),
+        *(
+            f"{name}: is no part of layout {source_layout.name!r}"
+            for name in sorted(set(source.tensors) - {array.path for array in stored})
+        ),
+    ]
+    if problems:
+        raise TensorMismatchError(f"the arrays are not those of layout {source_layout.name!r}", problems)
+    _require_roles(source_layout, target, model)
+    wanted = {array.path: array for array in named}
+    if differing := _shape_problems(like, [array for array in named if array.path in like.tensors]):
+        raise TensorMismatchError(f"the checkpoint does not fit layout {target.name!r}", differing)
+    regions = _regions(wanted, stored)
+    if lost := _left(source, regions):
+        raise LayoutError(
+            f"layout {target.name!r} has no place for {', '.join(lost[:5])}{' and more' * (len(lost) > 5)}"
+        )
+    skipped = tuple(name for name in like.tensors if name not in wanted)
+    return _conversion(source, wanted, regions, DTypes(np.dtype(np.float32)), skipped)
+
+
+def _left(source: TensorSource, regions: Mapping[str, Sequence[Region]]) -> list[str]:
+    """The tensors of a source that nothing is filled from."""
+    used = {each.tensor for some in regions.values() for region in some for each in region.contributions.values()}
+    return [name for name in source.tensors if name not in used]
+
+
+def _conversion(
+    source: TensorSource,
+    wanted: Mapping[str, Array],
+    regions: Mapping[str, tuple[Region, ...]],
+    dtypes: DTypes,
+    skipped: tuple[str, ...],
+    unread: tuple[str, ...] = (),
+    other_layers: tuple[str, ...] = (),
+) -> Conversion:
     tensors = {
         path: LazyTensor(array.shape, _dtype(path, regions[path], source, dtypes.of(array)), regions[path], source)
         for path, array in wanted.items()
     }
     axes = {path: array.logical_axes for path, array in wanted.items()}
-    return Conversion(tensors, axes, tuple(sorted(skipped)), unread, other_layers)
+    return Conversion(tensors, axes, skipped, unread, other_layers)
 
 
 def _regions(wanted: Mapping[str, Array], stored: Sequence[Array]) -> dict[str, tuple[Region, ...]]:

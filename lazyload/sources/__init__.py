@@ -5,13 +5,14 @@ import re
 
 from lazyload.errors import SourceNotFoundError, UnsupportedFormatError
 from lazyload.progress import CallProgress
+from lazyload.sources.adapter import AdapterFiles
 from lazyload.sources.content import Contents
 from lazyload.sources.files import CONFIG, Files, no_config, parse_json
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
 from lazyload.sources.source import Source
 
-__all__ = ["ModelReference", "Source", "open_source"]
+__all__ = ["AdapterFiles", "ModelReference", "Source", "open_adapter", "open_source"]
 
 _HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/(?P<id>[\w.-]+/[\w.-]+)"
@@ -51,12 +52,42 @@ def open_source(
         raise
 
 
-def _files(reference: ModelReference, contents: Contents | None, progress: CallProgress | None) -> Files:
+def open_adapter(reference: ModelReference, config: str, weights: str) -> AdapterFiles:
+    """Opens an adapter, and reads it: it is small beside its base model.
+
+    Args:
+        reference: Which one: an id of the hub, a folder or a URL.
+        config: The name of its config.
+        weights: The name of its file of weights.
+
+    Raises:
+        SourceNotFoundError: There is no such adapter, or it lacks a file.
+        AccessDeniedError: It may not be read.
+        CorruptSourceError: A file is malformed.
+        UnsupportedFormatError: A tensor has a dtype that is not read.
+    """
+    files = _files(reference, None, None, config)
+    try:
+        found = files.find(config)
+        if found is None:
+            raise SourceNotFoundError(f"{files.name} has no {config}; give the folder or repository of a PEFT adapter")
+        content = files.find(weights)
+        if content is None:
+            raise SourceNotFoundError(f"{files.name} has no {weights}; only safetensors are read")
+        parsed = parse_json(f"{files.name}: {config}", found)
+        return AdapterFiles(files.name, parsed, {config: found, weights: content}, weights)
+    finally:
+        files.close()
+
+
+def _files(
+    reference: ModelReference, contents: Contents | None, progress: CallProgress | None, config: str = CONFIG
+) -> Files:
     # The hub's and other file systems' libraries take a while to import, and a folder needs neither.
     if reference.is_hub_id:
         from lazyload.sources.hub import HubFiles
 
-        return HubFiles(reference)
+        return HubFiles(reference, config)
     if page := _HUB_PAGE.match(reference.address):
         at = f" with revision={page['revision']!r}" if page["revision"] else ""
         raise SourceNotFoundError(

@@ -1,6 +1,7 @@
 """Where the files of a checkpoint lie, and which of them hold its weights."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -26,6 +27,12 @@ _ORBAX = {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "_sharding"}
 _OF_OTHER_PROGRAMS = re.compile(r"(?:adapter_model|consolidated|optimizer|scheduler|mp_rank)\b.*")
 _PICKLED = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
 _OTHER = re.compile(r".*\.(gguf|h5|msgpack|onnx|npz)")
+
+
+def most_bytes(name: str) -> float:
+    """How large a file can be that is read as a whole; a tokenizer's and an adapter's may have any size."""
+    is_small = name.endswith(".json") and not name.startswith(("tokenizer", "vocab"))
+    return MOST_JSON_BYTES if is_small else math.inf
 
 
 class MissingFileError(SourceNotFoundError):
@@ -266,8 +273,8 @@ def _other_kind(model: str, present: list[str]) -> LazyLoadError | None:
     """What to say of files that are something else than a checkpoint of Hugging Face's."""
     if _ADAPTER in present:
         return UnsupportedFormatError(
-            f"{model} is an adapter (PEFT: {_ADAPTER}), which only changes another model; merge it into that one, "
-            "`merge_and_unload()` and `save_pretrained()` of peft, and load the result"
+            f"{model} is an adapter (PEFT: {_ADAPTER}), which only changes another model; load that one, "
+            "with adapter= for this"
         )
     if _ORBAX & set(present):
         return UnsupportedFormatError(

@@ -7,7 +7,6 @@ when they are converted.
 import functools
 import hashlib
 import logging
-import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -32,11 +31,11 @@ from lazyload.errors import CorruptSourceError, SourceNotFoundError
 from lazyload.progress import Advance
 from lazyload.sources.files import (
     CONFIG,
-    MOST_JSON_BYTES,
     MissingFileError,
     NotAsReadError,
     before_each,
     index_name,
+    most_bytes,
     no_config,
     single_name,
 )
@@ -79,8 +78,8 @@ _EXPIRED = (400, 401, 403, 404, 410)
 class HubFiles:
     """The files of a model at one commit."""
 
-    def __init__(self, reference: ModelReference):
-        """Resolves the revision, with one request at most.
+    def __init__(self, reference: ModelReference, first: str = CONFIG):
+        """Resolves the revision, with one request at most: for the file `first`, which each of these models has.
 
         Raises:
             SourceNotFoundError: The hub has no such model or revision, or is out of reach and has not been before.
@@ -92,7 +91,7 @@ class HubFiles:
         self._offline = reference.local_files_only or constants.HF_HUB_OFFLINE
         with self._explained():
             try:
-                config = self._download(CONFIG, reference.revision)
+                config = self._download(first, reference.revision)
             except hub_errors.LocalEntryNotFoundError:
                 raise
             except hub_errors.EntryNotFoundError:
@@ -322,8 +321,7 @@ class HubFiles:
                 )
 
         try:
-            most = MOST_JSON_BYTES if name.endswith(".json") else math.inf
-            return patiently(lambda: download(self._offline), most)
+            return patiently(lambda: download(self._offline), most_bytes(name))
         except ImpatientError as error:
             # As `huggingface_hub` does where it is out of reach.
             with suppress(hub_errors.LocalEntryNotFoundError):

@@ -19,10 +19,10 @@ from lazyload.sources.content import Contents, NoContents, blob_of, sha256_of, s
 from lazyload.sources.files import (
     CONFIG,
     MODELOPT_CONFIG,
-    MOST_JSON_BYTES,
     MissingFileError,
     before_each,
     index_name,
+    most_bytes,
     weight_files,
 )
 from lazyload.sources.stretches import Wanted
@@ -148,9 +148,9 @@ class LocalFiles:
         """The whole content of a file; None where there is no such file."""
         try:
             size = self._status(name).st_size
-            if size > MOST_JSON_BYTES:
+            if size > (most := most_bytes(name)):
                 raise CorruptSourceError(
-                    f"{self.folder / name} has {size} bytes, more than the {MOST_JSON_BYTES} that it can have"
+                    f"{self.folder / name} has {size} bytes, more than the {most} that it can have"
                 )
             with self._explained(name):
                 return (self.folder / name).read_bytes()

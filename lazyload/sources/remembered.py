@@ -40,6 +40,14 @@ class RememberedSource:
         """The same as `identity`."""
         return self.identity
 
+    def file_names(self) -> list[str]:
+        """The names of the files beside `config.json`, the weights among them."""
+        return self._source.file_names()
+
+    def find(self, name: str) -> bytes | None:
+        """The whole content of a small file; None where there is no such file."""
+        return self._source.find(name)
+
     @property
     def status(self) -> Mapping[str, Any]:
         """Nothing: a commit does not change."""

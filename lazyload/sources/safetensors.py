@@ -2,10 +2,12 @@
 
 A file is the header's length as 8 little-endian bytes, the header as JSON, and the tensors row-major, one after the
 other without gaps (https://github.com/huggingface/safetensors#format). The reference library reads whole files or maps
-local ones, and says of no tensor where in the file it begins, so it serves neither ranges nor files elsewhere.
+local ones, and says of no tensor where in the file it begins, so it serves neither ranges nor files elsewhere; and it
+writes only what is in memory as a whole.
 """
 
 import itertools
+import json
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +43,7 @@ _DTYPES: Mapping[str, np.dtype] = {
         "F64": np.float64,
     }.items()
 }
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PREFIX_BYTES = 8
 _MOST_HEADER_BYTES = 32 << 20
 """The reference implementation allows 100 MB; a header of 200,000 tensors has 25."""
@@ -97,6 +100,31 @@ def read_header(read_into: Callable[[int, memoryview], None], size: int, where: 
     if known < length:
         read_into(_PREFIX_BYTES + known, memoryview(header)[known:])
     return bytes(header)
+
+
+def header_of(tensors: Mapping[str, TensorInfo]) -> tuple[bytes, dict[str, int]]:
+    """The beginning of a file that is to hold tensors, and where in the file each of them begins.
+
+    As in files of the reference library, wider dtypes come first, so that every tensor lies where its dtype may, and
+    spaces fill the header up to a multiple of 8 bytes. `format` is what transformers wants to be told.
+
+    Args:
+        tensors: Shape and dtype by name.
+
+    Raises:
+        UnsupportedFormatError: A dtype is none that such files can hold.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    starts, end = {}, 0
+    for name, (shape, dtype, _) in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        if dtype not in _NAMES:
+            raise UnsupportedFormatError(f"{name} has dtype {dtype}, which safetensors cannot hold")
+        starts[name], end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [starts[name], end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _PREFIX_BYTES)
+    header = struct.pack("<Q", len(text)) + text
+    return header, {name: len(header) + start for name, start in starts.items()}
 
 
 def parse_header(header: bytes, size: int, file: str, where: str) -> dict[str, StoredTensor]:

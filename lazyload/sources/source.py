@@ -83,6 +83,14 @@ class Source:
         """Where it came from, for the manifest."""
         return self._files.origin
 
+    def file_names(self) -> list[str]:
+        """The names of the files beside `config.json`, the weights among them."""
+        return self._files.names()
+
+    def find(self, name: str) -> bytes | None:
+        """The whole content of a small file; None where there is no such file."""
+        return self._files.find(name)
+
     @property
     def identity(self) -> Mapping[str, Any]:
         """What changes whenever the content does, for the key; the first use may read the weights as a whole.

@@ -104,8 +104,8 @@ def modelopt(folder: Path) -> None:
 
 
 KINDS: dict[Callable[[Path], None], tuple[type[errors.LazyLoadError], tuple[str, ...]]] = {
-    adapter: (errors.UnsupportedFormatError, ("adapter (PEFT", "merge_and_unload")),
-    adapter_beside_a_config: (errors.UnsupportedFormatError, ("adapter (PEFT", "merge_and_unload")),
+    adapter: (errors.UnsupportedFormatError, ("adapter (PEFT", "adapter=")),
+    adapter_beside_a_config: (errors.UnsupportedFormatError, ("adapter (PEFT", "adapter=")),
     gguf: (errors.UnsupportedFormatError, ("GGUF", "model-Q4_K_M.gguf", "repository that they were made from")),
     consolidated: (errors.UnsupportedFormatError, ("maker's own form only", "consolidated.safetensors")),
     orbax: (errors.UnsupportedFormatError, ("Orbax checkpoint, already converted", "load_parameters_path")),

@@ -11,6 +11,7 @@ import pytest
 REASONS = {
     "torch": "could not import 'torch'",
     "transformers": "needs transformers",
+    "peft": "could not import 'peft'",
     "namespace": "a pid namespace cannot be made here",
     "maxtext": "MaxText is not installed",
     "tunix": "Tunix is not installed",

@@ -1,0 +1,123 @@
+"""`export`: an Orbax checkpoint as the checkpoint that the hub would hold, without loading it."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lazyload.cache.quantities import parse_size
+from lazyload.errors import LayoutError, TensorMismatchError
+from lazyload.families.family import Family
+from lazyload.formats.maxtext import MaxText
+from lazyload.options import DTypeOption, LayoutOption, explains_arguments
+from lazyload.request import Request, open_request
+from lazyload.saving.save import SHARD_SIZE, Manner, folder_of, request_for, write_checkpoint
+from lazyload.saving.stored import StoredArrays
+from lazyload.sources import ModelReference
+
+_EMBEDDING = "params.params.token_embedder.embedding"
+
+
+@explains_arguments
+def export(
+    checkpoint: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    like: str | os.PathLike[str],
+    revision: str | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    layout: LayoutOption | None = None,
+    dtype: DTypeOption | None = None,
+    max_shard_size: int | str = SHARD_SIZE,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    config: Mapping[str, Any] | None = None,
+    family: Family | None = None,
+) -> Path:
+    """Writes an Orbax checkpoint as the checkpoint that the hub would hold, in bounded memory and on no device.
+
+    The checkpoint is one that `lazyload.convert` has made, or that MaxText, or a training loop with this library's
+    decoder, has saved: with plain arrays and in the layout's tree. Beside the parameters it may hold an optimizer's
+    state, which is left out.
+
+    Args:
+        checkpoint: The folder of an Orbax checkpoint: of one step, or of one of its items.
+        folder: Where to; not there yet, or empty.
+        like: The Hugging Face checkpoint that the model was made from; see `save_pretrained`, here and below.
+        revision: A branch, tag or commit of it.
+        subfolder: Where in the repository or folder it lies.
+        variant: Which of its files of weights.
+        layout: The layout of the Orbax checkpoint; None for `"nnx"` or `MaxText`, whichever has its paths.
+        dtype: What floating-point tensors are written as; None for the dtypes of the arrays.
+        max_shard_size: The size of a file at most, in bytes or as a text.
+        token: A hub token.
+        local_files_only: Whether the hub must not be asked.
+        config: Fields of `config.json` that are to have other values.
+        family: The architecture, where it is none of those that are known.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LazyLoadError: One of the errors in `lazyload.errors`; there is no folder then.
+
+    Example:
+        >>> lazyload.export("run/checkpoints/100", "trained", like="Qwen/Qwen3-8B")  # doctest: +SKIP
+    """
+    target = folder_of(folder)
+    most = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+    arrays = StoredArrays(folder_of(checkpoint))
+    reference = ModelReference(like, revision, token, local_files_only, subfolder or "", variant or "")
+
+    with open_request(
+        reference, "bfloat16", layout or "nnx", None, None, family, config=config, dry_run=True
+    ) as opened:
+        request = opened if layout else opened.in_layout(_layout_of(arrays, opened))
+        arrays.open(_parameters(arrays, request))
+        write_checkpoint(arrays, request_for(arrays, request), target, Manner(dtype, most, config))
+    return target
+
+
+def _layout_of(arrays: StoredArrays, request: Request) -> LayoutOption:
+    """The layout whose paths a checkpoint has.
+
+    Raises:
+        LayoutError: None of those that are known has them.
+    """
+    for layout in _known(arrays):
+        try:
+            wanted = request.in_layout(layout).axes
+        except LayoutError:
+            # MaxText has no such layout for this family.
+            continue
+        if wanted.keys() <= set(arrays.paths):
+            return layout
+    raise LayoutError(
+        f"{arrays.folder}: its paths are neither those of layout 'nnx' nor of MaxText for {request.source.name}; it "
+        f"has {', '.join(arrays.paths[:3])}; give like= what it was made from, and layout= where it is another one"
+    )
+
+
+def _known(arrays: StoredArrays) -> Iterator[LayoutOption]:
+    yield "nnx"
+    rows = arrays.rows(_EMBEDDING) if _EMBEDDING in arrays.paths else None
+    for scan_layers in (True, False):
+        yield MaxText(scan_layers, vocab_size=rows)
+
+
+def _parameters(arrays: StoredArrays, request: Request) -> list[str]:
+    """The paths of the model's parameters among those of a checkpoint.
+
+    Raises:
+        TensorMismatchError: Some are missing, or others stand among them.
+    """
+    found = [path for path in arrays.paths if any(path in each.axes for each in request.candidates)]
+    trees = {path.split(".")[0] for path in found}
+    others = [path for path in arrays.paths if path not in found and path.split(".")[0] in trees]
+    if others:
+        raise TensorMismatchError(
+            f"{arrays.folder} has arrays beside those of layout {request.target.layout.name!r}",
+            [f"{path}: {request.source.name} has none" for path in others],
+        )
+    return found

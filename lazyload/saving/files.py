@@ -1,0 +1,193 @@
+"""A folder of safetensors as the hub holds it, written tensor by tensor in bounded memory and published at once."""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from lazyload.display.text import size as shown_size
+from lazyload.errors import ArgumentError, SaveError
+from lazyload.layouts.boxes import boxes_of, extents_of
+from lazyload.layouts.scratch import Scratch
+from lazyload.layouts.source import Box, TensorInfo
+from lazyload.sources.files import index_name, single_name
+from lazyload.sources.safetensors import header_of
+
+_BLOCK_BYTES = 16 << 20
+_WRITES_AT_ONCE = 4
+
+
+class Readable(Protocol):
+    """A tensor that is read block by block, as `lazyload.layouts.lazy.LazyTensor`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Its dtype."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+
+    def read_into(self, out: np.ndarray, index: Box) -> int:
+        """Reads one block, and says how many of its values overflow float16."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block of a tensor, and where in the file it goes."""
+
+    tensor: Readable
+    box: Box
+    start: int
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
+    """A fresh folder beside `folder`, which becomes `folder` when the body has ended, in one atomic step.
+
+    Args:
+        folder: What there must not be yet, or be empty.
+        nbytes: How many bytes will be written there.
+
+    Raises:
+        SaveError: There is something in the folder, or it cannot be made, or the disk is too small.
+    """
+    folder = Path(os.path.realpath(folder))
+    _require_free(folder)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder.parent).free) < nbytes:
+            raise SaveError(f"{folder} needs {shown_size(nbytes)}, but its disk has {shown_size(free)} left")
+        temporary.mkdir()
+        yield temporary
+        _require_free(folder)
+        # An empty folder is replaced, one in which there is something by now is not.
+        os.rename(temporary, folder)
+    except OSError as error:
+        if isinstance(error, SaveError) or error.errno is None:
+            raise
+        raise SaveError(f"{folder} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Readable], max_shard_bytes: int) -> int:
+    """Writes tensors into one file, or into several with their index.
+
+    Args:
+        folder: Where to.
+        tensors: By name.
+        max_shard_bytes: The size of a file at most, unless one tensor is larger.
+
+    Returns:
+        How many values of the source overflow float16.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    shards = _shards(tensors, max_shard_bytes)
+    if len(shards) == 1:
+        return _write(folder / single_name(""), shards[0])
+    overflowed = 0
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        overflowed += _write(folder / file, shard)
+        weight_map |= dict.fromkeys(shard, file)
+    counts = {
+        "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
+        "total_size": sum(tensor.nbytes for tensor in tensors.values()),
+    }
+    index = {"metadata": counts, "weight_map": dict(sorted(weight_map.items()))}
+    write_file(folder / index_name(""), (json.dumps(index, indent=2) + "\n").encode())
+    return overflowed
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a small file, and waits until it is on the disk."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _require_free(folder: Path) -> None:
+    try:
+        is_taken = bool(os.listdir(folder))
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise SaveError(f"{folder} is a file; give a folder that is not there yet") from None
+    if is_taken:
+        raise SaveError(f"{folder} is not empty, and nothing there is overwritten: give another folder, or remove it")
+
+
+def _shards(tensors: Mapping[str, Readable], max_shard_bytes: int) -> list[dict[str, Readable]]:
+    """The tensors file by file, layer after layer."""
+    if max_shard_bytes < 1:
+        raise ArgumentError(f"max_shard_size: {max_shard_bytes} bytes hold nothing; give a size such as '5GB'")
+    shards: list[dict[str, Readable]] = [{}]
+    held = 0
+    for name in sorted(tensors, key=_as_counted):
+        nbytes = tensors[name].nbytes
+        if shards[-1] and held + nbytes > max_shard_bytes:
+            shards.append({})
+            held = 0
+        shards[-1][name] = tensors[name]
+        held += nbytes
+    return shards
+
+
+def _as_counted(name: str) -> list[tuple[int, str]]:
+    """Sorts layer 10 behind layer 9."""
+    pieces = re.split(r"(\d+)", name)
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
+
+
+def _write(path: Path, tensors: Mapping[str, Readable]) -> int:
+    header, starts = header_of({name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+    parts = itertools.chain.from_iterable(_parts(tensors[name], start) for name, start in starts.items())
+    scratch = Scratch()
+    with path.open("xb") as file, ThreadPoolExecutor(_WRITES_AT_ONCE, thread_name_prefix="lazyload") as pool:
+        file.write(header)
+        file.flush()
+        try:
+            overflowed = sum(pool.map(lambda part: _write_part(file.fileno(), part, scratch), parts))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        os.fsync(file.fileno())
+    return overflowed
+
+
+def _parts(tensor: Readable, start: int) -> Iterator[Part]:
+    """A tensor's blocks, each of which is one stretch of the file."""
+    for box in boxes_of(tensor.shape, extents_of(tensor.shape, _BLOCK_BYTES // tensor.dtype.itemsize)):
+        yield Part(tensor, box, start)
+        start += math.prod(cut.stop - cut.start for cut in box) * tensor.dtype.itemsize
+
+
+def _write_part(descriptor: int, part: Part, scratch: Scratch) -> int:
+    # Of the thread's own memory, and contiguous, whatever the strides of what it is filled from.
+    block = scratch.array([cut.stop - cut.start for cut in part.box], part.tensor.dtype)
+    overflowed = part.tensor.read_into(block, part.box)
+    memory, done = block.reshape(-1).view(np.uint8).data, 0
+    while done < len(memory):
+        done += os.pwrite(descriptor, memory[done:], part.start + done)
+    return overflowed

@@ -1,0 +1,113 @@
+"""The arrays of an Orbax checkpoint, read box by box as a source of tensors, whichever program has saved it.
+
+A tree's `_METADATA` lists its leaves; each is an array of zarr at the path of its keys, joined by dots. It was seen so
+in Orbax 0.11.30 to 0.12.8 (`orbax/checkpoint/_src/metadata/tree.py`).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from lazyload.checkpoint.store import array_spec
+from lazyload.errors import CorruptSourceError, SourceNotFoundError
+from lazyload.layouts.source import Box, TensorInfo
+from lazyload.storage import Storage
+
+_TREE = "_METADATA"
+_ITEMS = ("", "items", "default", "state", "model_params", "params")
+"""Where the tree of parameters is in a checkpoint of several items, as MaxText, Orbax and Tunix name it."""
+
+_CACHED_BYTES = 128 << 20
+"""Of decoded chunks, so that one which several tensors are in is not decoded for each of them."""
+
+_VALUE = "value"
+"""How `nnx.State` ends the path of an array in Orbax's trees."""
+
+
+class StoredArrays:
+    """Arrays by dotted path, as `lazyload.layouts.source.TensorSource`."""
+
+    def __init__(self, checkpoint: Path):
+        """Looks at the tree; arrays are opened when they are chosen.
+
+        Args:
+            checkpoint: The checkpoint's folder, or that of one of its items.
+
+        Raises:
+            SourceNotFoundError: There is no Orbax checkpoint.
+            CorruptSourceError: Its tree cannot be read.
+        """
+        folders = [checkpoint / item for item in _ITEMS]
+        folder = next((folder for folder in folders if (folder / _TREE).is_file()), None)
+        if folder is None:
+            raise SourceNotFoundError(
+                f"{checkpoint} is no Orbax checkpoint: there is no {_TREE} in it or its items; give the folder of one "
+                "step, such as checkpoints/100"
+            )
+        self.folder = folder
+        self.tensors: Mapping[str, TensorInfo] = {}
+        self._is_ocdbt = (folder / "manifest.ocdbt").is_file()
+        self._is_zarr3, self._leaves = _leaves(folder / _TREE)
+        self._arrays: dict[str, Any] = {}
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all leaves."""
+        return list(self._leaves)
+
+    def open(self, paths: list[str]) -> None:
+        """Opens some arrays, the only ones that it then has.
+
+        Raises:
+            CorruptSourceError: One is not what the tree says.
+        """
+        context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHED_BYTES}})
+        storage = Storage(ocdbt=self._is_ocdbt, zarr3=self._is_zarr3)
+        specs = {path: array_spec(self.folder, self._leaves[path], storage) for path in paths}
+        waiting = {path: ts.open(spec, read=True, context=context) for path, spec in specs.items()}
+        for path, future in waiting.items():
+            try:
+                self._arrays[path] = future.result()
+            except ValueError as error:
+                raise CorruptSourceError(f"{self.folder}: {path} cannot be opened: {error}") from error
+        opened = {path: self._arrays[path] for path in paths}
+        self.tensors = {
+            path: TensorInfo(tuple(array.shape), np.dtype(array.dtype.numpy_dtype)) for path, array in opened.items()
+        }
+
+    def rows(self, path: str) -> int:
+        """The first dimension of an array."""
+        self.open([path])
+        return self.tensors[path].shape[0]
+
+    def read(self, name: str, index: Box) -> np.ndarray:
+        """Reads one box of an array.
+
+        Raises:
+            CorruptSourceError: A chunk is missing or damaged.
+        """
+        try:
+            values: np.ndarray = self._arrays[name][index].read().result()
+        except ValueError as error:
+            raise CorruptSourceError(f"{self.folder}: {name} cannot be read: {error}") from error
+        return values
+
+    def position(self, name: str) -> int:
+        """All arrays are here already."""
+        return 0
+
+
+def _leaves(file: Path) -> tuple[bool, dict[str, str]]:
+    """Whether arrays are in zarr's third format; and by the path that layouts know, that in the checkpoint."""
+    try:
+        tree = json.loads(file.read_text())
+        keys = [[str(key["key"]) for key in leaf["key_metadata"]] for leaf in tree["tree_metadata"].values()]
+        is_zarr3 = bool(tree.get("use_zarr3", False))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptSourceError(f"{file} is no tree that Orbax has written: {error!r:.200}") from None
+    paths = (".".join(path) for path in keys)
+    return is_zarr3, {path.removesuffix(f".{_VALUE}"): path for path in paths}

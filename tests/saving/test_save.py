@@ -1,0 +1,201 @@
+"""`lazyload.save_pretrained`: what is written, from what, and what is refused before anything is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+from support import checkpoints, stored
+
+import lazyload
+from lazyload.errors import ArgumentError, InputError, SaveError, TensorMismatchError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def source(root: Path) -> Path:
+    return checkpoints.make("llama3", root)
+
+
+@pytest.fixture
+def model(source: Path, root: Path) -> lazyload.Decoder:
+    return lazyload.from_pretrained(source, cache_dir=root / "cache")
+
+
+def test_what_stands_beside_the_weights_goes_with_them(model: lazyload.Decoder, source: Path, tmp_path: Path) -> None:
+    like = tmp_path / "like"
+    like.mkdir()
+    for file in source.iterdir():
+        (like / file.name).symlink_to(file)
+    beside = {"tokenizer.json": "{}", "tokenizer.model": "x", "generation_config.json": "{}", "LICENSE": "free"}
+    for name, content in {**beside, "README.md": "# A card", "training_args.bin": "x"}.items():
+        (like / name).write_text(content)
+    saved = lazyload.save_pretrained(model, tmp_path / "deep" / "saved", like=like)
+    assert saved == tmp_path / "deep" / "saved"
+    assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors", *beside}
+    assert (saved / "tokenizer.model").read_text() == "x"
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, saved))
+    assert after == before
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["saved"]
+
+
+def test_files_are_as_large_as_is_asked_for(model: lazyload.Decoder, source: Path, tmp_path: Path) -> None:
+    saved = lazyload.save_pretrained(model, tmp_path / "saved", like=source, max_shard_size="100KB")
+    files = sorted(saved.glob("*.safetensors"))
+    index = json.loads((saved / "model.safetensors.index.json").read_text())
+    assert [path.name for path in files] == [
+        f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
+    ]
+    tensors = stored.tensors(saved)
+    assert index["metadata"]["total_size"] == sum(values.nbytes for values in tensors.values())
+    assert index["metadata"]["total_parameters"] == sum(values.size for values in tensors.values())
+    assert set(index["weight_map"]) == set(tensors)
+    largest = max(values.nbytes for values in tensors.values())
+    assert all(path.stat().st_size < max(100_000, largest) + 8192 for path in files)
+
+
+def test_what_was_trained_is_what_is_saved(source: Path, root: Path, tmp_path: Path) -> None:
+    model = lazyload.from_pretrained(source, cache_dir=root / "cache", dtype="float32")
+    state = nnx.state(model, nnx.Param)
+    changed = jax.tree.map(lambda array: array * 0.5, state)
+    forms: dict[str, Any] = {"state": changed, "tree": nnx.to_pure_dict(changed)}
+    # NumPy's, and none of them contiguous.
+    forms["numpy"] = jax.tree.map(lambda array: np.asfortranarray(np.asarray(array)), forms["tree"])
+    for name, form in forms.items():
+        saved = lazyload.save_pretrained(form, tmp_path / name, like=source)
+        for tensor, values in stored.tensors(source).items():
+            np.testing.assert_array_equal(stored.tensors(saved)[tensor], values.astype(np.float32) * 0.5)
+        assert json.loads((saved / "config.json").read_text())["torch_dtype"] == "float32"
+    narrow = lazyload.save_pretrained(changed, tmp_path / "narrow", like=source, dtype="bfloat16")
+    assert {values.dtype for values in stored.tensors(narrow).values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert json.loads((narrow / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "gemma2", "deepseek_v3"])
+def test_the_trees_of_maxtext(name: str, scan: bool, root: Path, tmp_path: Path) -> None:
+    source, layout = checkpoints.make(name, root), lazyload.MaxText(scan_layers=scan)
+    tree = lazyload.from_pretrained(source, layout=layout, dtype="auto", cache_dir=root / "cache")
+    saved = stored.tensors(lazyload.save_pretrained(tree, tmp_path / "saved", like=source, layout=layout))
+    before = stored.tensors(source)
+    has_arithmetic = name in ("llama3", "gemma2")
+    for key, values in saved.items():
+        assert values.dtype == before[key].dtype, key
+        wide = before[key].astype(np.float32)
+        # Two roundings, each of half a unit in the last of 8 places.
+        np.testing.assert_allclose(values.astype(np.float32), wide, rtol=2**-8 if has_arithmetic else 0, atol=0)
+    assert saved.keys() == before.keys() - ({"lm_head.weight"} if name == "gemma2" else set())
+
+
+def test_a_head_of_its_own_is_said(root: Path, tmp_path: Path) -> None:
+    source = checkpoints.make("llama3_tied", tmp_path)
+    tensors = stored.tensors(source)
+    own = {**tensors, "lm_head.weight": -tensors["model.embed_tokens.weight"]}
+    save_file(own, source / "model.safetensors", metadata={"format": "pt"})
+    model = lazyload.from_pretrained(source, cache_dir=tmp_path / "cache")
+    saved = lazyload.save_pretrained(model, tmp_path / "saved", like=source)
+    assert json.loads((saved / "config.json").read_text())["tie_word_embeddings"] is False
+    assert stored.tensors(saved)["lm_head.weight"].tobytes() == own["lm_head.weight"].tobytes()
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma3_text", "qwen3_5_moe"])
+def test_transformers_reads_it(name: str, root: Path, tmp_path: Path) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers", minversion="5.24")
+    source = checkpoints.make(name, root)
+    model = lazyload.from_pretrained(source, cache_dir=root / "cache", dtype="float32")
+    saved = lazyload.save_pretrained(model, tmp_path / "saved", like=source, max_shard_size=150_000)
+    tokens, expected = checkpoints.reference(name)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(saved, attn_implementation="eager")
+    assert theirs.dtype == torch.float32
+    with torch.no_grad():
+        logits = theirs(torch.tensor(tokens).long()).logits.numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-5)
+
+
+def test_a_folder_with_something_in_it_stays(model: lazyload.Decoder, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    lazyload.save_pretrained(model, tmp_path / "empty", like=source)
+    content = {path.name: path.read_bytes() for path in (tmp_path / "empty").iterdir()}
+    with pytest.raises(SaveError, match="is not empty, and nothing there is overwritten"):
+        lazyload.save_pretrained(model, tmp_path / "empty", like=source)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "empty").iterdir()} == content
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match="is a file"):
+        lazyload.save_pretrained(model, tmp_path / "file", like=source)
+    with pytest.raises(ArgumentError, match="a folder of a file system here"):
+        lazyload.save_pretrained(model, "gs://bucket/model", like=source)
+
+
+def test_nothing_is_left_of_what_fails(
+    model: lazyload.Decoder, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lazyload.saving.held import HeldArrays
+
+    read = HeldArrays.read
+
+    def failing(self: HeldArrays, name: str, index: Any) -> Any:
+        if name.endswith("down_proj.kernel"):
+            raise RuntimeError("a device is gone")
+        return read(self, name, index)
+
+    monkeypatch.setattr(HeldArrays, "read", failing)
+    with pytest.raises(RuntimeError, match="a device is gone"):
+        lazyload.save_pretrained(model, tmp_path / "saved", like=source)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_partly_quantised(model: lazyload.Decoder, source: Path, tmp_path: Path) -> None:
+    kernel = model.layers[0].mlp.up_proj.kernel
+    model.layers[0].mlp.up_proj.kernel = nnx.Param(jnp.zeros(kernel.shape, jnp.int8))
+    with pytest.raises(InputError, match=r"layers\.0\.mlp\.up_proj\.kernel is int8: quantised"):
+        lazyload.save_pretrained(model, tmp_path / "saved", like=source)
+    model.layers[0].mlp.up_proj.kernel = nnx.Param(kernel[...])
+    model.layers[0].mlp.up_proj.kernel_lora_a = nnx.LoRAParam(jnp.zeros((kernel.shape[0], 2)))
+    with pytest.raises(InputError, match="one of LoRA's parameters"):
+        lazyload.save_pretrained(model, tmp_path / "saved", like=source)
+
+
+def test_another_model_than_like(model: lazyload.Decoder, root: Path, tmp_path: Path) -> None:
+    other = checkpoints.make("qwen3", root)
+    with pytest.raises(TensorMismatchError, match="are not those that are to be saved"):
+        lazyload.save_pretrained(model, tmp_path / "saved", like=other)
+    abstract = lazyload.Decoder(model.config, rngs=None)
+    with pytest.raises(InputError, match="has a shape and no values"):
+        lazyload.save_pretrained(abstract, tmp_path / "saved", like=other)
+    with pytest.raises(ArgumentError, match="max_shard_size"):
+        lazyload.save_pretrained(model, tmp_path / "saved", like=root / "llama3", max_shard_size=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is reset through /proc")
+def test_memory_stays_bounded(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+import jax
+import lazyload
+from support.large import write_large_llama
+from support.memory import peak_megabytes
+
+root = Path(sys.argv[1])
+source = write_large_llama(root / "source", 0.5)
+model = lazyload.from_pretrained(source, cache_dir=root / "cache", progress=False)
+Path("/proc/self/clear_refs").write_text("5")
+rest = peak_megabytes()
+lazyload.save_pretrained(model, root / "saved", like=source)
+print(peak_megabytes() - rest)
+"""
+    ran = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout) < 256, "of a model of 500 MB"
