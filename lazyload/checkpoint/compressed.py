@@ -71,7 +71,7 @@ class CompressedReader:
             ts.array(chunk).write(self._store(piece.path)[piece.box]).result()
             yield piece.box, chunk
 
-    def expect(self, pieces: Iterable[tuple[Piece, ArrayRecord]]) -> None:
+    def expect(self, stretches: Iterable[Stretch], pieces: Iterable[tuple[Piece, ArrayRecord]]) -> None:
         """Nothing: TensorStore reads a chunk when it is asked for."""
 
     def fill(self, stretches: Iterable[Stretch]) -> None:

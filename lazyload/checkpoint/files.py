@@ -15,7 +15,6 @@ class FileRanges:
     """The files of a checkpoint, to be read; see `lazyload.checkpoint.uncompressed.Ranges`."""
 
     threads = min(16, max(4, os.cpu_count() or 4))
-    gap_bytes = 64
     # It stays in the processor's cache until it is copied.
     strip_bytes = 512 << 10
 

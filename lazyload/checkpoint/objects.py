@@ -26,14 +26,14 @@ from lazyload.layouts.source import Box
 from lazyload.storage import Storage
 
 _RANGE_BYTES = 16 << 20
+_GAP_BYTES = 256 << 10
+"""To read what lies between takes no longer than another request."""
 
 
 class ObjectRanges:
     """The objects of a checkpoint, to be read; see `lazyload.checkpoint.uncompressed.Ranges`."""
 
     threads = MOST_AT_ONCE
-    # As quick as another request.
-    gap_bytes = 256 << 10
     strip_bytes = _RANGE_BYTES
 
     def __init__(self, folder: BucketPath):
@@ -55,7 +55,7 @@ class ObjectRanges:
         runs: list[tuple[str, int, int]] = []
         for file, start, stop in sorted(spans):
             before, first, end = runs[-1] if runs else ("", 0, 0)
-            if file == before and start - end <= self.gap_bytes and stop - first <= _RANGE_BYTES:
+            if file == before and start - end <= _GAP_BYTES and stop - first <= _RANGE_BYTES:
                 runs[-1] = file, first, stop
             else:
                 runs.append((file, start, stop))

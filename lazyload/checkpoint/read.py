@@ -212,10 +212,9 @@ class _Reading:
                     found = self._stretches(piece)
                     stretches += found or ()
                     others += [piece] if found is None else []
+            with explained(self._folder, batch[0].path):
+                self._reader.expect(stretches, [(piece, self._records[piece.path]) for piece in others])
             self._reader.fill(stretches)
-            if others:
-                with explained(self._folder, others[0].path):
-                    self._reader.expect([(piece, self._records[piece.path]) for piece in others])
             for piece in others:
                 with explained(self._folder, piece.path):
                     self._read_strips(piece)

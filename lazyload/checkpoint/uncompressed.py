@@ -33,17 +33,19 @@ if TYPE_CHECKING:
     from lazyload.checkpoint.assembly import Assembly
 
 
+_GAP_BYTES = 64
+"""Between what is read in one call, at most."""
+
+
 class Ranges(Protocol):
     """The files of a checkpoint that is read: on a disk (`FileRanges`) or in a bucket (`ObjectRanges`).
 
     Attributes:
         threads: How many may read at a time.
-        gap_bytes: What is read along where it lies between what is wanted, at most.
         strip_bytes: What is read at a time where it goes to several places.
     """
 
     threads: int
-    gap_bytes: int
     strip_bytes: int
 
     def read(self, file: str, offset: int, parts: Sequence[memoryview]) -> None:
@@ -135,9 +137,9 @@ class UncompressedReader:
             self._files.read(file, offset + first * row_bytes, [rows.reshape(-1).view(np.uint8).data])
             yield box, rows[(slice(None), *trimmed)].reshape([cut.stop - cut.start for cut in box])
 
-    def expect(self, pieces: Iterable[tuple[Piece, ArrayRecord]]) -> None:
-        """Is told which chunks this thread is about to ask `strips` for."""
-        spans = []
+    def expect(self, stretches: Iterable[Stretch], pieces: Iterable[tuple[Piece, ArrayRecord]]) -> None:
+        """Is told what this thread is about to ask `fill` and `strips` for."""
+        spans = [(each.file, each.offset, each.offset + len(each.memory)) for each in stretches]
         for piece, record in pieces:
             file, offset = range_of(piece.path, record, piece.box, self._storage)
             spans.append((file, offset, offset + record.chunk_nbytes))
@@ -146,7 +148,7 @@ class UncompressedReader:
     def fill(self, stretches: Iterable[Stretch]) -> None:
         """Reads stretches, neighbours in one call."""
         ordered = sorted(stretches, key=lambda stretch: (stretch.file, stretch.offset))
-        for run in _runs(ordered, self._files.gap_bytes):
+        for run in _runs(ordered):
             try:
                 self._fill(run)
             except (OSError, ValueError):
@@ -176,13 +178,13 @@ def _start_of_stretch(where: Sequence[slice], stored: Sequence[int]) -> int | No
     return start if is_stretch else None
 
 
-def _runs(stretches: Iterable[Stretch], most: int) -> Iterator[list[Stretch]]:
-    """Sorted stretches by those that follow each other in a file, up to a gap of so many bytes."""
+def _runs(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:
+    """Sorted stretches by those that follow each other in a file, up to a gap that arrays are aligned by."""
     run: list[Stretch] = []
     end = 0
     for stretch in stretches:
         gap = stretch.offset - end
-        if run and (stretch.file != run[0].file or not 0 <= gap <= most):
+        if run and (stretch.file != run[0].file or not 0 <= gap <= _GAP_BYTES):
             yield run
             run = []
         if run and gap:
