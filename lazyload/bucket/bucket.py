@@ -28,7 +28,7 @@ MOST_AT_ONCE = 32
 _TRIES = 4
 _FIRST_WAIT_SECONDS = 0.5
 
-_EXTRAS = {"gs": "gcs", "s3": "s3"}
+_EXTRAS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
 _CREDENTIALS = {
     "gs": "`gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS",
     "s3": "`aws configure`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -82,10 +82,8 @@ class Bucket:
         try:
             return fsspec.filesystem(self.scheme, use_listings_cache=False)
         except ImportError as error:
-            extra = _EXTRAS[self.scheme]
-            raise CacheError(
-                f"{self}: {error}; a cache in such a bucket needs what `pip install 'lazyload[{extra}]'` brings"
-            ) from None
+            extra, client = _EXTRAS[self.scheme]
+            raise CacheError(f"{self} needs the extra lazyload[{extra}]: `pip install {client}` ({error})") from None
         # Each has its own errors of credentials, with no common base.
         except Exception as error:
             raise self._problem("", error) from error

@@ -259,7 +259,7 @@ def test_without_its_client_the_error_names_the_extra(
 ) -> None:
     monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, scheme, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(CacheError, match=rf"pip install 'lazyload\[{extra}\]'"):
+    with pytest.raises(CacheError, match=rf"needs the extra lazyload\[{extra}\]: `pip install {module}`"):
         Cache(f"{scheme}://bucket/cache").entries()
 
 

@@ -325,6 +325,16 @@ class _Server(ThreadingHTTPServer):
         store.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
+def main() -> None:
+    """Runs a store by itself, and says which environment has clients find it."""
+    store = CloudStorage()
+    server = _Server(store)
+    for name, value in store.environment().items():
+        print(f"{name}={value}", flush=True)
+    print(flush=True)
+    server.serve_forever()
+
+
 def start() -> CloudStorage:
     """A store that runs as long as this process."""
     store = CloudStorage()
@@ -373,3 +383,7 @@ def _content_in(body: bytes, kind: str) -> bytes:
             content = part[part.index(empty_line) + len(empty_line) :]
             return content[:-2] if content.endswith(b"\r\n") else content[:-1]
     raise ValueError("an upload without a content")
+
+
+if __name__ == "__main__":
+    main()
