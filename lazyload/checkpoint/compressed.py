@@ -40,9 +40,11 @@ class CompressedReader:
 
     Attributes:
         threads: How many may read at a time.
+        batch_bytes: Of chunks that one reads at a time, unless a single one is larger.
     """
 
     threads = min(16, max(4, os.cpu_count() or 4))
+    batch_bytes = 8 << 20
 
     def __init__(self, folder: Folder, storage: Storage):
         """`folder` is that of the arrays."""

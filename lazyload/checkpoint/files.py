@@ -15,6 +15,7 @@ class FileRanges:
     """The files of a checkpoint, to be read; see `lazyload.checkpoint.uncompressed.Ranges`."""
 
     threads = min(16, max(4, os.cpu_count() or 4))
+    batch_bytes = 8 << 20
     # It stays in the processor's cache until it is copied.
     strip_bytes = 512 << 10
 

@@ -34,6 +34,7 @@ class ObjectRanges:
     """The objects of a checkpoint, to be read; see `lazyload.checkpoint.uncompressed.Ranges`."""
 
     threads = MOST_AT_ONCE
+    batch_bytes = _RANGE_BYTES
     strip_bytes = _RANGE_BYTES
 
     def __init__(self, folder: BucketPath):

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 _BYTES_IN_FLIGHT = 2 << 30
 """Of arrays that are being read or transferred at the same time, unless a single one is larger."""
 
-_BATCH_BYTES = 8 << 20
-"""Of chunks that a thread reads at a time, unless a single one is larger."""
-
 
 def read(
     folder: Folder,
@@ -172,11 +169,11 @@ class _Reading:
         return {path: self._arrays[path] for path in self._records}
 
     def _batches(self) -> Iterator[list[Piece]]:
-        """Chunks by batches, in the checkpoint's order; waits while too many arrays are under way."""
+        """Chunks by batches, in the order in which they lie; waits while too many arrays are under way."""
         memory = HostMemory()
         batch: list[Piece] = []
         held = 0
-        for path, record in self._records.items():
+        for path, record in sorted(self._records.items(), key=lambda item: (item[1].file, item[1].offset)):
             if batch and not self._budget.has(record.nbytes):
                 yield batch
                 batch, held = [], 0
@@ -192,7 +189,7 @@ class _Reading:
             if not found:
                 self._finish(path)
             for piece in found:
-                if batch and held + piece.nbytes > _BATCH_BYTES:
+                if batch and held + piece.nbytes > self._reader.batch_bytes:
                     yield batch
                     batch, held = [], 0
                 batch.append(piece)

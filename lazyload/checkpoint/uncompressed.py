@@ -42,10 +42,12 @@ class Ranges(Protocol):
 
     Attributes:
         threads: How many may read at a time.
+        batch_bytes: Of chunks that one reads at a time, unless a single one is larger.
         strip_bytes: What is read at a time where it goes to several places.
     """
 
     threads: int
+    batch_bytes: int
     strip_bytes: int
 
     def read(self, file: str, offset: int, parts: Sequence[memoryview]) -> None:
@@ -81,13 +83,15 @@ class UncompressedReader:
 
     Attributes:
         threads: How many may read at a time.
+        batch_bytes: Of chunks that one reads at a time, unless a single one is larger.
     """
 
     threads: int
+    batch_bytes: int
 
     def __init__(self, folder: Folder, storage: Storage, files: Ranges):
         """`folder` is that of the arrays, and `files` are its files."""
-        self.threads = files.threads
+        self.threads, self.batch_bytes = files.threads, files.batch_bytes
         self._folder = folder
         self._storage = storage
         self._files = files

@@ -7,6 +7,7 @@ emulators that can be installed do not. Requests and bytes are counted.
 import base64
 import collections
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -52,6 +53,15 @@ class Stored:
     content: bytes
     generation: int
     written: float
+
+    @functools.cached_property
+    def checksums(self) -> dict[str, str]:
+        """What the store tells of the content."""
+        digests = {
+            "md5Hash": hashlib.md5(self.content).digest(),
+            "crc32c": google_crc32c.Checksum(self.content).digest(),
+        }
+        return {name: base64.b64encode(digest).decode() for name, digest in digests.items()}
 
 
 @dataclass
@@ -358,8 +368,7 @@ def _described(bucket: str, name: str, stored: Stored) -> dict[str, Any]:
         "generation": str(stored.generation),
         "metageneration": "1",
         "size": str(len(stored.content)),
-        "md5Hash": base64.b64encode(hashlib.md5(stored.content).digest()).decode(),
-        "crc32c": base64.b64encode(google_crc32c.Checksum(stored.content).digest()).decode(),
+        **stored.checksums,
         "etag": f"e{stored.generation}",
         "timeCreated": moment,
         "updated": moment,
