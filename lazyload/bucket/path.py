@@ -77,7 +77,7 @@ class BucketPath:
         return self.parent / name
 
     def is_relative_to(self, other: object) -> bool:
-        """Whether it is a folder, or in it."""
+        """Whether it is the folder `other`, or in that."""
         return isinstance(other, BucketPath) and f"{self}/".startswith(f"{other}/")
 
     def relative_to(self, folder: "BucketPath") -> PurePosixPath:
@@ -99,7 +99,7 @@ class BucketPath:
         return self.bucket.read(self.key)
 
     def write_bytes(self, content: bytes | memoryview) -> None:
-        """Writes the object as a whole.
+        """Writes the object as a whole, whatever its content was.
 
         Raises:
             CacheError: It cannot be written.
@@ -107,7 +107,7 @@ class BucketPath:
         self.bucket.write(self.key, content)
 
     def write_text(self, text: str) -> None:
-        """The same with a text."""
+        """The same with a text as its content."""
         self.write_bytes(text.encode())
 
 

@@ -1,47 +1,40 @@
 """The cache: folders of converted checkpoints, an entry a key, on disks and in buckets."""
 
 import contextlib
-import difflib
-import hashlib
 import logging
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lazyload.bucket.path import Folder
+from lazyload.cache.clearing import carry_out, carry_out_one, entry_folder
 from lazyload.cache.contents import Contents
 from lazyload.cache.copying import copy_entry
 from lazyload.cache.disk import explained
 from lazyload.cache.entry import Entry, Form, Listed, problem_of, read_entry
 from lazyload.cache.filters import filtered
-from lazyload.cache.index import WORTH_BYTES, Index, abandoned
-from lazyload.cache.key import Key, is_digest
+from lazyload.cache.index import abandoned
+from lazyload.cache.key import Key
+from lazyload.cache.looking import look_at, names_in
 from lazyload.cache.manifest import (
     FILE_NAME,
     AbsentError,
     InaccessibleError,
     NewerFormatError,
     OlderFormatError,
-    Status,
-    Summary,
     UnreadableManifestError,
-    Version,
 )
-from lazyload.cache.place import place_of
 from lazyload.cache.pruning import Rules
 from lazyload.cache.removal import Removal
 from lazyload.cache.root import Root, Staging, chosen_roots, default_root
 from lazyload.cache.superseded import Superseded, find_superseded
+from lazyload.cache.targets import folder_name, selected
 from lazyload.display import text
-from lazyload.errors import ArgumentError, CacheAccessError, CacheError, LockTimeoutError
+from lazyload.errors import ArgumentError, CacheAccessError, CacheError
 from lazyload.progress import Advance
 
 logger = logging.getLogger("lazyload")
-
-_FEW = 8
-"""So few manifests are read as quickly as an index."""
 
 _MOST_ROWS = 100
 """How many entries a notebook shows."""
@@ -116,43 +109,15 @@ class Cache:
     def _look(
         self, model: str | None = None, *, shared: bool = False, writes_index: bool = False
     ) -> tuple[list[Listed], dict[Folder, str]]:
-        """Entries as lists show them, and what is none: from the index, as far as that holds, else from manifests."""
-        entries: list[Listed] = []
-        problems: dict[Folder, str] = {}
-        for root in self._roots(shared=shared):
-            folders = root.folders(None if model is None else folder_name(model))
-            # A few manifests are read as quickly, and a bucket is read many at a time.
-            on_disk = root.folder if isinstance(root.folder, Path) and len(folders) > _FEW else None
-            index = Index(on_disk) if on_disk else None
-            known: dict[str, tuple[Status, Summary]] = {}
-            nbytes = 0
-            for folder, found in zip(folders, _looked_at(folders, index), strict=True):
-                if isinstance(found, AbsentError):
-                    continue
-                if isinstance(found, UnreadableManifestError):
-                    problems[folder] = str(found)
-                    continue
-                listed, status, is_new = found
-                entries.append(listed)
-                if isinstance(status, Status):
-                    known[f"{folder.parent.name}/{folder.name}"] = status, listed.manifest
-                    nbytes += status.size * is_new
-            if index is not None and writes_index and nbytes > WORTH_BYTES:
-                index.write(known)
-        return sorted(entries, key=_by_model_and_age), problems
+        """Entries as lists show them, and what is none."""
+        name = None if model is None else folder_name(model)
+        looks = [look_at(root, name, writes_index=writes_index) for root in self._roots(shared=shared)]
+        entries = sorted((entry for found, _ in looks for entry in found), key=_by_model_and_age)
+        return entries, {folder: problem for _, found in looks for folder, problem in found.items()}
 
     def names(self) -> tuple[list[str], list[str]]:
         """The models and the keys that there are, with a look at one manifest a model."""
-        models: dict[Folder, str] = {}
-        keys = []
-        folders = self._folders()
-        index = Index(self.root) if isinstance(self.root, Path) and len(folders) > _FEW else None
-        for folder in folders:
-            keys.append(folder.name)
-            if folder.parent not in models:
-                with contextlib.suppress(UnreadableManifestError):
-                    models[folder.parent] = _listed(folder, index)[0].model
-        return sorted(set(models.values())), keys
+        return names_in(self._root)
 
     def superseded(self) -> dict[Folder, Superseded]:
         """The entries that later ones have taken the place of, by their folders; see `cache/superseded.py`."""
@@ -332,9 +297,10 @@ class Cache:
     def _remove_unfinished(self, model: str) -> None:
         """Removes what conversions of a model have left that did not finish, under whatever key."""
         for folder in self._folders(model):
-            self._carry_out(
+            carry_out(
+                self._root,
                 self._root.unfinished(folder),
-                lambda removal: removal in self._root.unfinished(_entry_folder(removal.path)),
+                lambda removal: removal in self._root.unfinished(entry_folder(removal.path)),
             )
 
     def remove(
@@ -362,7 +328,7 @@ class Cache:
         removals = [Removal(folder, self._root.size(folder), "asked for") for folder in folders]
         if dry_run:
             return removals
-        removed, kept = self._carry_out(removals, lambda removal: True, force=force)
+        removed, kept = carry_out(self._root, removals, lambda removal: True, force=force)
         if kept:
             raise CacheError(
                 "; ".join(f"kept {removal.path}: {reason}" for removal, reason in kept)
@@ -380,7 +346,7 @@ class Cache:
         Returns:
             Why it stays, a clause; None if it is gone.
         """
-        return self._carry_out_one(Removal(folder, 0, "asked for"), lambda removal: is_still_right(), force=False)
+        return carry_out_one(self._root, Removal(folder, 0, "asked for"), lambda removal: is_still_right(), force=False)
 
     def select(self, *targets: str) -> list[Entry]:
         """The entries that targets name: models, or the starts of keys (4 characters at least).
@@ -404,26 +370,9 @@ class Cache:
         return [folder for folder in chosen if _has_manifest(folder)]
 
     def _select(self, targets: Sequence[str]) -> list[Folder]:
-        """The folders that targets name; those without a usable manifest by the names of their folders."""
-        entries = {entry.folder: entry.model for entry in self._look()[0]}
-        folders = self._folders()
-        chosen: dict[Folder, None] = {}
-        for target in targets:
-            names = (target, os.path.abspath(os.path.expanduser(target)))
-            stored = {folder_name(name) for name in names}
-            matching = [
-                folder
-                for folder in folders
-                if (entries[folder] in names if folder in entries else folder.parent.name in stored)
-                or (len(target) >= 4 and folder.name.startswith(target))
-            ]
-            if not matching:
-                raise CacheError(
-                    f"{target!r} is neither a model nor the start of a key in {self.root}; "
-                    f"{_meant(target, set(entries.values()))}"
-                )
-            chosen |= dict.fromkeys(matching)
-        return list(chosen)
+        """The folders that targets name."""
+        models = {entry.folder: entry.model for entry in self._look()[0]}
+        return selected(targets, self._folders(), models, self.root)
 
     def prune(
         self,
@@ -479,14 +428,14 @@ class Cache:
         last_uses = {entry.folder: entry.last_used for entry in unused}
 
         def is_still_right(removal: Removal) -> bool:
-            if any(removal.path == leftover.path for leftover in find(_entry_folder(removal.path))):
+            if any(removal.path == leftover.path for leftover in find(entry_folder(removal.path))):
                 return True
             try:
                 return read_entry(removal.path).last_used == last_uses.get(removal.path)
             except UnreadableManifestError:
                 return removal.path in unread
 
-        removed, kept = self._carry_out(removals, is_still_right)
+        removed, kept = carry_out(self._root, removals, is_still_right)
         for removal, reason in kept:
             logger.info("kept %s: %s", removal.path, reason)
         for removal in forgotten:
@@ -511,35 +460,6 @@ class Cache:
         """The folders of entries, complete or not; nothing outside the cache's own names, and no links."""
         name = None if model is None else folder_name(model)
         return [folder for root in self._roots(shared=shared) for folder in root.folders(name, key)]
-
-    def _carry_out(
-        self, removals: Sequence[Removal], is_still_right: Callable[[Removal], bool], *, force: bool = False
-    ) -> tuple[list[Removal], list[tuple[Removal, str]]]:
-        """Removes what can be removed; says what was, and what was kept, and why."""
-        removed: list[Removal] = []
-        kept: list[tuple[Removal, str]] = []
-        for removal in removals:
-            reason = self._carry_out_one(removal, is_still_right, force)
-            if reason is None:
-                removed.append(removal)
-            else:
-                kept.append((removal, reason))
-        return removed, kept
-
-    def _carry_out_one(self, removal: Removal, is_still_right: Callable[[Removal], bool], force: bool) -> str | None:
-        """Removes one thing under its key's lock; why it was kept, if it was."""
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(self._root.lock(_entry_folder(removal.path).name, 0.0))
-            except LockTimeoutError as error:
-                if not force:
-                    return str(error)
-            try:
-                if not is_still_right(removal):
-                    return "it has been used or replaced meanwhile"
-                return self._root.remove(removal.path, force=force)
-            except OSError as error:
-                return f"it cannot be removed: {error.strerror or error}"
 
     def _repr_html_(self) -> str:
         # Notebooks alone show it.
@@ -571,39 +491,6 @@ def _by_model_and_age(entry: Listed) -> tuple[str, str]:
     return entry.model, entry.manifest.created
 
 
-def _looked_at(
-    folders: Sequence[Folder], index: Index | None
-) -> Iterator[tuple[Listed, Version | None, bool] | UnreadableManifestError]:
-    """What lists show of folders, as `_listed` does, or why there is nothing; in a bucket many at a time."""
-
-    def look(folder: Folder) -> tuple[Listed, Version | None, bool] | UnreadableManifestError:
-        try:
-            return _listed(folder, index)
-        except UnreadableManifestError as error:
-            return error
-
-    if folders and not isinstance(folders[0], Path):
-        return folders[0].bucket.at_once(look, folders)
-    return map(look, folders)
-
-
-def _listed(folder: Folder, index: Index | None) -> tuple[Listed, Version | None, bool]:
-    """An entry as lists show it, the status of its manifest where it is known, and whether that had to be read.
-
-    Raises:
-        UnreadableManifestError: There is no complete entry.
-    """
-    if index is not None:
-        with contextlib.suppress(OSError):
-            status = Status.of(os.stat(f"{folder}/{FILE_NAME}"))
-            summary = index.find(f"{folder.parent.name}/{folder.name}", status)
-            if summary is not None:
-                place_of(folder).require_data(summary)
-                return Listed(folder, summary), status, False
-    entry = read_entry(folder)
-    return entry, entry.status, True
-
-
 def _fewest(problems: Iterable[list[str]]) -> list[str]:
     """The shortest of several lists, which is the first that is empty; an empty one for none."""
     fewest: list[str] | None = None
@@ -632,24 +519,3 @@ def _lock_timeout() -> float | None:
 
 def _is_of_other_version(folder: Folder) -> bool:
     return isinstance(problem_of(folder), OlderFormatError | NewerFormatError)
-
-
-def _meant(target: str, models: Collection[str]) -> str:
-    """What may be meant by a target that is not there."""
-    by_spelling = {spelling: model for model in models for spelling in (model.lower(), model.lower().split("/")[-1])}
-    close = difflib.get_close_matches(target.lower(), by_spelling, n=3, cutoff=0.7)
-    meant = dict.fromkeys(repr(by_spelling[spelling]) for spelling in close)
-    return f"is {' or '.join(meant)} meant?" if meant else "`lazyload cache ls` shows what there is"
-
-
-def _entry_folder(path: Folder) -> Folder:
-    """The entry's folder that a path is, or is in."""
-    return path if is_digest(path.name) else path.parent
-
-
-def folder_name(model: str) -> str:
-    """A model's name as the name of a folder: `models--Qwen--Qwen3-8B`; what is not safe is replaced, and hashed."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", model.replace("/", "--"))[:120]
-    if safe.replace("--", "/") != model:
-        safe += f"-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
-    return f"models--{safe}"

@@ -123,7 +123,7 @@ def test_a_miss_of_a_folder_says_so_too(old: Path, tmp_path: Path) -> None:
 
 
 def folder_name(model: Path) -> str:
-    from lazyload.cache.cache import folder_name
+    from lazyload.cache.targets import folder_name
 
     return folder_name(str(model))
 

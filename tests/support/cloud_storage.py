@@ -57,11 +57,9 @@ class Stored:
     @functools.cached_property
     def checksums(self) -> dict[str, str]:
         """What the store tells of the content."""
-        digests = {
-            "md5Hash": hashlib.md5(self.content).digest(),
-            "crc32c": google_crc32c.Checksum(self.content).digest(),
-        }
-        return {name: base64.b64encode(digest).decode() for name, digest in digests.items()}
+        digests = hashlib.md5(self.content).digest(), google_crc32c.Checksum(self.content).digest()
+        md5, crc32c = (base64.b64encode(digest).decode() for digest in digests)
+        return {"md5Hash": md5, "crc32c": crc32c}
 
 
 @dataclass
