@@ -17,6 +17,7 @@ from lazyload.log import show_log
 show_log()
 
 _LAZY = {
+    "BucketPath": "lazyload.bucket.path",
     "Cache": "lazyload.cache.cache",
     "CachedCheckpoint": "lazyload.results",
     "Comparison": "lazyload.explanation",
@@ -62,6 +63,7 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from lazyload.architecture.decoder import DecoderConfig
+    from lazyload.bucket.path import BucketPath
     from lazyload.cache.cache import Cache
     from lazyload.cache.entry import Entry
     from lazyload.cache.manifest import Manifest
@@ -101,6 +103,7 @@ else:
 
 
 __all__ = [
+    "BucketPath",
     "Cache",
     "CachedCheckpoint",
     "Comparison",

@@ -98,6 +98,10 @@ class CacheError(LazyLoadError, OSError):
     """The cache cannot be used: not writable, disk full, not ours."""
 
 
+class CacheAccessError(CacheError, PermissionError):
+    """The bucket that the cache is in refuses access: no credentials, or none that may read or write there."""
+
+
 class EntryRemovedError(CacheError):
     """A converted checkpoint has been removed, or converted again, since it was found."""
 

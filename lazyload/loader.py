@@ -161,7 +161,8 @@ def from_pretrained(
             attribute `remat`, which may be set at any time. None for that of `into`, and else `"none"`.
         storage: How the converted checkpoint is stored, a `Storage` or its flags in a dictionary; None for the
             platform's defaults.
-        cache_dir: The cache's root; None for `$LAZYLOAD_CACHE`, else `~/.cache/lazyload`.
+        cache_dir: The cache's root, a folder, or a URL such as `gs://bucket/path` or `s3://bucket/path`; None for
+            `$LAZYLOAD_CACHE`, else `~/.cache/lazyload`.
         token: A hub token; None for the one that is logged in, False for none. Public models need none.
         local_files_only: Whether the hub must not be asked.
         force_convert: Whether to convert again although the entry is there.

@@ -101,9 +101,10 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
     found = None
     if manner.force or request.may_be_cached:
         with manner.stopwatch.stage("open"):
-            found = request.cache.find(request.key, request.forms)
+            found = request.cache.find(request.key, request.forms, request.source.name)
         logger.debug("%s: key %s is %s", request.source.name, request.key.digest, found.folder if found else "new")
     if found and not manner.force:
+        found = _brought_here(found, request, manner)
         try:
             with found.in_use():
                 return Obtained(use.of(found), found, None)
@@ -118,8 +119,9 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
         with contextlib.ExitStack() as locks:
             with manner.stopwatch.stage("wait"):
                 keys = _locked(request, manner, locks)
-                published = request.cache.find(keys[-1], request.forms)
+                published = request.cache.find(keys[-1], request.forms, request.source.name)
             if published and not (manner.force and published == found):
+                published = _brought_here(published, request, manner)
                 lease.enter_context(published.in_use())
                 entry, converted_for = published, None
             else:
@@ -131,6 +133,15 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
                     entry = _converted(request, conversion, keys, use, manner, lease)
                 converted_for = reasons
         return Obtained(use.of(entry), entry, converted_for)
+
+
+def _brought_here(entry: Entry, request: Request, manner: Manner) -> Entry:
+    """The entry; copied from a bucket first where a disk is in front of it."""
+    if not request.cache.copies(entry):
+        return entry
+    total = sum(file["size"] for file in entry.manifest.files.values())
+    with manner.stopwatch.stage("fetch"), manner.progress.stage("fetch", total) as advance:
+        return request.cache.brought_here(entry, advance)
 
 
 def _locked(request: Request, manner: Manner, locks: contextlib.ExitStack) -> list[Key]:
@@ -237,7 +248,7 @@ def _convert(
         request.source.check_unchanged(status)
         if key != request.key:
             held.enter_context(request.cache.lock(request.key, manner.lock_timeout, request.source.name))
-            if published := request.cache.find(request.key, request.forms):
+            if published := request.cache.find(request.key, request.forms, request.source.name):
                 # Somebody has converted a copy of the same files; unless it is gone by now.
                 with contextlib.suppress(EntryRemovedError):
                     lease.enter_context(published.in_use())

@@ -9,9 +9,9 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from lazyload.bucket.path import Folder
 from lazyload.cache.cache import Cache
 from lazyload.cache.manifest import FILE_NAME, Manifest, UnreadableManifestError, read_manifest
 from lazyload.errors import (
@@ -202,7 +202,7 @@ def _require_sound(cache: Cache, key: str) -> None:
             raise CacheError(f"damaged again: {verification.problems[0]}; check the disk")
 
 
-def _text(folder: Path) -> bytes | None:
+def _text(folder: Folder) -> bytes | None:
     """The manifest as it is now, by which a folder is known to be the one that was looked at."""
     try:
         return (folder / FILE_NAME).read_bytes()

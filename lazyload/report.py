@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
+from lazyload.bucket.path import Folder
 from lazyload.display import stages, text, weights
 from lazyload.display.html import Html
 from lazyload.display.picture import Picture
@@ -42,7 +42,7 @@ class LoadReport:
     model: str
     hit: bool
     key: str
-    path: Path
+    path: Folder
     reasons: tuple[str, ...]
     seconds: Mapping[str, float]
     bytes_read: int

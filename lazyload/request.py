@@ -176,7 +176,7 @@ class Request:
     @property
     def may_be_cached(self) -> bool:
         """Whether the cache may have the entry, by what is known without reading weights as a whole."""
-        return self.source.is_identified or self.cache.has_made(self.source.origin)
+        return self.source.is_identified or not self.cache.names_last or self.cache.has_made(self.source.origin)
 
     def reasons(self) -> list[str]:
         """Why the cache has no such entry: sentences."""
@@ -386,7 +386,7 @@ def _require_family(family: object) -> None:
 
 def _cache(cache_dir: str | os.PathLike[str] | None) -> Cache:
     if not isinstance(cache_dir, str | os.PathLike | None):
-        raise ArgumentError(f"cache_dir={cache_dir!r:.200}: give a folder")
+        raise ArgumentError(f"cache_dir={cache_dir!r:.200}: give a folder, or a URL such as gs://bucket/path")
     return Cache(cache_dir)
 
 

@@ -5,9 +5,9 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lazyload.bucket.path import Folder
 from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
 from lazyload.display import text, weights
@@ -27,13 +27,14 @@ class CachedCheckpoint:
     """A converted checkpoint in the cache.
 
     Attributes:
-        path: The Orbax checkpoint folder; plain Orbax reads it.
+        path: The Orbax checkpoint folder; plain Orbax reads it, but for one at `s3://`. In a bucket it is no
+            `pathlib.Path`, but its text is the URL.
         key: Its key.
         converted: Whether this call converted it; False for a hit.
         manifest: What the cache knows of it.
     """
 
-    path: Path
+    path: Folder
     key: str
     converted: bool
     manifest: Manifest

@@ -2,14 +2,13 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
+from lazyload.bucket.path import Folder
 from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry, read_entry
-from lazyload.cache.files import damaged_files
 from lazyload.cache.manifest import UnreadableManifestError
 from lazyload.display.values import named
-from lazyload.errors import StorageError
+from lazyload.errors import CacheError, StorageError
 from lazyload.storage import Storage
 
 
@@ -23,7 +22,7 @@ class Verification:
         problems: What is wrong, a sentence each; none if all is well.
     """
 
-    folder: Path
+    folder: Folder
     entry: Entry | None
     problems: tuple[str, ...]
 
@@ -63,7 +62,7 @@ def verify(*targets: str, cache_dir: str | os.PathLike[str] | None = None) -> li
     return [_verified(folder) for folder in cache.folders(*targets)]
 
 
-def _verified(folder: Path) -> Verification:
+def _verified(folder: Folder) -> Verification:
     try:
         entry = read_entry(folder)
     except UnreadableManifestError as error:
@@ -80,7 +79,9 @@ def _problems(entry: Entry) -> tuple[str, ...]:
     except StorageError as error:
         return (f"its manifest does not say how it is stored: {error}",)
     try:
-        files = damaged_files(entry.data, entry.manifest.files)
+        files = entry.place.damaged_files(entry.manifest.data, entry.manifest.files)
+    except CacheError as error:
+        files = [str(error)]
     except OSError as error:
         files = [f"{error.filename}: cannot be read now: {error.strerror}"]
     return (*find_damage(entry.path, entry.manifest.arrays, storage), *files)

@@ -30,7 +30,7 @@ ROWS = (
     ("architecture",),
     ("layouts",),
     ("log", "progress", "report", "sharding", "storage"),
-    ("display",),
+    ("bucket", "display"),
     ("errors", "partition"),
 )
 ROW_OF = {room: number for number, rooms in enumerate(ROWS) for room in rooms}

@@ -40,7 +40,7 @@ MODELS = {
 SHOWN = {"text"}
 """The languages of blocks that are nothing to run."""
 
-NOT_RUN = {"needs a TPU or a GPU": 1, "needs Tunix": 2}
+NOT_RUN = {"needs a TPU or a GPU": 1, "needs Tunix": 2, "needs a bucket": 1}
 """Why blocks are not run, and how many each: a block that is left out shows here."""
 
 IS_OURS = re.compile(r"(?:--mount=\S+ )?(lazyload .+)")
@@ -55,6 +55,7 @@ OTHERS = {
     # So does `.ci/run`, in one environment.
     "pip install '.[test]' && pytest -n auto --dist loadgroup",
     "pip install '.[test,compare]' && pytest -n auto --dist loadgroup  # compares with transformers, too",
+    "pip install '.[test,buckets]' && pytest -n auto --dist loadgroup  # tests caches in buckets, too",
     # What a reader's own project does.
     "pytest",
     "export LAZYLOAD_CACHE=/shared/lazyload:$HOME/.cache/lazyload",

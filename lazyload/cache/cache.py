@@ -1,57 +1,40 @@
-"""The cache: a folder of converted checkpoints, one entry a key.
-
-<root>/CACHEDIR.TAG
-<root>/.locks/<key>.lock
-<root>/.contents/<folder>.json                            what the files of a source folder contain
-<root>/.index/entries                                     summaries of the manifests, by their status
-<root>/.told/<formats>                                    an upgrade to these formats has said what it does not read
-<root>/models--Qwen--Qwen3-8B/<key>/manifest.json         there = the entry is complete
-                                   /data-<unique>/...     the Orbax checkpoint that the manifest names
-"""
+"""The cache: folders of converted checkpoints, an entry a key, on disks and in buckets."""
 
 import contextlib
-import difflib
-import hashlib
 import logging
 import os
-import re
-import shutil
-import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lazyload.bucket.path import Folder
+from lazyload.cache.clearing import carry_out, carry_out_one, entry_folder
 from lazyload.cache.contents import Contents
-from lazyload.cache.disk import explained, make_folder, share
-from lazyload.cache.entry import Entry, Form, Listed, problem_of, read_entry, require_data
+from lazyload.cache.copying import copy_entry
+from lazyload.cache.disk import explained
+from lazyload.cache.entry import Entry, Form, Listed, problem_of, read_entry
 from lazyload.cache.filters import filtered
-from lazyload.cache.index import WORTH_BYTES, Index, abandoned
+from lazyload.cache.index import abandoned
 from lazyload.cache.key import Key
+from lazyload.cache.looking import look_at, names_in
 from lazyload.cache.manifest import (
     FILE_NAME,
     AbsentError,
     InaccessibleError,
     NewerFormatError,
     OlderFormatError,
-    Status,
-    Summary,
     UnreadableManifestError,
 )
 from lazyload.cache.pruning import Rules
-from lazyload.cache.removal import Removal, leftovers, remove, size, unfinished
+from lazyload.cache.removal import Removal
+from lazyload.cache.root import Root, Staging, chosen_roots, default_root
 from lazyload.cache.superseded import Superseded, find_superseded
+from lazyload.cache.targets import folder_name, selected
 from lazyload.display import text
-from lazyload.errors import ArgumentError, CacheError, LockTimeoutError
-
-if TYPE_CHECKING:
-    from lazyload.cache.staging import Staging
+from lazyload.errors import ArgumentError, CacheAccessError, CacheError
+from lazyload.progress import Advance
 
 logger = logging.getLogger("lazyload")
-
-_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Converted checkpoints; https://bford.info/cachedir/\n"
-_KEY = re.compile("[0-9a-f]{32}")
-_FEW = 8
-"""So few manifests are read as quickly as an index."""
 
 _MOST_ROWS = 100
 """How many entries a notebook shows."""
@@ -65,35 +48,43 @@ class Cache:
         []
 
     Attributes:
-        root: The folder; it need not exist.
-        shared: Others, whose entries are used, and which are never written to.
-        contents: What is known of source folders.
+        shared: Other roots, whose entries are used. Nothing is written to them but leases, and copies to a first one on
+            a disk of what is found in a bucket.
+        contents: What is known of source folders, on a disk.
     """
 
-    root: Path
-    shared: tuple[Path, ...]
+    shared: tuple[Folder, ...]
     contents: Contents
 
     def __init__(self, root: str | os.PathLike[str] | None = None):
         """Opens the cache in a folder.
 
         Args:
-            root: None for `$LAZYLOAD_CACHE`, else `$XDG_CACHE_HOME/lazyload`, else `~/.cache/lazyload`. The variable
-                may name several, `/shared:/own`: all are looked in, and the last is written to.
+            root: A folder, or a URL such as `gs://bucket/path` or `s3://bucket/path`; None for `$LAZYLOAD_CACHE`, else
+                `$XDG_CACHE_HOME/lazyload`, else `~/.cache/lazyload`. The variable may name several, `/shared:/own` or
+                `/local:gs://bucket/path`: all are looked in, and the last is written to.
 
         Raises:
-            CacheError: The root is a URL, where nothing can be published in one step, or has a backslash.
+            CacheError: The root is a URL, but not of a bucket, or has a backslash.
         """
-        chosen = os.fspath(root) if root is not None else os.environ.get("LAZYLOAD_CACHE")
-        if not chosen:
-            chosen = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lazyload")
-        # `pathlib.Path` makes one slash of two.
-        if "://" in chosen or re.match("[A-Za-z][A-Za-z0-9+.-]+:/", chosen):
-            raise CacheError(f"{chosen}: the cache must be a folder; give cache_dir= or LAZYLOAD_CACHE a path")
-        several = [chosen] if root is not None else [part for part in chosen.split(os.pathsep) if part] or [chosen]
-        *shared, self.root = map(_root, several)
-        self.shared = tuple(shared)
-        self.contents = Contents(self.root, self.shared)
+        *shared, self._root = chosen_roots(root)
+        self._shared: tuple[Root, ...] = tuple(shared)
+        self.shared = tuple(each.folder for each in shared)
+        # Folders are this machine's: what they contain is not for a bucket.
+        *before, last = [each for each in (*self.shared, self.root) if isinstance(each, Path)] or [
+            Path(default_root()).expanduser()
+        ]
+        self.contents = Contents(last, before)
+
+    @property
+    def root(self) -> Folder:
+        """The root that is written to; it need not exist."""
+        return self._root.folder
+
+    @property
+    def names_last(self) -> bool:
+        """Whether an entry can be named when it is complete."""
+        return self._root.names_last
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
@@ -111,52 +102,24 @@ class Cache:
         entries = self._entries(model)
         return filtered(entries, filters, entries) if filters else entries
 
-    def look(self) -> tuple[list[Listed], dict[Path, str]]:
+    def look(self) -> tuple[list[Listed], dict[Folder, str]]:
         """What `entries` and `problems` return, in short, with one look at each folder."""
         return self._look(writes_index=True)
 
     def _look(
         self, model: str | None = None, *, shared: bool = False, writes_index: bool = False
-    ) -> tuple[list[Listed], dict[Path, str]]:
-        """Entries as lists show them, and what is none: from the index, as far as that holds, else from manifests."""
-        entries: list[Listed] = []
-        problems: dict[Path, str] = {}
-        for root in self._roots(shared=shared):
-            folders = self._folders_at(root, model)
-            # A few manifests are read as quickly.
-            index = Index(root) if len(folders) > _FEW else None
-            known: dict[str, tuple[Status, Summary]] = {}
-            nbytes = 0
-            for folder in folders:
-                try:
-                    listed, status, is_new = _listed(folder, index)
-                except AbsentError:
-                    continue
-                except UnreadableManifestError as error:
-                    problems[folder] = str(error)
-                    continue
-                entries.append(listed)
-                if status is not None:
-                    known[f"{folder.parent.name}/{folder.name}"] = status, listed.manifest
-                    nbytes += status.size * is_new
-            if index is not None and writes_index and nbytes > WORTH_BYTES:
-                index.write(known)
-        return sorted(entries, key=_by_model_and_age), problems
+    ) -> tuple[list[Listed], dict[Folder, str]]:
+        """Entries as lists show them, and what is none."""
+        name = None if model is None else folder_name(model)
+        looks = [look_at(root, name, writes_index=writes_index) for root in self._roots(shared=shared)]
+        entries = sorted((entry for found, _ in looks for entry in found), key=_by_model_and_age)
+        return entries, {folder: problem for _, found in looks for folder, problem in found.items()}
 
     def names(self) -> tuple[list[str], list[str]]:
         """The models and the keys that there are, with a look at one manifest a model."""
-        models: dict[Path, str] = {}
-        keys = []
-        folders = self._folders()
-        index = Index(self.root) if len(folders) > _FEW else None
-        for folder in folders:
-            keys.append(folder.name)
-            if folder.parent not in models:
-                with contextlib.suppress(UnreadableManifestError):
-                    models[folder.parent] = _listed(folder, index)[0].model
-        return sorted(set(models.values())), keys
+        return names_in(self._root)
 
-    def superseded(self) -> dict[Path, Superseded]:
+    def superseded(self) -> dict[Folder, Superseded]:
         """The entries that later ones have taken the place of, by their folders; see `cache/superseded.py`."""
         return find_superseded(self._look()[0])
 
@@ -171,35 +134,37 @@ class Cache:
         """All complete entries of a model that a call may use, those of shared roots included."""
         return self._entries(model, shared=True)
 
-    def problems(self, model: str | None = None) -> dict[Path, str]:
+    def problems(self, model: str | None = None) -> dict[Folder, str]:
         """Folders whose manifest or data keep them from being entries, and why; all, or just those of one model."""
         found = {folder: problem_of(folder) for folder in self._folders(model)}
         return {folder: str(problem) for folder, problem in found.items() if problem}
 
-    def outdated(self, model: str | None = None) -> dict[Path, OlderFormatError]:
+    def outdated(self, model: str | None = None) -> dict[Folder, OlderFormatError]:
         """Folders of entries that an older version made and this one does not read; all, or those of one model."""
         found = {folder: problem_of(folder) for folder in self._folders(model)}
         return {folder: problem for folder, problem in found.items() if isinstance(problem, OlderFormatError)}
 
-    def find(self, key: Key, forms: Iterable[Form] = ()) -> Entry | None:
+    def find(self, key: Key, forms: Iterable[Form] = (), model: str = "") -> Entry | None:
         """The entry of a key; None, with the reason logged, where there is none, or one that is damaged.
 
         Args:
             key: The key.
             forms: What its arrays must be, one of these; none for whatever they are. Further ones are not looked at
                 once one fits.
+            model: The model's name, under which it is looked for first.
 
         Raises:
             CacheError: There may be one, but it cannot be looked at now, or was made by a newer version.
         """
-        for folder in self._folders(key=key.digest, shared=True):
+        name = folder_name(model) if model else ""
+        for folder in (folder for root in self._roots(shared=True) for folder in root.find(key.digest, name)):
             try:
                 entry = read_entry(folder)
                 problems = _fewest(map(entry.differences, forms)) or entry.lost_files()
             except AbsentError:
                 continue
             except (InaccessibleError, NewerFormatError) as error:
-                if not folder.is_relative_to(self.root):
+                if folder.parents[1] != self.root:
                     logger.warning("not using a cached checkpoint: %s", error)
                     continue
                 newer = ": a newer lazyload made it; install that" if isinstance(error, NewerFormatError) else ""
@@ -252,7 +217,7 @@ class Cache:
             match listed.manifest.fields.get("source"):
                 case {"id": str(name), "commit": str(commit)} if name == model and wanted in (commit, branch):
                     with contextlib.suppress(UnreadableManifestError):
-                        found.append(read_entry(listed.folder))
+                        found.append(listed if isinstance(listed, Entry) else read_entry(listed.folder))
         return sorted(found, key=lambda entry: entry.manifest.created, reverse=True)
 
     @contextlib.contextmanager
@@ -271,31 +236,30 @@ class Cache:
         """
         from lazyload.cache.conversions import Watch
 
+        limit = _lock_timeout() if timeout is None else timeout
         watch = Watch(self.root, key, model or key.digest)
         watch()
-        with self._lock(key.digest, _lock_timeout() if timeout is None else timeout, watch):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._root.lock(key.digest, limit, watch))
+            except CacheAccessError as error:
+                if not self._write_to_an_earlier_root():
+                    raise
+                logger.warning("converting into %s: %s", self.root, error)
+                held.enter_context(self._root.lock(key.digest, limit, watch))
             yield
 
-    @contextlib.contextmanager
-    def _lock(self, digest: str, timeout: float | None, watch: Callable[[], None] = lambda: None) -> Iterator[None]:
-        with explained(self.root):
-            locks = self.root / ".locks"
-            make_folder(locks, self.root)
-            tag = self.root / "CACHEDIR.TAG"
-            if not tag.exists():
-                tag.write_text(_TAG)
-            lock = locks / f"{digest}.lock"
-            if not lock.exists():
-                lock.touch()
-                share(lock, self.root)
-        # What locks takes longer to import than a command that only looks takes in all.
-        from lazyload.cache.lock import hold
-
-        with hold(lock, timeout, watch):
-            yield
+    def _write_to_an_earlier_root(self) -> bool:
+        """Has the last root before this one be written to, where there is one."""
+        if not self._shared:
+            return False
+        *before, last = self._shared
+        self._shared, self._root = (*before, self._root), last
+        self.shared = tuple(root.folder for root in self._shared)
+        return True
 
     @contextlib.contextmanager
-    def staging(self, key: Key, model: str, nbytes: int) -> "Iterator[Staging]":
+    def staging(self, key: Key, model: str, nbytes: int) -> Iterator[Staging]:
         """A fresh data folder for an entry; removed again unless the body publishes it.
 
         Args:
@@ -306,24 +270,38 @@ class Cache:
         Raises:
             CacheError: The cache cannot be written to, or the disk has not the space.
         """
-        # What a conversion alone needs takes a while to import.
-        from lazyload.cache.staging import new_staging
-
-        folder = self.root / _folder_name(model) / key.digest
-        with contextlib.ExitStack() as held:
-            with explained(self.root):
-                for leftover in leftovers(folder):
-                    with contextlib.suppress(OSError):
-                        remove(leftover.path)
-                self._remove_unfinished(model)
-                self._require_space(nbytes)
-                staging = held.enter_context(new_staging(folder, key, model))
+        with explained(self.root):
+            self._remove_unfinished(model)
+        with self._root.staging(key, model, folder_name(model), nbytes) as staging:
             yield staging
+
+    def copies(self, entry: Entry) -> bool:
+        """Whether `brought_here` copies an entry."""
+        return not isinstance(entry.folder, Path) and isinstance(self._roots(shared=True)[0].folder, Path)
+
+    def brought_here(self, entry: Entry, advance: Advance = lambda nbytes: None) -> Entry:
+        """An entry that is in a bucket, copied to the first root where that is on a disk; else the entry itself.
+
+        Args:
+            entry: The entry.
+            advance: Called with the numbers of bytes that have been copied, from any thread.
+        """
+        if not self.copies(entry):
+            return entry
+        try:
+            return copy_entry(entry, self._roots(shared=True)[0], folder_name(entry.model), advance)
+        except CacheError as error:
+            logger.warning("using %s where it is: %s", entry.folder, error)
+            return entry
 
     def _remove_unfinished(self, model: str) -> None:
         """Removes what conversions of a model have left that did not finish, under whatever key."""
         for folder in self._folders(model):
-            self._carry_out(unfinished(folder), lambda removal: removal in unfinished(_entry_folder(removal.path)))
+            carry_out(
+                self._root,
+                self._root.unfinished(folder),
+                lambda removal: removal in self._root.unfinished(entry_folder(removal.path)),
+            )
 
     def remove(
         self, *targets: str, filters: Sequence[str] = (), dry_run: bool = False, force: bool = False
@@ -347,10 +325,10 @@ class Cache:
             entries, _ = self._look()
             passed = {entry.folder for entry in filtered(entries, filters, entries)}
             folders = [folder for folder in (folders if targets else self._folders()) if folder in passed]
-        removals = [Removal(folder, size(folder), "asked for") for folder in folders]
+        removals = [Removal(folder, self._root.size(folder), "asked for") for folder in folders]
         if dry_run:
             return removals
-        removed, kept = self._carry_out(removals, lambda removal: True, force=force)
+        removed, kept = carry_out(self._root, removals, lambda removal: True, force=force)
         if kept:
             raise CacheError(
                 "; ".join(f"kept {removal.path}: {reason}" for removal, reason in kept)
@@ -358,7 +336,7 @@ class Cache:
             )
         return removed
 
-    def discard(self, folder: Path, is_still_right: Callable[[], bool]) -> str | None:
+    def discard(self, folder: Folder, is_still_right: Callable[[], bool]) -> str | None:
         """Removes one entry's folder under its key's lock, whatever is in it, unless somebody uses it.
 
         Args:
@@ -368,7 +346,7 @@ class Cache:
         Returns:
             Why it stays, a clause; None if it is gone.
         """
-        return self._carry_out_one(Removal(folder, 0, "asked for"), lambda removal: is_still_right(), force=False)
+        return carry_out_one(self._root, Removal(folder, 0, "asked for"), lambda removal: is_still_right(), force=False)
 
     def select(self, *targets: str) -> list[Entry]:
         """The entries that targets name: models, or the starts of keys (4 characters at least).
@@ -382,36 +360,19 @@ class Cache:
                 found.append(read_entry(folder))
         return found
 
-    def folders(self, *targets: str) -> list[Path]:
+    def folders(self, *targets: str) -> list[Folder]:
         """The folders that have a manifest, usable or not: all, or those that targets name.
 
         Raises:
             CacheError: A target is not in the cache.
         """
         chosen = self._select(targets) if targets else self._folders()
-        return [folder for folder in chosen if os.path.lexists(folder / FILE_NAME)]
+        return [folder for folder in chosen if _has_manifest(folder)]
 
-    def _select(self, targets: Sequence[str]) -> list[Path]:
-        """The folders that targets name; those without a usable manifest by the names of their folders."""
-        entries = {entry.folder: entry.model for entry in self._look()[0]}
-        folders = self._folders()
-        chosen: dict[Path, None] = {}
-        for target in targets:
-            names = (target, os.path.abspath(os.path.expanduser(target)))
-            stored = {_folder_name(name) for name in names}
-            matching = [
-                folder
-                for folder in folders
-                if (entries[folder] in names if folder in entries else folder.parent.name in stored)
-                or (len(target) >= 4 and folder.name.startswith(target))
-            ]
-            if not matching:
-                raise CacheError(
-                    f"{target!r} is neither a model nor the start of a key in {self.root}; "
-                    f"{_meant(target, set(entries.values()))}"
-                )
-            chosen |= dict.fromkeys(matching)
-        return list(chosen)
+    def _select(self, targets: Sequence[str]) -> list[Folder]:
+        """The folders that targets name."""
+        models = {entry.folder: entry.model for entry in self._look()[0]}
+        return selected(targets, self._folders(), models, self.root)
 
     def prune(
         self,
@@ -448,18 +409,18 @@ class Cache:
         rules = Rules(older_than, max_bytes, superseded, keep_last, everything)
         if incomplete and not rules.is_none:
             raise ArgumentError("incomplete=True removes nothing but what is unfinished; leave the other rules out")
-        find = unfinished if incomplete else leftovers
+        find = self._root.unfinished if incomplete else self._root.leftovers
         with explained(self.root):
             removals = [leftover for folder in self._folders() for leftover in find(folder)]
-            forgotten = [] if incomplete else [*self.contents.obsolete(), *self._abandoned()]
+            forgotten = [] if incomplete else [*self._obsolete(), *self._abandoned()]
         entries, problems = self.look()
         unread = {path for path in problems if everything and _is_of_other_version(path)}
         known = {removal.path for removal in removals}
-        removals += [Removal(path, size(path), problems[path]) for path in sorted(unread - known)]
+        removals += [Removal(path, self._root.size(path), problems[path]) for path in sorted(unread - known)]
         unused = [entry for entry in entries if not entry.is_in_use()]
         if not rules.is_none:
-            sizes = {entry.folder: size(entry.folder) for entry in unused}
-            total = sum(map(size, self._folders())) - sum(removal.nbytes for removal in removals)
+            sizes = {entry.folder: self._root.size(entry.folder) for entry in unused}
+            total = sum(map(self._root.size, self._folders())) - sum(removal.nbytes for removal in removals)
             chosen = rules.choose(entries, unused, sizes, total)
             removals += [Removal(entry.folder, sizes[entry.folder], reason) for entry, reason in chosen]
         if dry_run:
@@ -467,78 +428,38 @@ class Cache:
         last_uses = {entry.folder: entry.last_used for entry in unused}
 
         def is_still_right(removal: Removal) -> bool:
-            if any(removal.path == leftover.path for leftover in find(_entry_folder(removal.path))):
+            if any(removal.path == leftover.path for leftover in find(entry_folder(removal.path))):
                 return True
             try:
                 return read_entry(removal.path).last_used == last_uses.get(removal.path)
             except UnreadableManifestError:
                 return removal.path in unread
 
-        removed, kept = self._carry_out(removals, is_still_right)
+        removed, kept = carry_out(self._root, removals, is_still_right)
         for removal, reason in kept:
             logger.info("kept %s: %s", removal.path, reason)
         for removal in forgotten:
             with explained(self.root):
-                removal.path.unlink(missing_ok=True)
+                os.unlink(removal.path)
         return [*removed, *forgotten]
 
+    def _obsolete(self) -> list[Removal]:
+        return self.contents.obsolete() if isinstance(self.root, Path) else []
+
     def _abandoned(self) -> list[Removal]:
-        return [Removal(path, size(path), "what an interrupted command left") for path in abandoned(self.root)]
+        if not isinstance(self.root, Path):
+            return []
+        return [
+            Removal(path, self._root.size(path), "what an interrupted command left") for path in abandoned(self.root)
+        ]
 
-    def _roots(self, *, shared: bool) -> tuple[Path, ...]:
-        return (*self.shared, self.root) if shared else (self.root,)
+    def _roots(self, *, shared: bool) -> tuple[Root, ...]:
+        return (*self._shared, self._root) if shared else (self._root,)
 
-    def _folders(self, model: str | None = None, key: str | None = None, *, shared: bool = False) -> list[Path]:
+    def _folders(self, model: str | None = None, key: str | None = None, *, shared: bool = False) -> list[Folder]:
         """The folders of entries, complete or not; nothing outside the cache's own names, and no links."""
-        return [folder for root in self._roots(shared=shared) for folder in self._folders_at(root, model, key)]
-
-    def _folders_at(self, root: Path, model: str | None = None, key: str | None = None) -> list[Path]:
-        """The same in one root: all, or those of a model's name, or of a key's digest."""
-        found: list[Path] = []
-        with explained(self.root):
-            for name in _subfolders(str(root), None if model is None else _folder_name(model)):
-                if name.startswith("models--"):
-                    within = Path(root, name)
-                    found += [within / own for own in _subfolders(f"{root}/{name}", key) if _KEY.fullmatch(own)]
-        return found
-
-    def _carry_out(
-        self, removals: Sequence[Removal], is_still_right: Callable[[Removal], bool], *, force: bool = False
-    ) -> tuple[list[Removal], list[tuple[Removal, str]]]:
-        """Removes what can be removed; says what was, and what was kept, and why."""
-        removed: list[Removal] = []
-        kept: list[tuple[Removal, str]] = []
-        for removal in removals:
-            reason = self._carry_out_one(removal, is_still_right, force)
-            if reason is None:
-                removed.append(removal)
-            else:
-                kept.append((removal, reason))
-        return removed, kept
-
-    def _carry_out_one(self, removal: Removal, is_still_right: Callable[[Removal], bool], force: bool) -> str | None:
-        """Removes one thing under its key's lock; why it was kept, if it was."""
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(self._lock(_entry_folder(removal.path).name, 0.0))
-            except LockTimeoutError as error:
-                if not force:
-                    return str(error)
-            try:
-                if not is_still_right(removal):
-                    return "it has been used or replaced meanwhile"
-                return remove(removal.path, force=force)
-            except OSError as error:
-                return f"it cannot be removed: {error.strerror}"
-
-    def _require_space(self, nbytes: int) -> None:
-        existing = next(path for path in [self.root, *self.root.parents] if path.exists())
-        free = shutil.disk_usage(existing).free
-        if free < nbytes:
-            raise CacheError(
-                f"{self.root}: the converted checkpoint takes {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; "
-                "make space (`lazyload cache ls`, `lazyload cache rm`) or give another cache_dir"
-            )
+        name = None if model is None else folder_name(model)
+        return [folder for root in self._roots(shared=shared) for folder in root.folders(name, key)]
 
     def _repr_html_(self) -> str:
         # Notebooks alone show it.
@@ -570,23 +491,6 @@ def _by_model_and_age(entry: Listed) -> tuple[str, str]:
     return entry.model, entry.manifest.created
 
 
-def _listed(folder: Path, index: Index | None) -> tuple[Listed, Status | None, bool]:
-    """An entry as lists show it, the status of its manifest where it is known, and whether that had to be read.
-
-    Raises:
-        UnreadableManifestError: There is no complete entry.
-    """
-    if index is not None:
-        with contextlib.suppress(OSError):
-            status = Status.of(os.stat(f"{folder}/{FILE_NAME}"))
-            summary = index.find(f"{folder.parent.name}/{folder.name}", status)
-            if summary is not None:
-                require_data(folder, summary)
-                return Listed(folder, summary), status, False
-    entry = read_entry(folder)
-    return entry, entry.status, True
-
-
 def _fewest(problems: Iterable[list[str]]) -> list[str]:
     """The shortest of several lists, which is the first that is empty; an empty one for none."""
     fewest: list[str] | None = None
@@ -597,22 +501,9 @@ def _fewest(problems: Iterable[list[str]]) -> list[str]:
     return fewest or []
 
 
-def _subfolders(folder: str, name: str | None) -> list[str]:
-    """The names of the folders in one, links left out; or the one of a name, if it is there."""
-    if name is not None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return [name] if stat.S_ISDIR(os.lstat(f"{folder}/{name}").st_mode) else []
-        return []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(folder) as found:
-        return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
-    return []
-
-
-def _root(chosen: str) -> Path:
-    if "\\" in chosen:
-        raise CacheError(f"{chosen}: TensorStore reads no paths with a backslash; give another cache_dir")
-    root = Path(chosen).expanduser().absolute()
-    return root.resolve() if ".." in root.parts else root
+def _has_manifest(folder: Folder) -> bool:
+    where = folder / FILE_NAME
+    return os.path.lexists(where) if isinstance(where, Path) else where.exists()
 
 
 def _lock_timeout() -> float | None:
@@ -626,26 +517,5 @@ def _lock_timeout() -> float | None:
     raise CacheError(f"LAZYLOAD_LOCK_TIMEOUT={text!r}: give a number of seconds")
 
 
-def _is_of_other_version(folder: Path) -> bool:
+def _is_of_other_version(folder: Folder) -> bool:
     return isinstance(problem_of(folder), OlderFormatError | NewerFormatError)
-
-
-def _meant(target: str, models: Collection[str]) -> str:
-    """What may be meant by a target that is not there."""
-    by_spelling = {spelling: model for model in models for spelling in (model.lower(), model.lower().split("/")[-1])}
-    close = difflib.get_close_matches(target.lower(), by_spelling, n=3, cutoff=0.7)
-    meant = dict.fromkeys(repr(by_spelling[spelling]) for spelling in close)
-    return f"is {' or '.join(meant)} meant?" if meant else "`lazyload cache ls` shows what there is"
-
-
-def _entry_folder(path: Path) -> Path:
-    """The entry's folder that a path is, or is in."""
-    return path if _KEY.fullmatch(path.name) else path.parent
-
-
-def _folder_name(model: str) -> str:
-    """A model's name as the name of a folder: `models--Qwen--Qwen3-8B`; what is not safe is replaced, and hashed."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", model.replace("/", "--"))[:120]
-    if safe.replace("--", "/") != model:
-        safe += f"-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
-    return f"models--{safe}"

@@ -10,8 +10,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from lazyload.bucket.path import Folder
 from lazyload.cache.key import Key
 from lazyload.cache.lock import LOOK_SECONDS
 from lazyload.errors import CacheError
@@ -33,11 +33,11 @@ class _Conversion:
     reports: int = 0
 
 
-_conversions: dict[tuple[Path, str], _Conversion] = {}
+_conversions: dict[tuple[Folder, str], _Conversion] = {}
 
 
 @contextlib.contextmanager
-def in_progress(root: Path, *keys: Key) -> Iterator[Noted]:
+def in_progress(root: Folder, *keys: Key) -> Iterator[Noted]:
     """Has this process known to convert something while the body runs.
 
     Args:
@@ -77,7 +77,7 @@ def in_progress(root: Path, *keys: Key) -> Iterator[Noted]:
 class Watch:
     """Looks, as often as it is called, whether a conversion waits for the call that waits for it."""
 
-    def __init__(self, root: Path, key: Key, model: str):
+    def __init__(self, root: Folder, key: Key, model: str):
         """`model` is what messages call it."""
         self._place = root, key.digest
         self._model = model

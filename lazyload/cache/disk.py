@@ -6,11 +6,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from lazyload.bucket.path import Folder
 from lazyload.errors import CacheError, LazyLoadError
 
 
 @contextlib.contextmanager
-def explained(where: Path) -> Iterator[None]:
+def explained(where: Folder) -> Iterator[None]:
     """Turns every `OSError` of the body, which works at nothing but the cache, into a `CacheError`.
 
     Args:

@@ -1,16 +1,13 @@
 """An entry of the cache: a complete converted checkpoint."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 
-from lazyload.cache import generation
-from lazyload.cache.disk import explained, share
-from lazyload.cache.files import changed_files, damaged_files
+from lazyload.bucket.path import Folder
+from lazyload.cache.disk import explained
 from lazyload.cache.key import ENTRY_FORMAT, Key
 from lazyload.cache.manifest import (
     FILE_NAME,
@@ -19,13 +16,14 @@ from lazyload.cache.manifest import (
     InaccessibleError,
     Manifest,
     OlderFormatError,
-    Status,
     Summary,
     UnreadableManifestError,
+    Version,
     read_manifest,
     read_with_status,
-    status_of,
+    version_of,
 )
+from lazyload.cache.place import Place, place_of
 from lazyload.display import text
 from lazyload.display.values import named
 from lazyload.errors import CacheError, EntryRemovedError
@@ -43,7 +41,7 @@ class Listed:
         manifest: What is known of it.
     """
 
-    folder: Path
+    folder: Folder
     manifest: Summary
 
     def __repr__(self) -> str:
@@ -61,12 +59,17 @@ class Listed:
         return self.manifest.model
 
     @property
-    def data(self) -> Path:
+    def place(self) -> Place:
+        """What the folder is to loads."""
+        return place_of(self.folder)
+
+    @property
+    def data(self) -> Folder:
         """The data folder."""
         return self.folder / self.manifest.data
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Folder:
         """The Orbax checkpoint."""
         return self.data / self.manifest.item
 
@@ -110,9 +113,8 @@ class Listed:
     @property
     def last_used(self) -> float:
         """When it was last restored, in seconds since 1970 and never in the future; when it was made if never."""
-        with contextlib.suppress(OSError):
-            return min(max(0.0, os.stat(f"{self.folder}/last-used").st_mtime), time.time())
-        return self.created.timestamp()
+        used = self.place.last_used()
+        return self.created.timestamp() if used is None else min(max(0.0, used), time.time())
 
     def is_in_use(self) -> bool:
         """Whether a load that is in progress reads it."""
@@ -120,7 +122,7 @@ class Listed:
 
     def user(self) -> str | None:
         """Who reads it: a clause; None where nobody does."""
-        return generation.user_of(self.data)
+        return self.place.user_of(self.manifest.data)
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,11 +132,11 @@ class Entry(Listed):
     Attributes:
         folder: The folder of the manifest.
         manifest: What is known of it.
-        status: Of the manifest's file when it was read; None where that is not known.
+        status: Which manifest was read; None where that is not known.
     """
 
     manifest: Manifest
-    status: Status | None = field(default=None, compare=False)
+    status: Version | None = field(default=None, compare=False)
 
     def _repr_html_(self) -> str:
         # What notebooks alone show takes a while to import.
@@ -162,32 +164,27 @@ class Entry(Listed):
         Raises:
             EntryRemovedError: It has been removed, or converted again, since it was found.
         """
-        with generation.leased(self.data):
+        with self.place.leased(self.manifest.data):
             if not self._is_there():
                 raise EntryRemovedError(f"{self.data} has just been removed by another process; call again")
-            self._touch()
+            self.place.note_use()
             yield
 
     @contextlib.contextmanager
     def in_use_by_writer(self) -> Iterator[None]:
         """The same for who has just published it: the data stays even if somebody else has published since."""
-        with generation.leased(self.data):
-            self._touch()
+        with self.place.leased(self.manifest.data):
+            self.place.note_use()
             yield
 
     def _is_there(self) -> bool:
         where = self.folder / FILE_NAME
         try:
-            is_same = self.status is not None and status_of(where) == self.status
-            return (is_same or read_manifest(where).data == self.manifest.data) and self.data.is_dir()
+            is_same = self.status is not None and version_of(where) == self.status
+            data = self.manifest.data if is_same else read_manifest(where).data
+            return data == self.manifest.data and self.place.is_there(data)
         except UnreadableManifestError:
             return False
-
-    def _touch(self) -> None:
-        with contextlib.suppress(OSError):
-            used = self.folder / "last-used"
-            used.touch()
-            share(used, self.folder.parents[1])
 
     def differences(self, form: Form) -> list[str]:
         """How the recorded arrays differ from those wanted, which `form` describes: sentences."""
@@ -209,7 +206,9 @@ class Entry(Listed):
             InaccessibleError: One cannot be looked at now.
         """
         try:
-            return changed_files(self.data, self.manifest.files)
+            return self.place.changed_files(self.manifest.data, self.manifest.files)
+        except CacheError as error:
+            raise InaccessibleError(str(error)) from None
         except OSError as error:
             raise InaccessibleError(f"{error.filename}: cannot be looked at now: {error.strerror}") from None
 
@@ -220,12 +219,12 @@ class Entry(Listed):
             CacheError: One is damaged, or cannot be read now.
         """
         with explained(self.data):
-            problems = damaged_files(self.data, self.manifest.files)
+            problems = self.place.damaged_files(self.manifest.data, self.manifest.files)
         if problems:
             raise CacheError(f"{self.data} is damaged: {problems[0]}; call again with force_convert=True")
 
 
-def read_entry(folder: Path) -> Entry:
+def read_entry(folder: Folder) -> Entry:
     """The entry of a folder.
 
     Raises:
@@ -242,26 +241,8 @@ def read_entry(folder: Path) -> Entry:
     made_in = manifest.fields.get("format")
     if isinstance(made_in, int) and made_in < ENTRY_FORMAT:
         raise OlderFormatError(where, {"versions": manifest.versions, "nbytes": manifest.nbytes})
-    require_data(folder, manifest)
+    place_of(folder).require_data(manifest)
     return Entry(folder, manifest, status)
-
-
-def require_data(folder: Path, manifest: Summary) -> None:
-    """Makes sure that the checkpoint that a manifest names is there, and not empty.
-
-    Raises:
-        UnreadableManifestError: It is not.
-    """
-    where = folder / FILE_NAME
-    try:
-        with os.scandir(f"{folder}/{manifest.data}/{manifest.item}") as found:
-            is_empty = next(found, None) is None
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise DamagedError(f"{where}: its data {manifest.data!a} is not there") from None
-    except OSError as error:
-        raise InaccessibleError(f"{where}: its data cannot be looked at now: {error.strerror}") from None
-    if is_empty:
-        raise DamagedError(f"{where}: its data {manifest.data!a} is empty")
 
 
 def _is_shape(recorded: object, shape: tuple[int, ...]) -> bool:
@@ -269,7 +250,7 @@ def _is_shape(recorded: object, shape: tuple[int, ...]) -> bool:
     return isinstance(recorded, list) and tuple(recorded) == shape and {*map(type, recorded)} <= {int}
 
 
-def problem_of(folder: Path) -> UnreadableManifestError | None:
+def problem_of(folder: Folder) -> UnreadableManifestError | None:
     """What keeps a folder from being an entry; None where it is one, and where there is nothing."""
     try:
         read_entry(folder)

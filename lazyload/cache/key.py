@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,11 @@ class Key:
             for name in dict.fromkeys([*ours, *theirs])
             if ours.get(name) != theirs.get(name)
         ]
+
+
+def is_digest(name: str) -> bool:
+    """Whether a name is the digest of a key."""
+    return re.fullmatch("[0-9a-f]{32}", name) is not None
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

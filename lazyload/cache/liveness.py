@@ -92,7 +92,7 @@ def marked(path: Path) -> Iterator[int]:
 def is_alive(mark: Path) -> bool:
     """Whether the process that left a mark may still be at work; False if there is no such mark."""
     process = read(mark)
-    asked = None if process is None else _asked(process)
+    asked = None if process is None else asked_kernel(process)
     if asked is None:
         return is_locked(mark) or age(mark) < (STALE_SECONDS if process else UNKNOWN_SECONDS)
     return asked
@@ -137,8 +137,16 @@ def is_locked(path: Path, probe: int = fcntl.LOCK_SH) -> bool:
 def read(mark: Path) -> Process | None:
     """The process that left a mark; None if the mark is gone or damaged."""
     try:
-        content = json.loads(mark.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return parsed(mark.read_bytes())
+    except OSError:
+        return None
+
+
+def parsed(text: bytes) -> Process | None:
+    """The process that a mark's content names; None where it is damaged."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
         return None
     match content:
         case {"host": str(host), "pid": int(pid), "since": int(since) | float(since), "boot": str(boot),
@@ -150,7 +158,11 @@ def read(mark: Path) -> Process | None:
 
 def described(mark: Path) -> str:
     """Who left a mark, for people."""
-    process = read(mark)
+    return described_process(read(mark))
+
+
+def described_process(process: Process | None) -> str:
+    """A process, for people."""
     if process is None:
         return "another process"
     since = time.strftime("%H:%M:%S", time.localtime(process.since))
@@ -166,7 +178,7 @@ def age(path: Path) -> float:
         return float("inf")
 
 
-def _asked(process: Process) -> bool | None:
+def asked_kernel(process: Process) -> bool | None:
     """Whether the kernel says that a process is alive; None where it cannot be asked."""
     if not _is_here(process):
         return None

@@ -10,8 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lazyload.bucket.path import BucketPath, Folder
 from lazyload.display import text
 from lazyload.display.values import named
+from lazyload.errors import CacheError
 
 FORMAT = 2
 """Raised whenever older programs would misread a manifest. The first one had no checksum and listed no files.
@@ -50,7 +52,7 @@ class OlderFormatError(UnreadableManifestError):
     version: str
     nbytes: int
 
-    def __init__(self, path: Path, content: Mapping[str, Any]):
+    def __init__(self, path: Folder, content: Mapping[str, Any]):
         versions, nbytes = content.get("versions"), content.get("nbytes")
         named = versions.get("lazyload") if isinstance(versions, Mapping) else None
         self.version = named if isinstance(named, str) else "0.1"
@@ -86,6 +88,10 @@ class Status(NamedTuple):
     def of(cls, status: os.stat_result) -> "Status":
         """The same of what the system says."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+Version = Status | str
+"""What tells a manifest from an earlier one: the status of its file, or the version of its object."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +190,7 @@ class Manifest(Summary):
         return f'{text}, "checksum": "{_checksum_of_text(text.encode())}"}}'
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Folder) -> Manifest:
     """Reads a manifest.
 
     Raises:
@@ -193,20 +199,44 @@ def read_manifest(path: Path) -> Manifest:
     return read_with_status(path)[0]
 
 
-def read_with_status(path: Path) -> tuple[Manifest, Status | None]:
-    """Reads a manifest, and says which file it was; None where it was replaced meanwhile.
+def read_with_status(path: Folder) -> tuple[Manifest, Version | None]:
+    """Reads a manifest, and says which one it was; None where it was replaced meanwhile.
 
     Raises:
         UnreadableManifestError: It cannot be used; the subclass says why.
     """
+    if isinstance(path, BucketPath):
+        text, version = _read_object(path)
+        return _parsed(path, text), version
+    before, text = _read_file(path)
+    # Where it was replaced meanwhile, nothing is known of which one was read.
+    return _parsed(path, text), before if before == status_of(path) else None
+
+
+def _read_file(path: Path) -> tuple[Status | None, bytes]:
     try:
-        before, text = status_of(path), path.read_bytes()
+        return status_of(path), path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AbsentError(f"{path}: {error.strerror}") from None
     except IsADirectoryError:
         raise DamagedError(f"{path}: is a folder") from None
     except OSError as error:
         raise InaccessibleError(f"{path}: cannot be read now: {error.strerror}") from None
+
+
+def _read_object(path: BucketPath) -> tuple[bytes, str]:
+    try:
+        version = _version_of_object(path)
+        if version is None:
+            raise AbsentError(f"{path}: there is no such object")
+        return path.bucket.read_version(path.key, version), version
+    except FileNotFoundError:
+        raise AbsentError(f"{path}: there is no such object") from None
+    except CacheError as error:
+        raise InaccessibleError(str(error)) from None
+
+
+def _parsed(path: Folder, text: bytes) -> Manifest:
     try:
         content = json.loads(text, parse_float=_finite, parse_constant=_finite)
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
@@ -225,8 +255,19 @@ def read_with_status(path: Path) -> tuple[Manifest, Status | None]:
     if malformed:
         shown = ", ".join(f"{name} ({content.get(name)!r:.50})" for name in malformed)
         raise DamagedError(f"{path}: missing or malformed: {shown}")
-    # Where it was replaced meanwhile, nothing is known of which one was read.
-    return Manifest(**{name: content[name] for name in _CHECKS}), before if before == status_of(path) else None
+    return Manifest(**{name: content[name] for name in _CHECKS})
+
+
+def version_of(path: Folder) -> Version | None:
+    """Which manifest is there now; None where none can be opened."""
+    if isinstance(path, Path):
+        return status_of(path)
+    return _version_of_object(path)
+
+
+def _version_of_object(path: BucketPath) -> str | None:
+    found = path.bucket.children(f"{path.parent.key}/")[0].get(path.name)
+    return found.version if found else None
 
 
 def status_of(path: Path) -> Status | None:

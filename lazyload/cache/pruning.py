@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from lazyload.bucket.path import Folder
 from lazyload.cache.entry import Listed
 from lazyload.cache.superseded import find_superseded
 from lazyload.errors import ArgumentError
@@ -38,7 +38,7 @@ class Rules:
         return self == Rules()
 
     def choose(
-        self, entries: Sequence[Listed], unused: Sequence[Listed], sizes: Mapping[Path, int], total: int
+        self, entries: Sequence[Listed], unused: Sequence[Listed], sizes: Mapping[Folder, int], total: int
     ) -> Iterator[tuple[Listed, str]]:
         """The entries to remove, each with the reason.
 
@@ -74,9 +74,9 @@ class Rules:
             total -= sizes[entry.folder]
             yield entry, "used longest ago"
 
-    def _kept(self, entries: Sequence[Listed]) -> set[Path]:
+    def _kept(self, entries: Sequence[Listed]) -> set[Folder]:
         """The entries that are never removed."""
-        kept: set[Path] = set()
+        kept: set[Folder] = set()
         counts: dict[str, int] = {}
         for entry in sorted(entries, key=lambda entry: (entry.last_used, entry.created), reverse=True):
             counts[entry.model] = counts.get(entry.model, 0) + 1

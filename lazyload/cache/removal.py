@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lazyload.bucket.path import Folder
 from lazyload.cache import generation, liveness
 from lazyload.cache.entry import read_entry
 from lazyload.cache.manifest import FILE_NAME, AbsentError, DamagedError, OlderFormatError, UnreadableManifestError
 
-_KEPT_SECONDS = 3600.0
+KEPT_SECONDS = 3600.0
 """How long data that a newer conversion has replaced is kept for the loads that began before."""
 
 
@@ -24,7 +25,7 @@ class Removal:
         reason: Why.
     """
 
-    path: Path
+    path: Folder
     nbytes: int
     reason: str
 
@@ -139,7 +140,7 @@ def _unpublished(folder: Path, named: str) -> Iterator[Removal]:
 def _replaced(folder: Path, named: str) -> Iterator[Removal]:
     for data in _generations(folder):
         is_candidate = data.name != named and not generation.owner_of(data).exists()
-        if is_candidate and not generation.user_of(data) and liveness.age(data) > _KEPT_SECONDS:
+        if is_candidate and not generation.user_of(data) and liveness.age(data) > KEPT_SECONDS:
             yield Removal(data, size(data), "replaced by a newer conversion")
 
 
@@ -160,5 +161,5 @@ def _dead_files(folder: Path) -> Iterator[Removal]:
         if not is_owner and not liveness.is_alive(mark):
             yield Removal(mark, 0, "its process is gone")
     for rest in (*folder.glob(f"{FILE_NAME}.*"), *folder.glob(f"{generation.TOMBSTONE}*")):
-        if liveness.age(rest) > _KEPT_SECONDS:
+        if liveness.age(rest) > KEPT_SECONDS:
             yield Removal(rest, size(rest), "what an interrupted conversion or removal left")

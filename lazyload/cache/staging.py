@@ -77,7 +77,6 @@ class Staging:
         with explained(self.path):
             files = list_files(self.path)
             self._require_complete(files)
-            writer = liveness.this_process()
             manifest = Manifest(
                 key=self.key.digest,
                 fields=self.key.fields,
@@ -89,10 +88,8 @@ class Staging:
                 files=files,
                 source=source,
                 config=config,
-                created=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 seconds=round(seconds, 3),
-                versions=_versions(),
-                writer={"host": writer.host, "pid": writer.pid},
+                **made_by_this_process(),
             )
             temporary = self.folder / f"{FILE_NAME}.{uuid.uuid4().hex}"
             try:
@@ -169,6 +166,16 @@ def _owned(path: Path, held: contextlib.ExitStack) -> int:
             make_folder(path.parent, path.parents[2])
             return held.enter_context(liveness.marked(generation.owner_of(path)))
     raise CacheError(f"{path.parent} is removed again and again by another process; call again")
+
+
+def made_by_this_process() -> dict[str, Any]:
+    """What a manifest says of who made its entry, and when."""
+    writer = liveness.this_process()
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "versions": _versions(),
+        "writer": {"host": writer.host, "pid": writer.pid},
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -9,9 +9,9 @@ or variant, belongs to other calls, and so does what was asked for by another br
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from lazyload.bucket.path import Folder
 from lazyload.cache.entry import Listed
 
 _CHANGES: Mapping[str, str] = {"mapping": "mapping", "own_head": "mapping", "format": "entry format"}
@@ -34,7 +34,7 @@ class Superseded:
     changes: tuple[str, ...]
 
 
-def find_superseded(entries: Iterable[Listed]) -> dict[Path, Superseded]:
+def find_superseded(entries: Iterable[Listed]) -> dict[Folder, Superseded]:
     """The entries that others of these supersede, by their folders."""
     ordered = [(_call(entry), entry) for entry in sorted(entries, key=lambda entry: entry.created)]
     last = dict(ordered)

@@ -28,6 +28,9 @@ def tell_outdated(cache: Cache) -> None:
     Where it has been told already, that costs a `stat`. What is only looked in, the roots before the last one of
     `$LAZYLOAD_CACHE`, is left to those who write there.
     """
+    if not isinstance(cache.root, Path):
+        # No version before this one wrote to buckets.
+        return
     mark = cache.root / _MARK
     # A load that finds the disk failing says so by itself.
     with contextlib.suppress(OSError):

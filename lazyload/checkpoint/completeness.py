@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tensorstore as ts
 
+from lazyload.bucket.path import BucketPath, Folder, kvstore
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.errors import CacheError
 from lazyload.storage import Storage
@@ -24,7 +25,7 @@ _CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 class WrittenFiles:
     """The files of a checkpoint that is being written, with the sizes that they had when they were complete."""
 
-    def __init__(self, folder: Path, storage: Storage):
+    def __init__(self, folder: Folder, storage: Storage):
         """`folder` is that of the arrays."""
         self._folder = folder
         self._ocdbt = storage.ocdbt
@@ -34,9 +35,11 @@ class WrittenFiles:
     def note(self, path: str) -> None:
         """Takes note of new files, once a chunk of an array is committed; from any thread.
 
-        An OCDBT database says itself what it needs of its files.
+        An OCDBT database says itself what it needs of its files; and objects in a bucket are whole, or not there.
         """
-        for file in () if self._ocdbt else files_below(self._folder / path):
+        if self._ocdbt or not isinstance(self._folder, Path):
+            return
+        for file in files_below(self._folder / path):
             if file not in self._sizes and _CHUNK.fullmatch(os.path.basename(file)):
                 with contextlib.suppress(OSError):
                     size = os.path.getsize(file)
@@ -50,8 +53,8 @@ class WrittenFiles:
             CacheError: One is not.
         """
         for path, record in records.items():
-            kvstore = stores[path].kvstore
-            there = len(kvstore.list().result()) if kvstore else 0
+            keys = stores[path].kvstore
+            there = len(keys.list().result()) if keys else 0
             chunks = math.prod(-(-size // chunk) for size, chunk in zip(record.shape, record.chunks, strict=True))
             # Beside the array's metadata.
             if there < chunks + 1:
@@ -59,8 +62,9 @@ class WrittenFiles:
         with self._lock:
             sizes = dict(self._sizes)
         needed = _data_files(self._folder) if self._ocdbt and records else {}
+        there_are = {} if isinstance(self._folder, Path) else _sizes_below(self._folder)
         for file in sizes.keys() | needed.keys():
-            found = _size(file)
+            found = _size(file) if isinstance(self._folder, Path) else there_are.get(file)
             if found is None:
                 raise self._changed(f"{file} has been removed")
             if found < needed.get(file, 0) or found != sizes.get(file, found):
@@ -84,13 +88,18 @@ def _size(file: str) -> int | None:
         return None
 
 
-def _data_files(folder: Path) -> dict[str, int]:
+def _sizes_below(folder: BucketPath) -> dict[str, int]:
+    """The sizes of all objects in a folder of a bucket."""
+    return {f"{folder}/{name}": stored.size for name, stored in folder.bucket.below(f"{folder.key}/").items()}
+
+
+def _data_files(folder: Folder) -> dict[str, int]:
     """The data files that an OCDBT database refers to, with the least number of bytes that each must have.
 
     TensorStore lists keys without looking at the files that hold their values
     (https://google.github.io/tensorstore/kvstore/ocdbt).
     """
-    base = ts.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
+    base = ts.KvStore.open(kvstore(folder)).result()
     sizes: dict[str, int] = {}
     newest = ts.ocdbt.dump(base).result()["versions"][-1]["root"]
     nodes = [newest["location"]] if "location" in newest else []
@@ -102,6 +111,6 @@ def _data_files(folder: Path) -> dict[str, int]:
         for location in (node, *(entry["indirect_value"] for entry in entries if "indirect_value" in entry)):
             # "<type>:<base>:<file>:<offset>:<length>", both paths relative to the database.
             _, base_path, name, offset, length = location.split(":")
-            file = os.path.join(folder, base_path + name)
+            file = f"{folder}/{base_path}{name}"
             sizes[file] = max(sizes.get(file, 0), int(offset) + int(length))
     return sizes

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import tensorstore as ts
 
+from lazyload.bucket.path import Folder
 from lazyload.checkpoint.completeness import WrittenFiles, files_below
 from lazyload.checkpoint.pieces import Piece, Stretch
 from lazyload.checkpoint.records import ArrayRecord
@@ -35,9 +36,17 @@ _LARGE_ARRAY_BYTES = 1 << 20
 
 
 class CompressedReader:
-    """Reads compressed chunks, for as long as the context lasts."""
+    """Reads compressed chunks, for as long as the context lasts.
 
-    def __init__(self, folder: Path, storage: Storage):
+    Attributes:
+        threads: How many may read at a time.
+        batch_bytes: Of chunks that one reads at a time, unless a single one is larger.
+    """
+
+    threads = min(16, max(4, os.cpu_count() or 4))
+    batch_bytes = 8 << 20
+
+    def __init__(self, folder: Folder, storage: Storage):
         """`folder` is that of the arrays."""
         self._folder = folder
         self._storage = storage
@@ -64,6 +73,9 @@ class CompressedReader:
             ts.array(chunk).write(self._store(piece.path)[piece.box]).result()
             yield piece.box, chunk
 
+    def expect(self, stretches: Iterable[Stretch], pieces: Iterable[tuple[Piece, ArrayRecord]]) -> None:
+        """Nothing: TensorStore reads a chunk when it is asked for."""
+
     def fill(self, stretches: Iterable[Stretch]) -> None:
         """Nothing has been put off."""
 
@@ -77,7 +89,7 @@ class CompressedReader:
 class CompressedWriter:
     """Writes chunks that are compressed; leaving the context waits for all, so that nothing is written any more."""
 
-    def __init__(self, folder: Path, records: Mapping[str, ArrayRecord], storage: Storage):
+    def __init__(self, folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage):
         """Makes the arrays.
 
         Args:
@@ -117,7 +129,9 @@ class CompressedWriter:
 
     def worth_synchronising(self, least: int) -> list[str]:
         """The files of so many bytes that have appeared since this was asked."""
-        found = []
+        found: list[str] = []
+        if not isinstance(self._folder, Path):
+            return found
         for path in files_below(self._folder):
             # Until it is complete, TensorStore gives a file another name.
             with contextlib.suppress(FileNotFoundError):
@@ -136,7 +150,7 @@ class CompressedWriter:
         self._files.require_complete(self._stores, self._records)
 
 
-def _create(folder: Path, records: Mapping[str, ArrayRecord], storage: Storage) -> dict[str, ts.TensorStore]:
+def _create(folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage) -> dict[str, ts.TensorStore]:
     shared = context()
     specs = {
         path: new_array_spec(folder, path, storage, shape=record.shape, dtype=record.numpy_dtype, chunks=record.chunks)

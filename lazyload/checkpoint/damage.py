@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from lazyload.bucket.path import Folder
 from lazyload.errors import CacheError, LazyLoadError
 
 
 @contextmanager
-def explained(folder: Path, path: str) -> Iterator[None]:
+def explained(folder: Folder, path: str) -> Iterator[None]:
     """Turns what reading an array of a checkpoint raises into an error that names both."""
     try:
         yield

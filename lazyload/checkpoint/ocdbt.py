@@ -19,7 +19,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import google_crc32c
@@ -80,16 +79,21 @@ def data_file(number: int) -> str:
     return f"d/{number:032x}"
 
 
-def write_database(folder: Path, values: Mapping[bytes, bytes | Reference], file: str) -> None:
-    """Makes a folder with data files a database.
-
-    Args:
-        folder: The folder.
-        values: What each key stands for: bytes, or where they lie in a file of the folder. At least one.
-        file: The path of the data file that the tree is written to; it must not be there.
+def data_file_after(file: str, count: int) -> str:
+    """The path of the data file so many numbers after one.
 
     Raises:
-        OSError: It cannot be written to.
+        ValueError: That one has no number for a name.
+    """
+    return data_file(int(file.removeprefix("d/"), 16) + count)
+
+
+def database_files(values: Mapping[bytes, bytes | Reference], file: str) -> dict[str, bytes]:
+    """What makes a folder with data files a database: the contents of further files, by path.
+
+    Args:
+        values: What each key stands for: bytes, or where they lie in a file of the folder. At least one.
+        file: The path of the data file that holds the tree; it must not be there. It is to be written first.
     """
     nodes = bytearray()
 
@@ -102,9 +106,7 @@ def write_database(folder: Path, values: Mapping[bytes, bytes | Reference], file
     while len(level) > 1:
         height += 1
         level = [_interior(part, height, place) for part in _parts(level, _interior_entry_bytes)]
-    (folder / "d").mkdir(exist_ok=True)
-    (folder / file).write_bytes(nodes)
-    (folder / "manifest.ocdbt").write_bytes(_manifest(level[0], height))
+    return {file: bytes(nodes), "manifest.ocdbt": _manifest(level[0], height)}
 
 
 def encoded_keys(keys: Sequence[bytes]) -> tuple[bytes, bytes, bytes]:

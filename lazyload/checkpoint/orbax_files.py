@@ -8,9 +8,9 @@ names the handler and carries the custom metadata. Orbax documents neither: both
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from lazyload.bucket.path import Folder
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.storage import Storage
 
@@ -22,7 +22,7 @@ _DICT_KEY = 2
 
 
 def write_orbax_files(
-    folder: Path,
+    folder: Folder,
     arrays: Mapping[str, ArrayRecord],
     scalars: Mapping[str, int],
     storage: Storage,
@@ -62,7 +62,7 @@ def write_orbax_files(
         (folder / name).write_text(json.dumps(content))
 
 
-def write_composite_file(folder: Path, item: str, metadata: Mapping[str, Any]) -> None:
+def write_composite_file(folder: Folder, item: str, metadata: Mapping[str, Any]) -> None:
     """Writes what makes a folder a checkpoint of one item, which is the folder of that name in it.
 
     Args:
@@ -72,6 +72,11 @@ def write_composite_file(folder: Path, item: str, metadata: Mapping[str, Any]) -
     """
     content = _checkpoint_metadata({item: _HANDLER}, metadata)
     (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(content))
+
+
+def write_commit_file(folder: Folder) -> None:
+    """Writes what Orbax looks for in Google's buckets, where no folder is renamed when a checkpoint is complete."""
+    (folder / "commit_success.txt").write_text(f"Checkpoint commit was successful to {folder}")
 
 
 def _checkpoint_metadata(handlers: str | dict[str, str], metadata: Mapping[str, Any]) -> dict[str, Any]:

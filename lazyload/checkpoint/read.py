@@ -19,13 +19,16 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
+from lazyload.bucket.path import Folder
 from lazyload.checkpoint.assembly import Assembly, HostMemory
 from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.damage import explained
+from lazyload.checkpoint.files import FileRanges
+from lazyload.checkpoint.objects import ObjectRanges
 from lazyload.checkpoint.pieces import Piece, Stretch
 from lazyload.checkpoint.ranges import are_ranges
 from lazyload.checkpoint.records import ArrayRecord, Records, chunk_checksum, combined
-from lazyload.checkpoint.uncompressed import UncompressedReader
+from lazyload.checkpoint.uncompressed import Ranges, UncompressedReader
 from lazyload.errors import CacheError
 from lazyload.progress import Advance
 from lazyload.storage import Storage, is_pathways
@@ -33,16 +36,12 @@ from lazyload.storage import Storage, is_pathways
 if TYPE_CHECKING:
     from lazyload.checkpoint.compressed import CompressedReader
 
-_THREADS = min(16, max(4, os.cpu_count() or 4))
 _BYTES_IN_FLIGHT = 2 << 30
 """Of arrays that are being read or transferred at the same time, unless a single one is larger."""
 
-_BATCH_BYTES = 8 << 20
-"""Of chunks that a thread reads at a time, unless a single one is larger."""
-
 
 def read(
-    folder: Path,
+    folder: Folder,
     arrays: Records,
     shardings: Mapping[str, Sharding],
     storage: Storage,
@@ -78,16 +77,20 @@ def read(
         return _Reading(folder, records, shardings, reader, verify, advance).run()
 
 
-def _reader(folder: Path, storage: Storage) -> "UncompressedReader | CompressedReader":
+def _reader(folder: Folder, storage: Storage) -> "UncompressedReader | CompressedReader":
     if are_ranges(storage):
-        return UncompressedReader(folder, storage)
+        return UncompressedReader(folder, storage, _ranges(folder))
     # TensorStore takes a while to import, and nothing else here needs it.
     from lazyload.checkpoint.compressed import CompressedReader
 
     return CompressedReader(folder, storage)
 
 
-def _require_undamaged(folder: Path, arrays: Records, storage: Storage) -> None:
+def _ranges(folder: Folder) -> Ranges:
+    return FileRanges(folder) if isinstance(folder, Path) else ObjectRanges(folder)
+
+
+def _require_undamaged(folder: Folder, arrays: Records, storage: Storage) -> None:
     # TensorStore takes a while to import, and nothing else here needs it.
     from lazyload.checkpoint.verify import find_damage
 
@@ -95,7 +98,7 @@ def _require_undamaged(folder: Path, arrays: Records, storage: Storage) -> None:
         raise CacheError(f"{folder} is damaged: {problems[0]}; call again with force_convert=True")
 
 
-def through_orbax(folder: Path, arrays: Records, shardings: Mapping[str, Sharding]) -> dict[str, jax.Array]:
+def through_orbax(folder: Folder, arrays: Records, shardings: Mapping[str, Sharding]) -> dict[str, jax.Array]:
     """Restores with Orbax itself: under Pathways, its handlers reach devices that this process cannot."""
     # Orbax and Flax take a while to import, and nothing else here needs them.
     import orbax.checkpoint as ocp
@@ -111,11 +114,11 @@ def through_orbax(folder: Path, arrays: Records, shardings: Mapping[str, Shardin
         partial_restore=True,
     )
     with explained(folder, "the checkpoint"):
-        restored = flatten_dict(ocp.PyTreeCheckpointer().restore(folder, args=restore), sep=".")
+        restored = flatten_dict(ocp.PyTreeCheckpointer().restore(os.fspath(folder), args=restore), sep=".")
     return {path: restored[path] for path in arguments}
 
 
-def _records(folder: Path, arrays: Records, paths: Iterable[str]) -> dict[str, ArrayRecord]:
+def _records(folder: Folder, arrays: Records, paths: Iterable[str]) -> dict[str, ArrayRecord]:
     records = {}
     for path in paths:
         with explained(folder, path):
@@ -128,7 +131,7 @@ class _Reading:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Folder,
         records: Mapping[str, ArrayRecord],
         shardings: Mapping[str, Sharding],
         reader: "UncompressedReader | CompressedReader",
@@ -152,7 +155,10 @@ class _Reading:
     def run(self) -> dict[str, jax.Array]:
         """Reads all of them."""
         try:
-            with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool, self._ending_with_errors():
+            with (
+                ThreadPoolExecutor(self._reader.threads, thread_name_prefix="lazyload") as pool,
+                self._ending_with_errors(),
+            ):
                 for batch in self._batches():
                     pool.submit(self._read, batch)
         except BaseException as error:
@@ -163,11 +169,11 @@ class _Reading:
         return {path: self._arrays[path] for path in self._records}
 
     def _batches(self) -> Iterator[list[Piece]]:
-        """Chunks by batches, in the checkpoint's order; waits while too many arrays are under way."""
+        """Chunks by batches, in the order in which they lie; waits while too many arrays are under way."""
         memory = HostMemory()
         batch: list[Piece] = []
         held = 0
-        for path, record in self._records.items():
+        for path, record in sorted(self._records.items(), key=lambda item: (item[1].file, item[1].offset)):
             if batch and not self._budget.has(record.nbytes):
                 yield batch
                 batch, held = [], 0
@@ -183,7 +189,7 @@ class _Reading:
             if not found:
                 self._finish(path)
             for piece in found:
-                if batch and held + piece.nbytes > _BATCH_BYTES:
+                if batch and held + piece.nbytes > self._reader.batch_bytes:
                     yield batch
                     batch, held = [], 0
                 batch.append(piece)
@@ -197,10 +203,18 @@ class _Reading:
             return
         try:
             stretches: list[Stretch] = []
+            others = []
             for piece in batch:
                 with explained(self._folder, piece.path):
-                    stretches += self._read_or_put_off(piece)
+                    found = self._stretches(piece)
+                    stretches += found or ()
+                    others += [piece] if found is None else []
+            with explained(self._folder, batch[0].path):
+                self._reader.expect(stretches, [(piece, self._records[piece.path]) for piece in others])
             self._reader.fill(stretches)
+            for piece in others:
+                with explained(self._folder, piece.path):
+                    self._read_strips(piece)
             for piece in batch:
                 self._advance(piece.nbytes)
                 with self._lock:
@@ -221,13 +235,15 @@ class _Reading:
             self._errors.append(error)
             raise
 
-    def _read_or_put_off(self, piece: Piece) -> Iterable[Stretch]:
-        """Reads a chunk, or says which bytes of it are still to be read, and where they go."""
+    def _stretches(self, piece: Piece) -> list[Stretch] | None:
+        """Which bytes of a chunk are to be read, and where they go; None where that is not so simple."""
+        if self._verify:
+            return None
+        return self._reader.stretches(piece, self._records[piece.path], self._assemblies[piece.path])
+
+    def _read_strips(self, piece: Piece) -> None:
+        """Reads a chunk by way of other memory."""
         record, assembly = self._records[piece.path], self._assemblies[piece.path]
-        if not self._verify:
-            stretches = self._reader.stretches(piece, record, assembly)
-            if stretches is not None:
-                return stretches
         checksum = 0
         for box, values in self._reader.strips(piece, record, None if self._verify else assembly):
             if self._verify:
@@ -235,7 +251,6 @@ class _Reading:
             assembly.put(box, values)
         if self._verify:
             self._checksums[piece.path][piece.number] = checksum
-        return ()
 
     def _finish(self, path: str) -> None:
         """An array whose chunks have all been read, to its devices."""

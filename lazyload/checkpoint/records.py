@@ -25,8 +25,9 @@ class ArrayRecord:
         nbytes: Its size, uncompressed.
         checksum: See `combined`.
         file: Where its chunks lie as bytes, in row-major order one after another, each of the full size: a file of the
-            checkpoint. Empty where each chunk is a file of its own, or they are compressed.
+            checkpoint. Empty where each chunk has a file of its own name, or they are compressed.
         offset: Where in that file the first one begins.
+        per_file: How many chunks lie in that file, and in each of the next numbers, which hold nothing else; 0 for all.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +37,7 @@ class ArrayRecord:
     checksum: str
     file: str = ""
     offset: int = 0
+    per_file: int = 0
 
     @property
     def chunk_nbytes(self) -> int:
@@ -65,7 +67,7 @@ class ArrayRecord:
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         values = asdict(self) | {"shape": list(self.shape), "chunks": list(self.chunks)}
-        unplaced = () if self.file else ("file", "offset")
+        unplaced = () if self.per_file else ("per_file",) if self.file else ("file", "offset", "per_file")
         return {name: value for name, value in values.items() if name not in unplaced}
 
     @classmethod
@@ -95,12 +97,13 @@ def _shown(values: Any) -> str:
     return str(values)[:200]
 
 
-def _place_of(values: Mapping[str, Any]) -> tuple[str, int]:
+def _place_of(values: Mapping[str, Any]) -> tuple[str, int, int]:
     """Where the chunks of a record lie."""
-    file, offset = values.get("file", ""), values.get("offset", 0)
-    if not isinstance(file, str) or not _is_size(offset) or ".." in file.split("/") or file.startswith("/"):
+    file, offset, per_file = values.get("file", ""), values.get("offset", 0), values.get("per_file", 0)
+    is_place = isinstance(file, str) and _is_size(offset) and _is_size(per_file)
+    if not is_place or ".." in file.split("/") or file.startswith("/"):
         raise ValueError(f"not the place of an array: {_shown(values)}")
-    return file, offset
+    return file, offset, per_file
 
 
 def chunk_checksum(chunk: np.ndarray, before: int = 0) -> int:

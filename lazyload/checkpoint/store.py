@@ -6,12 +6,12 @@ the OCDBT database whose root is the folder (https://google.github.io/tensorstor
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
+from lazyload.bucket.path import Folder, kvstore
 from lazyload.checkpoint.zarr import metadata
 from lazyload.errors import CacheError
 from lazyload.storage import Storage
@@ -34,24 +34,22 @@ def context() -> ts.Context:
     return ts.Context(_CONTEXT)
 
 
-def array_spec(folder: Path, path: str, storage: Storage) -> dict[str, Any]:
+def array_spec(folder: Folder, path: str, storage: Storage) -> dict[str, Any]:
     """How to open an array that exists; a chunk that is not there is an error, not zeros.
 
     Raises:
         CacheError: This process has been forked from one that used TensorStore, which ends a process that then uses it.
     """
     _require_no_fork()
-    # No URLs, in which `%41` is an A, and `?`, `#` and `|` end a path.
     if storage.ocdbt:
-        base = {"driver": "file", "path": f"{folder}/"}
-        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": base, "path": f"{path}/"}
+        place: dict[str, Any] = {"driver": "ocdbt", "base": kvstore(folder), "path": f"{path}/"}
     else:
-        kvstore = {"driver": "file", "path": f"{folder / path}/"}
-    return {"driver": "zarr3" if storage.zarr3 else "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+        place = kvstore(folder / path)
+    return {"driver": "zarr3" if storage.zarr3 else "zarr", "kvstore": place, "fill_missing_data_reads": False}
 
 
 def new_array_spec(
-    folder: Path, path: str, storage: Storage, *, shape: Sequence[int], dtype: np.dtype, chunks: Sequence[int]
+    folder: Folder, path: str, storage: Storage, *, shape: Sequence[int], dtype: np.dtype, chunks: Sequence[int]
 ) -> dict[str, Any]:
     """How to create an array."""
     spec = array_spec(folder, path, storage)

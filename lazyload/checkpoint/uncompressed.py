@@ -1,4 +1,4 @@
-"""Uncompressed chunks: written to where they lie, and read from there, without TensorStore.
+"""Uncompressed chunks: read from where they lie, and written there on a disk, without TensorStore.
 
 TensorStore copies what it writes, and what it reads, through fresh memory of its own, which takes three times as long
 as the bytes; and it reads a chunk as a whole, whoever needs how much of it.
@@ -9,17 +9,19 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
+from lazyload.bucket.path import Folder
 from lazyload.checkpoint.damage import explained
-from lazyload.checkpoint.ocdbt import Reference, data_file, write_database
+from lazyload.checkpoint.files import OpenFiles, write_at
+from lazyload.checkpoint.ocdbt import Reference, data_file, database_files
 from lazyload.checkpoint.pieces import Piece, Stretch
-from lazyload.checkpoint.ranges import OpenFiles, range_of, read_at, write_at
+from lazyload.checkpoint.ranges import file_of, range_of
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.checkpoint.zarr import chunk_key, encoded_metadata, metadata_key
 from lazyload.errors import CacheError
@@ -30,21 +32,69 @@ from lazyload.storage import Storage
 if TYPE_CHECKING:
     from lazyload.checkpoint.assembly import Assembly
 
+
 _GAP_BYTES = 64
 """Between what is read in one call, at most."""
 
-_STRIP_BYTES = 512 << 10
-"""What is read at a time where it goes to several places: it stays in the processor's cache until it is copied."""
+
+class Ranges(Protocol):
+    """The files of a checkpoint that is read: on a disk (`FileRanges`) or in a bucket (`ObjectRanges`).
+
+    Attributes:
+        threads: How many may read at a time.
+        batch_bytes: Of chunks that one reads at a time, unless a single one is larger.
+        strip_bytes: What is read at a time where it goes to several places.
+    """
+
+    threads: int
+    batch_bytes: int
+    strip_bytes: int
+
+    def read(self, file: str, offset: int, parts: Sequence[memoryview]) -> None:
+        """Fills memory from a position of a file on, one part after another.
+
+        Raises:
+            ValueError: The file ends before.
+            OSError: It cannot be read.
+        """
+
+    def expect(self, spans: Sequence[tuple[str, int, int]]) -> None:
+        """Is told which bytes this thread is about to read: files, from where, and to where.
+
+        Raises:
+            ValueError: A file ends before.
+            OSError: One cannot be read.
+        """
+
+    def require_size(self, file: str, nbytes: int) -> None:
+        """Makes sure that a file has its size.
+
+        Raises:
+            ValueError: It has not.
+            OSError: It cannot be looked at.
+        """
+
+    def close(self) -> None:
+        """Ends it."""
 
 
 class UncompressedReader:
-    """Reads uncompressed chunks, for as long as the context lasts."""
+    """Reads uncompressed chunks, for as long as the context lasts.
 
-    def __init__(self, folder: Path, storage: Storage):
-        """`folder` is that of the arrays."""
+    Attributes:
+        threads: How many may read at a time.
+        batch_bytes: Of chunks that one reads at a time, unless a single one is larger.
+    """
+
+    threads: int
+    batch_bytes: int
+
+    def __init__(self, folder: Folder, storage: Storage, files: Ranges):
+        """`folder` is that of the arrays, and `files` are its files."""
+        self.threads, self.batch_bytes = files.threads, files.batch_bytes
         self._folder = folder
         self._storage = storage
-        self._files = OpenFiles(folder)
+        self._files = files
         self._scratch = Scratch()
 
     def __enter__(self) -> Self:
@@ -77,24 +127,32 @@ class UncompressedReader:
         row_shape = stored[axis + 1 :]
         row_bytes = math.prod(row_shape) * dtype.itemsize
         count = piece.box[axis].stop - piece.box[axis].start if axis < len(stored) else 1
-        step = max(1, _STRIP_BYTES // max(1, row_bytes))
+        step = max(1, self._files.strip_bytes // max(1, row_bytes))
         trimmed = tuple(slice(0, cut.stop - cut.start) for cut in piece.box[axis + 1 :])
-        with self._opened(file) as descriptor:
-            for first in range(0, count, step):
-                last = min(first + step, count)
-                box = piece.box
-                if axis < len(stored):
-                    low = box[axis].start
-                    box = (*box[:axis], slice(low + first, low + last), *box[axis + 1 :])
-                if wanted is not None and not any(True for _ in wanted.parts(box)):
-                    continue
-                rows = self._scratch.array((last - first, *row_shape), dtype)
-                read_at(descriptor, offset + first * row_bytes, [rows.reshape(-1).view(np.uint8).data])
-                yield box, rows[(slice(None), *trimmed)].reshape([cut.stop - cut.start for cut in box])
+        for first in range(0, count, step):
+            last = min(first + step, count)
+            box = piece.box
+            if axis < len(stored):
+                low = box[axis].start
+                box = (*box[:axis], slice(low + first, low + last), *box[axis + 1 :])
+            if wanted is not None and not any(True for _ in wanted.parts(box)):
+                continue
+            rows = self._scratch.array((last - first, *row_shape), dtype)
+            self._files.read(file, offset + first * row_bytes, [rows.reshape(-1).view(np.uint8).data])
+            yield box, rows[(slice(None), *trimmed)].reshape([cut.stop - cut.start for cut in box])
+
+    def expect(self, stretches: Iterable[Stretch], pieces: Iterable[tuple[Piece, ArrayRecord]]) -> None:
+        """Is told what this thread is about to ask `fill` and `strips` for."""
+        spans = [(each.file, each.offset, each.offset + len(each.memory)) for each in stretches]
+        for piece, record in pieces:
+            file, offset = range_of(piece.path, record, piece.box, self._storage)
+            spans.append((file, offset, offset + record.chunk_nbytes))
+        self._files.expect(spans)
 
     def fill(self, stretches: Iterable[Stretch]) -> None:
         """Reads stretches, neighbours in one call."""
-        for run in _runs(sorted(stretches, key=lambda stretch: (stretch.file, stretch.offset))):
+        ordered = sorted(stretches, key=lambda stretch: (stretch.file, stretch.offset))
+        for run in _runs(ordered):
             try:
                 self._fill(run)
             except (OSError, ValueError):
@@ -105,25 +163,12 @@ class UncompressedReader:
                 raise
 
     def _fill(self, run: Sequence[Stretch]) -> None:
-        with self._opened(run[0].file) as descriptor:
-            read_at(descriptor, run[0].offset, [stretch.memory for stretch in run])
+        self._files.read(run[0].file, run[0].offset, [stretch.memory for stretch in run])
 
     def _require_whole(self, file: str, record: ArrayRecord) -> None:
         """Makes sure that a file which is a chunk has its size."""
-        if not self._storage.ocdbt and (self._folder / file).stat().st_size != record.chunk_nbytes:
-            raise ValueError(f"{self._folder / file} has not the {record.chunk_nbytes} bytes of a chunk")
-
-    @contextmanager
-    def _opened(self, file: str) -> Iterator[int]:
-        """A file's descriptor; there may be more files of single chunks than a process can have open."""
-        if self._storage.ocdbt:
-            yield self._files.descriptor(file)
-            return
-        descriptor = os.open(self._folder / file, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        if not self._storage.ocdbt:
+            self._files.require_size(file, record.chunk_nbytes)
 
 
 def _start_of_stretch(where: Sequence[slice], stored: Sequence[int]) -> int | None:
@@ -215,7 +260,7 @@ class UncompressedWriter:
         """
         record = self._records[path]
         file, offset = range_of(path, record, box, self._storage)
-        content = _padded(chunk, record.chunks).reshape(-1).view(np.uint8).data
+        content = padded(chunk, record.chunks).reshape(-1).view(np.uint8).data
         if self._storage.ocdbt:
             self._require_untruncated(file)
             write_at(self._files.descriptor(file), offset, content)
@@ -261,7 +306,8 @@ class UncompressedWriter:
         """
         if self._storage.ocdbt:
             self._require_data_files()
-            write_database(self._folder, self._database(), data_file(0))
+            for file, content in database_files(database(self._records, self._storage), data_file(0)).items():
+                (self._folder / file).write_bytes(content)
             return
         for path, files in self._complete.items():
             gone = sum(not _is_there(self._folder / file, written) for file, written in files.items())
@@ -282,22 +328,22 @@ class UncompressedWriter:
             if not _is_there(self._folder / file, os.fstat(self._files.descriptor(file))):
                 raise self._changed(f"{file} has been removed")
 
-    def _database(self) -> dict[bytes, bytes | Reference]:
-        """Keys and values of the arrays, as zarr has them."""
-        values: dict[bytes, bytes | Reference] = {}
-        for path, record in self._records.items():
-            metadata = encoded_metadata(record.shape, record.numpy_dtype, record.chunks, self._storage)
-            values[f"{path}/{metadata_key(self._storage)}".encode()] = metadata
-            for number, numbers in enumerate(itertools.product(*map(range, record.grid))):
-                offset = record.offset + number * record.chunk_nbytes
-                key = f"{path}/{chunk_key(numbers, self._storage)}"
-                values[key.encode()] = Reference(record.file, offset, record.chunk_nbytes)
-        return values
-
     def _changed(self, what: str) -> CacheError:
         return CacheError(
             f"{self._folder} was changed while it was written ({what}); call again, and see who removes files there"
         )
+
+
+def database(records: Mapping[str, ArrayRecord], storage: Storage) -> dict[bytes, bytes | Reference]:
+    """Keys and values of arrays in OCDBT, as zarr has them."""
+    values: dict[bytes, bytes | Reference] = {}
+    for path, record in records.items():
+        metadata = encoded_metadata(record.shape, record.numpy_dtype, record.chunks, storage)
+        values[f"{path}/{metadata_key(storage)}".encode()] = metadata
+        for number, numbers in enumerate(itertools.product(*map(range, record.grid))):
+            key = f"{path}/{chunk_key(numbers, storage)}"
+            values[key.encode()] = Reference(*file_of(record, number), record.chunk_nbytes)
+    return values
 
 
 def _is_there(path: Path, written: os.stat_result) -> bool:
@@ -309,7 +355,7 @@ def _is_there(path: Path, written: os.stat_result) -> bool:
     return os.path.samestat(found, written) and found.st_size == written.st_size
 
 
-def _padded(chunk: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def padded(chunk: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """A chunk as it is stored: at the array's edge with zeros after it."""
     if chunk.shape == tuple(shape):
         return chunk

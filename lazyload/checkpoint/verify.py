@@ -1,18 +1,18 @@
 """Verifying: every array of a checkpoint is read again and compared with its checksum."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
 
+from lazyload.bucket.path import Folder
 from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.records import ArrayRecord, Records, chunk_checksum, combined
 from lazyload.checkpoint.store import array_spec, context
 from lazyload.storage import Storage
 
 
-def find_damage(folder: Path, arrays: Records, storage: Storage) -> list[str]:
+def find_damage(folder: Folder, arrays: Records, storage: Storage) -> list[str]:
     """Compares every array with what was written, a chunk at a time.
 
     Args:
@@ -37,7 +37,7 @@ def find_damage(folder: Path, arrays: Records, storage: Storage) -> list[str]:
 
 
 def _compared(
-    folder: Path, path: str, values: Mapping[str, Any], storage: Storage, shared: ts.Context
+    folder: Folder, path: str, values: Mapping[str, Any], storage: Storage, shared: ts.Context
 ) -> tuple[str, str]:
     """What an array is, and what it was written as: its form where that differs, else its checksum."""
     record = ArrayRecord.from_dict(values)

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lazyload.bucket.path import Folder
 from lazyload.checkpoint.chunks import boxes, choose_chunks
-from lazyload.checkpoint.orbax_files import write_composite_file, write_orbax_files
+from lazyload.checkpoint.objects import ObjectWriter
+from lazyload.checkpoint.orbax_files import write_commit_file, write_composite_file, write_orbax_files
 from lazyload.checkpoint.order import in_order_of_arrival
-from lazyload.checkpoint.ranges import are_ranges, placed
+from lazyload.checkpoint.ranges import are_ranges, placed, placed_in_objects
 from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined
 from lazyload.checkpoint.uncompressed import UncompressedWriter
 from lazyload.errors import CacheError, LazyLoadError
@@ -40,6 +42,9 @@ logger = logging.getLogger("lazyload")
 _DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _THREADS = min(8, max(2, os.cpu_count() or 2))
 
+_THREADS_TO_A_BUCKET = 16
+"""What is slow there is to wait for an answer."""
+
 _SECONDS_BETWEEN_LOOKS = 0.1
 _LARGE_BYTES = 32 << 20
 """Of a file what is less is left for the end, when the disk's journal takes all of it at once."""
@@ -49,7 +54,7 @@ Deliver = Callable[[str, Box, np.ndarray], None]
 
 
 def write(
-    folder: Path,
+    folder: Folder,
     tensors: Mapping[str, LazyTensor],
     storage: Storage,
     *,
@@ -77,17 +82,27 @@ def write(
         What there is to know of each array, for the manifest (`ArrayRecord.as_dict`).
 
     Raises:
-        CacheError: The disk is full or cannot be written to, or what was written has been removed or changed meanwhile.
+        CacheError: The disk is full or cannot be written to, or the bucket cannot, or what was written has been removed
+            or changed meanwhile.
     """
     records = {path: _new_record(lazy.shape, lazy.dtype, storage, lazy.split_order) for path, lazy in tensors.items()}
     records |= {path: _new_record((), np.dtype(np.int64), storage) for path in scalars or {}}
+    work = in_order_of_arrival(
+        (
+            (path, *item)
+            for path, lazy in tensors.items()
+            for item in enumerate(boxes(lazy.shape, records[path].chunks))
+        ),
+        tensors,
+    )
     if are_ranges(storage):
-        records = placed(records, storage)
+        records = _placed(folder, records, (path for path, _, _ in work), storage)
     checksums: dict[str, dict[int, int]] = collections.defaultdict(dict)
     overflowed: dict[str, dict[int, int]] = collections.defaultdict(dict)
     arrays = folder / item
     with _explained(folder):
-        arrays.mkdir(exist_ok=True)
+        if isinstance(arrays, Path):
+            arrays.mkdir(exist_ok=True)
         writer = _writer(arrays, records, storage)
 
     def write_chunk(path: str, number: int, box: Box) -> None:
@@ -100,16 +115,9 @@ def write(
         advance(chunk.nbytes)
 
     logger.debug("writing %d arrays to %s", len(tensors), arrays)
-    work = in_order_of_arrival(
-        (
-            (path, *item)
-            for path, lazy in tensors.items()
-            for item in enumerate(boxes(lazy.shape, records[path].chunks))
-        ),
-        tensors,
-    )
+    threads = _THREADS if isinstance(folder, Path) else _THREADS_TO_A_BUCKET
     with _sent_to_disk_meanwhile(folder, writer), writer:
-        _run(write_chunk, iter(work), give_up)
+        _run(write_chunk, iter(work), give_up, threads)
         with _explained(folder):
             for path, value in (scalars or {}).items():
                 writer.put(path, (), np.array(value, np.int64))
@@ -122,7 +130,11 @@ def write(
         write_orbax_files(arrays, written, scalars or {}, storage, metadata or {})
         if item:
             write_composite_file(folder, item, metadata or {})
-        _synchronise(folder)
+        if isinstance(folder, Path):
+            _synchronise(folder)
+        else:
+            for each in dict.fromkeys([arrays, folder]):
+                write_commit_file(each)
     _tell_overflows({path: sum(counts.values()) for path, counts in overflowed.items()}, tensors)
     return {path: record.as_dict() for path, record in written.items()}
 
@@ -135,11 +147,25 @@ def _new_record(
     return ArrayRecord(shape, dtype.name, chunks, math.prod(shape) * dtype.itemsize, checksum="")
 
 
+def _placed(
+    folder: Folder, records: Mapping[str, ArrayRecord], arriving: Iterable[str], storage: Storage
+) -> dict[str, ArrayRecord]:
+    """The records with the places of their chunks."""
+    if isinstance(folder, Path):
+        return placed(records, storage)
+    found = placed_in_objects({path: records[path] for path in dict.fromkeys([*arriving, *records])}, storage)
+    return {path: found[path] for path in records}
+
+
 def _writer(
-    folder: Path, records: Mapping[str, ArrayRecord], storage: Storage
-) -> "UncompressedWriter | CompressedWriter":
+    folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage
+) -> "UncompressedWriter | ObjectWriter | CompressedWriter":
     if are_ranges(storage):
-        return UncompressedWriter(folder, records, storage)
+        return (
+            UncompressedWriter(folder, records, storage)
+            if isinstance(folder, Path)
+            else ObjectWriter(folder, records, storage)
+        )
     # TensorStore takes a while to import, and nothing else here needs it.
     from lazyload.checkpoint.compressed import CompressedWriter
 
@@ -154,13 +180,15 @@ def _tell_overflows(counts: Mapping[str, int], tensors: Mapping[str, LazyTensor]
         logger.warning("values too large for float16 have become infinite: %s; use dtype='bfloat16'", shown)
 
 
-def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]], give_up: Callable[[BaseException], None]) -> None:
+def _run(
+    task: Callable[..., None], work: Iterator[tuple[Any, ...]], give_up: Callable[[BaseException], None], threads: int
+) -> None:
     """Calls the task with every piece of work, a few at a time; stops at the first error."""
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyload") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="lazyload") as pool:
         running: set[Future[None]] = set()
         try:
             for arguments in work:
-                if len(running) >= _THREADS:
+                if len(running) >= threads:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         future.result()
@@ -174,7 +202,7 @@ def _run(task: Callable[..., None], work: Iterator[tuple[Any, ...]], give_up: Ca
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explained(folder: Folder) -> Iterator[None]:
     """Turns what TensorStore or the operating system say of a folder that the body writes to into an error of ours."""
     try:
         yield
@@ -185,7 +213,7 @@ def _explained(folder: Path) -> Iterator[None]:
         raise _write_error(folder, str(error)) from error
 
 
-def _write_error(folder: Path, message: str) -> CacheError:
+def _write_error(folder: Folder, message: str) -> CacheError:
     """What TensorStore or the operating system say about a folder that cannot be written to, with what to do."""
     if any(words in message for words in _DISK_FULL):
         return CacheError(
@@ -196,11 +224,16 @@ def _write_error(folder: Path, message: str) -> CacheError:
 
 
 @contextlib.contextmanager
-def _sent_to_disk_meanwhile(folder: Path, writer: "UncompressedWriter | CompressedWriter") -> Iterator[None]:
+def _sent_to_disk_meanwhile(
+    folder: Folder, writer: "UncompressedWriter | ObjectWriter | CompressedWriter"
+) -> Iterator[None]:
     """Synchronises files as they grow while the body writes more of them, so that little is left for the end.
 
     Every file is synchronised once more at the end; but what goes wrong is told only once, so it is raised here, too.
     """
+    if not isinstance(folder, Path) or isinstance(writer, ObjectWriter):
+        yield
+        return
     finished = threading.Event()
 
     def follow() -> None:

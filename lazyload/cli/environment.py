@@ -128,10 +128,16 @@ def _cache(cache_dir: str | None) -> dict[str, Any]:
     try:
         cache = Cache(cache_dir)
         root = cache.root
+        shared = [str(each) for each in cache.shared]
+        if not isinstance(root, Path):
+            entries, problems = cache.look()
+            total = text.size(sum(entry.nbytes for entry in entries))
+            counts = {"entries": len(entries), "unusable": len(problems), "size": total}
+            return {"root": str(root), "shared": shared, **counts}
         existing = next(path for path in (root, *root.parents) if path.exists())
         found: dict[str, Any] = {
             "root": str(root),
-            "shared": [str(shared) for shared in cache.shared],
+            "shared": shared,
             "exists": root.is_dir(),
             "writable": os.access(existing, os.W_OK),
             "file system": filesystem.type_of(existing) or "unknown",

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from lazyload.bucket.path import Folder
 from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Entry, read_entry
 from lazyload.cache.manifest import UnreadableManifestError
-from lazyload.cache.removal import size
+from lazyload.cache.root import size
 from lazyload.cache.superseded import Superseded
 from lazyload.cli import text
 from lazyload.cli.listing import fields_of
@@ -50,7 +50,7 @@ def directory(as_json: Json = False, cache_dir: CacheDir = None) -> None:
         print(root)
 
 
-def _described(folder: Path, superseded: Mapping[Path, Superseded], *, verbose: bool) -> dict[str, Any]:
+def _described(folder: Folder, superseded: Mapping[Folder, Superseded], *, verbose: bool) -> dict[str, Any]:
     """All that is known of what is in an entry's folder, as JSON values."""
     try:
         entry = read_entry(folder)

@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lazyload.bucket.path import Folder
 from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Listed
 from lazyload.cache.filters import filtered
@@ -90,8 +90,8 @@ def _without_collections() -> Iterator[None]:
 def _list(
     cache: Cache,
     entries: Sequence[Listed],
-    superseded: Mapping[Path, Superseded],
-    problems: Mapping[Path, str],
+    superseded: Mapping[Folder, Superseded],
+    problems: Mapping[Folder, str],
     filters: Sequence[str],
     verbose: bool,
 ) -> None:
@@ -129,7 +129,7 @@ def _columns(verbose: bool, is_marked: bool) -> list[str | Column]:
     return [*columns, *([Column("", "yellow", least=10)] if is_marked else [])]
 
 
-def _row(entry: Listed, superseded: Mapping[Path, Superseded], verbose: bool, is_marked: bool) -> list[str]:
+def _row(entry: Listed, superseded: Mapping[Folder, Superseded], verbose: bool, is_marked: bool) -> list[str]:
     fields = entry.manifest.fields
     row = [
         entry.key if verbose else entry.key[:8],
@@ -154,7 +154,7 @@ def _revision(entry: Listed, digits: int) -> str:
     return commit if entry.is_pinned or not commit else f"{entry.revision}@{commit}"
 
 
-def _write_csv(entries: Sequence[Listed], superseded: Mapping[Path, Superseded]) -> None:
+def _write_csv(entries: Sequence[Listed], superseded: Mapping[Folder, Superseded]) -> None:
     names = ("key", "model", "revision", "commit", "nbytes", "created", "last_used", "superseded_by", "path")
     of_key = ("layout", "dtype", "storage")
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -166,7 +166,7 @@ def _write_csv(entries: Sequence[Listed], superseded: Mapping[Path, Superseded])
         writer.writerow([*(fields[name] for name in names), *stored, entry.layers])
 
 
-def fields_of(entry: Listed, superseded: Mapping[Path, Superseded]) -> dict[str, Any]:
+def fields_of(entry: Listed, superseded: Mapping[Folder, Superseded]) -> dict[str, Any]:
     """An entry as JSON values."""
     manifest = entry.manifest
     return {

@@ -36,7 +36,10 @@ Filters = Annotated[
     ),
 ]
 CacheDir = Annotated[
-    str | None, typer.Option(help="The cache's root.", show_default="$LAZYLOAD_CACHE or ~/.cache/lazyload")
+    str | None,
+    typer.Option(
+        help="The cache's root: a folder, gs:// or s3://.", show_default="$LAZYLOAD_CACHE or ~/.cache/lazyload"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but keys or paths, one a line.")]

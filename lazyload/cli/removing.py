@@ -156,7 +156,7 @@ def _show_removals(cache: Cache, removals: Sequence[Removal], verbose: bool) -> 
     rows = [
         (
             text.size(removal.nbytes),
-            str(removal.path if verbose else removal.path.relative_to(cache.root)),
+            str(removal.path) if verbose else str(removal.path).removeprefix(f"{cache.root}/"),
             removal.reason,
         )
         for removal in removals

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lazyload.cache.removal import size
+from lazyload.cache.root import size
 from lazyload.cli import text
 from lazyload.cli.options import CacheDir, DryRun, Json, KeepSource, SomeTargets, Token, Verbose
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import math
 import sys
 import threading
@@ -16,8 +17,10 @@ from lazyload.display import text
 from tests.benchmarks import maxtext, models, packings
 from tests.benchmarks.bars import Bar, Round, memory, ratio
 from tests.benchmarks.experiments import Experiment, Row
+from tests.benchmarks.measure import once
 from tests.benchmarks.peers import Peer
-from tests.support import entries
+from tests.support import cloud_storage, entries
+from tests.support.cloud_storage import CloudStorage
 from tests.support.hub import Hub
 
 Storage = Mapping[str, bool]
@@ -216,6 +219,39 @@ def hub(settings: Settings) -> Iterator[Experiment]:
             yield Experiment(title, rows, bars, "download")
 
 
+def bucket(settings: Settings) -> Iterator[Experiment]:
+    """A cache in a bucket on loopback, beside the bare requests; and how many requests a hit makes."""
+    missing = "" if importlib.util.find_spec("gcsfs") else "gcsfs is not installed"
+    for gigabytes in settings.gigabytes:
+        model = _model(settings, "dense", gigabytes)
+        store = cloud_storage.start()
+        files = sorted(model.glob("*.safetensors"))
+        for path in files:
+            store.put("bucket", f"source/{path.name}", path.read_bytes(), {})
+        objects = [(f"{store.url}/download/storage/v1/b/bucket/o/source%2F{p.name}", p.stat().st_size) for p in files]
+        job = settings.job(model, cache="gs://bucket/cache", environment=store.environment(), objects=objects)
+        row = partial(Row, job=job, nbytes=models.nbytes_on_disk(model), python=_PYTHON, missing=missing)
+        rows = [
+            row("get", "bare requests for the source's bytes", "the machine", "get"),
+            row("hit-bucket", "load from a bucket", "lazyload", "load"),
+            row("convert-bucket", "conversion into a bucket", "lazyload", "convert_into_bucket"),
+        ]
+        bars = [ratio("load from a bucket / bare requests", "hit-bucket", "get", 2)]
+        if not missing:
+            further = _requests_of_a_hit(settings, store, model, job) - -(-models.nbytes_on_disk(model) // (16 << 20))
+            title = "requests of a hit, beyond one for every 16 MiB"
+            bars.append(Bar(title, ("hit-bucket",), lambda _, number=further: number, 20, "requests"))
+        yield Experiment(f"bucket on loopback, dense, {_size(model)}", rows, bars, "get")
+
+
+def _requests_of_a_hit(settings: Settings, store: CloudStorage, model: Path, job: Mapping[str, Any]) -> int:
+    told = {**job, "scratch": str(settings.folder)}
+    once(_PYTHON, "convert_into_bucket", told, timeout=600)
+    store.forget_counts()
+    once(_PYTHON, "load", told, timeout=600)
+    return sum(store.requests.values())
+
+
 def decisions(settings: Settings) -> Iterator[Experiment]:
     """How long it takes to find that a converted checkpoint is there."""
     model = _model(settings, "dense", min(settings.gigabytes))
@@ -355,6 +391,7 @@ SUITES: Mapping[str, Suite] = {
     "load": loads,
     "convert": conversions,
     "hub": hub,
+    "bucket": bucket,
     "hit": decisions,
     "start": start,
     "packed": packed,

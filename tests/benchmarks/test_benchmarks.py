@@ -1,6 +1,7 @@
 """The benchmarks run, and say what they could not measure; how long anything takes is not asked here."""
 
 import importlib.metadata
+import importlib.util
 import json
 import subprocess
 import sys
@@ -26,6 +27,7 @@ SUITES = {
     ),
     "convert": ("read-write cold cold-first convert copy convert-process", ""),
     "hub": ("download from-hub", ""),
+    "bucket": ("get hit-bucket convert-bucket", ""),
     "hit": ("hit-folder hit-hub", ""),
     "start": ("import-jax import-lazyload import-loader import-typer-rich ls", ""),
     "packed": ("packed-plain packed-awq", ""),
@@ -44,7 +46,7 @@ def benchmarks(folder: Path, *words: str) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "suites", [["load", "hub"], ["convert", "hit", "start"], ["packed", "maxtext", "growth"]], ids=" ".join
+    "suites", [["load", "hub"], ["convert", "hit", "bucket", "start"], ["packed", "maxtext", "growth"]], ids=" ".join
 )
 def test_suites_measure_every_row_and_say_which_they_could_not(suites: list[str], tmp_path: Path) -> None:
     # A Python that there is not: what is installed beside this library makes no difference.
@@ -53,6 +55,9 @@ def test_suites_measure_every_row_and_say_which_they_could_not(suites: list[str]
     measured, missing = ({name for suite in suites for name in SUITES[suite][part].split()} for part in (0, 1))
     if "load" in suites and importlib.metadata.version("orbax-checkpoint").startswith("0.11."):
         missing, measured = missing | {"orbax-safetensors"}, measured - {"orbax-safetensors"}
+    if "bucket" in suites and importlib.util.find_spec("gcsfs") is None:
+        buckets = set(SUITES["bucket"][0].split())
+        missing, measured = missing | buckets, measured - buckets
     rows = {row["name"]: row for experiment in found["experiments"] for row in experiment["rows"]}
     assert {name for name, row in rows.items() if row["samples"]} == measured
     assert {name for name, row in rows.items() if row["missing"]} == missing

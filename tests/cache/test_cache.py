@@ -537,8 +537,14 @@ def test_the_root_is_where_the_environment_says(tmp_path: Path, monkeypatch: pyt
     assert Cache().root == tmp_path / "two" / "lazyload"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert Cache().root == Path("~/.cache/lazyload").expanduser()
-    with pytest.raises(CacheError, match="gs://bucket"):
-        Cache("gs://bucket/cache")
+    monkeypatch.setenv("LAZYLOAD_CACHE", "gs://bucket/cache/")
+    assert str(Cache().root) == "gs://bucket/cache"
+    monkeypatch.setenv("LAZYLOAD_CACHE", f"{tmp_path}:s3://bucket/cache:gs://bucket")
+    assert [str(root) for root in (*Cache().shared, Cache().root)] == [
+        str(tmp_path),
+        "s3://bucket/cache",
+        "gs://bucket",
+    ]
 
 
 def test_the_root_carries_the_tag_that_backups_look_for(tmp_path: Path) -> None:

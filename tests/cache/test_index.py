@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.entries import COMMITS, publish
 
-from lazyload.cache import cache as cache_module
+from lazyload.cache import looking
 from lazyload.cache import index
 from lazyload.cache.cache import Cache
 
@@ -16,7 +16,7 @@ MODELS = 12
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of a few entries, of which an index is worth it, and so old that one may be believed."""
-    monkeypatch.setattr(cache_module, "WORTH_BYTES", 0)
+    monkeypatch.setattr(looking, "WORTH_BYTES", 0)
     monkeypatch.setattr(index, "_SETTLED_SECONDS", -1.0)
     for number in range(MODELS):
         publish(tmp_path, f"org/model-{number:02}", nbytes=1000 + number)
@@ -38,7 +38,7 @@ def test_lists_read_no_manifest_that_the_index_has(root: Path, monkeypatch: pyte
     def never(folder: Path) -> None:
         raise AssertionError(f"{folder} is read")
 
-    monkeypatch.setattr(cache_module, "read_entry", never)
+    monkeypatch.setattr(looking, "read_entry", never)
     assert listed(root) == EXPECTED
 
 

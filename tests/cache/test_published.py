@@ -14,6 +14,7 @@ import pytest
 
 from lazyload.cache import generation, liveness
 from lazyload.cache.cache import Cache
+from lazyload.cache.disk_root import DiskRoot
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
 from lazyload.cache.manifest import checksum_of
@@ -279,15 +280,15 @@ def test_what_was_replaced_or_used_since_it_was_looked_at_is_not_pruned(
 ) -> None:
     cache = Cache(tmp_path)
     publish(cache)
-    lock = Cache._lock
+    lock = DiskRoot.lock
 
     def after_a_conversion(self: Cache, digest: str, timeout: float | None) -> Any:
-        monkeypatch.setattr(Cache, "_lock", lock)
+        monkeypatch.setattr(DiskRoot, "lock", lock)
         time.sleep(1.1)
         publish(cache)
         return lock(self, digest, timeout)
 
-    monkeypatch.setattr(Cache, "_lock", after_a_conversion)
+    monkeypatch.setattr(DiskRoot, "lock", after_a_conversion)
     assert cache.prune(older_than=0) == []
     assert cache.find(KEY) is not None
 

@@ -123,9 +123,9 @@ def test_a_miss_of_a_folder_says_so_too(old: Path, tmp_path: Path) -> None:
 
 
 def folder_name(model: Path) -> str:
-    from lazyload.cache.cache import _folder_name
+    from lazyload.cache.targets import folder_name
 
-    return _folder_name(str(model))
+    return folder_name(str(model))
 
 
 def test_without_the_hub_the_error_says_why_what_is_there_is_not_enough(old: Path) -> None:

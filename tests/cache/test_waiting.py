@@ -23,9 +23,9 @@ from lazyload.cache.termination import cleaning_up
 from lazyload.errors import CacheError, EntryRemovedError, LockTimeoutError
 
 HOLD = """
-import sys
-from lazyload.cache.cache import Cache
-with Cache(sys.argv[1])._lock(sys.argv[2], None):
+import pathlib, sys
+from lazyload.cache.disk_root import DiskRoot
+with DiskRoot(pathlib.Path(sys.argv[1])).lock(sys.argv[2], None):
     print("held", flush=True)
     sys.stdin.readline()
 """

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazyload.checkpoint import ocdbt
-from lazyload.checkpoint.ocdbt import Reference, data_file, write_database
+from lazyload.checkpoint.ocdbt import Reference, data_file, database_files
 
 CONTENT = bytes(range(256)) * 8
 
@@ -25,7 +25,8 @@ def written(folder: Path, values: dict[bytes, bytes | tuple[int, int, int]]) -> 
     for number, file in enumerate(files):
         (folder / file).write_bytes(CONTENT[number:])
     references = {key: v if isinstance(v, bytes) else Reference(files[v[0]], *v[1:]) for key, v in values.items()}
-    write_database(folder, references, data_file(0))
+    for file, content in database_files(references, data_file(0)).items():
+        (folder / file).write_bytes(content)
     return {
         key: value if isinstance(value, bytes) else CONTENT[value[0] :][value[1] : value[1] + value[2]]
         for key, value in values.items()

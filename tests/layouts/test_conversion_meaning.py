@@ -229,7 +229,7 @@ def test_roles_that_are_stacked(source: str, target: str, data: st.DataObject) -
 
 
 def test_a_stack_is_a_dimension_of_no_axis_and_one_role_is_read_by_itself() -> None:
-    assert target_axes(STACKED["stacked"], SIZES)["2"] == ((2, 1, 5, 4), ("1", "kv_head", "embed", "head_dim"))
+    assert axes_of(unroll_tree(STACKED["stacked"], SIZES))["2"] == ((2, 1, 5, 4), ("1", "kv_head", "embed", "head_dim"))
     source = Arrays(stacked("stacked"))
     lazy = resolve(source, STACKED["stacked"], STACKED["apart"], SIZES, FLOAT32).tensors["2.k"]
     np.testing.assert_array_equal(lazy[:, :], stacked("apart")["2.k"])
@@ -239,7 +239,7 @@ def test_a_stack_is_a_dimension_of_no_axis_and_one_role_is_read_by_itself() -> N
 def test_stacked_roles_may_call_a_dimension_by_axes_of_their_own_if_these_are_of_one_size() -> None:
     stack = Layout({"gk": "mlp | k : (1 | 1) (mlp | head) (head | gate_up) embed"})
     with pytest.raises(LayoutError, match="'mlp' and 'k' share an array, but are 3 and 2 long in dimension 2"):
-        target_axes(stack, SIZES)
+        unroll_tree(stack, SIZES)
     alike = Layout({"{layer}": "mlp | mlp2 : (1 | 1) (mlp | head) (head | mlp) embed"})
     a = np.arange(4 * 3 * 3 * 5, dtype=np.float32).reshape(4, 3, 3, 5)
     apart = Layout({"a": "mlp : layer mlp head embed", "b": "mlp2 : layer head mlp embed"})

@@ -25,7 +25,7 @@ FIELDS = {
 
 
 def publish(
-    root: Path,
+    root: Path | str,
     model: str = "org/model",
     *,
     commit: str = COMMITS[0],
@@ -54,14 +54,14 @@ def publish(
     return _publish(root, model, identity, origin, nbytes, used, fields, arrays)
 
 
-def publish_folder(root: Path, path: str, content: str, **fields: Any) -> Entry:
+def publish_folder(root: Path | str, path: str, content: str, **fields: Any) -> Entry:
     """Publishes an entry of a folder with one file of some content."""
     identity = {"kind": "folder", "files": {"model.safetensors": {"sha256": content}}}
     return _publish(root, path, identity, {"path": path, "sizes": {"model.safetensors": 1}}, 1000, None, fields)
 
 
 def _publish(
-    root: Path,
+    root: Path | str,
     model: str,
     identity: dict[str, Any],
     origin: dict[str, Any],

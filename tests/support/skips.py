@@ -19,6 +19,7 @@ REASONS = {
     "mount": "a file system cannot be mounted here",
     "tmux": "tmux is not installed",
     "browser": "no Chromium is installed",
+    "buckets": "no client of buckets is installed",
     "docs": "could not import 'sphinx'",
 }
 """What may be missing where the tests run, and how the reason of a test that is skipped for it begins."""

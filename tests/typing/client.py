@@ -118,7 +118,7 @@ lazyload.from_pretrain("m")  # rejected: attr-defined
 
 # What comes back besides models.
 converted = lazyload.convert("m")
-assert_type(converted.path, pathlib.Path)
+assert_type(converted.path, pathlib.Path | lazyload.BucketPath)
 assert_type(converted.manifest, lazyload.Manifest)
 plan = lazyload.plan("m")
 assert_type(plan, lazyload.Plan)

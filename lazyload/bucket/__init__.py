@@ -1,0 +1,1 @@
+"""Objects in a bucket of Google's or Amazon's: their paths, and the requests that read, write, list and remove them."""
