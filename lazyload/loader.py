@@ -28,6 +28,7 @@ from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_rep
 from lazyload.request import Request, open_request, read_config
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.sources import ModelReference
+from lazyload.team import Call, Team, shown_to_peers
 
 if TYPE_CHECKING:
     import jax
@@ -85,6 +86,7 @@ def from_pretrained(
     force_convert: bool = False,
     keep_source: bool = True,
     lock_timeout: float | None = None,
+    patience: float | None = None,
     verify: bool = False,
     progress: ProgressOption = None,
     strict: bool = False,
@@ -134,6 +136,9 @@ def from_pretrained(
             is read where it is, and stays.
         lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
             `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
+        patience: Where the mesh has devices of several processes, seconds for which one of them may not have made the
+            same call, or show no sign of life, before all others raise `PeerError`; None for 60. A conversion may take
+            as long as it takes.
         verify: Whether to compare what is restored with its checksums while it is read.
         progress: None shows one line where a person is looking, on a terminal or in a notebook: what is downloaded,
             converted, restored, and in the end what was done. True shows it anywhere, False nowhere; a function is
@@ -157,30 +162,50 @@ def from_pretrained(
     Example:
         >>> model = lazyload.from_pretrained("Qwen/Qwen3-8B", mesh=mesh)  # doctest: +SKIP
     """
+    # JAX takes a while to import, and what only looks, or converts, does without.
     from lazyload.placement import Placement
     from lazyload.restoring import Restoring
+    from lazyload.together import arrays_elsewhere, obtain_together, open_together, place_together
 
     stopwatch = Stopwatch()
     placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with (
+        Call(Team.of(placement.devices), f"lazyload.from_pretrained of {reference.name}", patience) as call,
         cleaning_up(),
         show_progress(progress, reference.name) as shown,
-        stopwatch.entering(
-            "open",
-            open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
-        ) as request,
     ):
-        placement.require(request)
+        shown.check = call.check
+        opened = functools.partial(
+            open_request,
+            reference,
+            dtype,
+            layout,
+            storage,
+            cache_dir,
+            family,
+            strict,
+            config,
+            shown,
+            layers=layers,
+        )
+        with stopwatch.entering("open", open_together(call, reference, opened)) as request:
+            placement.require(request)
+            place_together(call, request, placement)
+            if not call.team.is_member:
+                built = placement.build(*arrays_elsewhere(request, placement, call))
+                call.leave_together()
+                return built
 
-        restoring = Restoring(request, placement, verify, shown, stopwatch)
-        manner = Manner(force_convert, keep_source, lock_timeout, shown, stopwatch)
-        obtained = obtain(request, restoring, manner)
-        stored, arrays = obtained.used
-        with stopwatch.stage("build"):
-            built = placement.build(stored, arrays)
-        report = _report(request, obtained, stopwatch, restored=True)
-        shown.sentence = in_one_sentence(report, obtained.entry.manifest.arrays, _described(arrays))
+            restoring = Restoring(request, placement, verify, shown, stopwatch)
+            manner = Manner(force_convert, keep_source, lock_timeout, shown, stopwatch)
+            obtained = obtain_together(request, restoring, manner, call)
+            stored, arrays = obtained.used
+            with stopwatch.stage("build"):
+                built = placement.build(stored, arrays)
+            call.leave_together()
+            report = _report(request, obtained, stopwatch, restored=True)
+            shown.sentence = in_one_sentence(report, obtained.entry.manifest.arrays, _described(arrays))
     return built
 
 
@@ -237,6 +262,7 @@ def convert(
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with (
+        shown_to_peers(f"lazyload.convert of {reference.name}"),
         cleaning_up(),
         show_progress(progress, reference.name) as shown,
         stopwatch.entering(

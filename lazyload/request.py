@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -46,7 +46,7 @@ from lazyload.options import (
 )
 from lazyload.progress import CallProgress
 from lazyload.sources import ModelReference, Source, open_source
-from lazyload.sources.remembered import RememberedSource
+from lazyload.sources.remembered import RememberedSource, Told
 from lazyload.storage import Storage
 
 if TYPE_CHECKING:
@@ -243,10 +243,12 @@ def open_request(
     progress: CallProgress | None = None,
     dry_run: bool = False,
     layers: range | None = None,
+    told: Told | None = None,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised.
 
     The source is open while the body runs. In a dry run nothing is written, not even what is found out about a folder.
+    Of a hub model that another process has been `told` of, nobody is asked.
     """
     flags = storage_of(storage).resolve()
     _require_family(family)
@@ -256,7 +258,7 @@ def open_request(
     contents = cache.contents.read_only() if dry_run else cache.contents
     if not dry_run:
         tell_outdated(cache)
-    with contextlib.closing(_open_source(reference, cache, contents, progress)) as source:
+    with contextlib.closing(_open_source(reference, cache, contents, progress, told)) as source:
         values = overridden(source.config, config)
         family = family or families.find(values)
         whole = family.read(values)
@@ -313,13 +315,21 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Cache:
 
 
 def _open_source(
-    reference: ModelReference, cache: Cache, contents: Contents, progress: CallProgress | None
+    reference: ModelReference,
+    cache: Cache,
+    contents: Contents,
+    progress: CallProgress | None,
+    told: Told | None = None,
 ) -> Source | RememberedSource:
     """The source, or what the cache remembers of it.
 
     That is all that a hit needs of a hub model: where the commit is known, nothing else is asked for, and where the hub
     is out of reach, or does not let this user in, not even that.
     """
+    if told is not None:
+        return RememberedSource(
+            reference.name, told.config, told.identity, told.origin, _reopening(reference, told.identity)
+        )
     entries = cache.recall(reference.name, reference.revision) if reference.is_hub_id else []
     entries = [entry for entry in entries if _is_of_place(entry, reference)]
     if not entries:
@@ -352,9 +362,14 @@ def _is_of_place(entry: Entry, reference: ModelReference) -> bool:
 
 def _remembered(entry: Entry, reference: ModelReference) -> RememberedSource:
     identity = entry.manifest.fields["source"]
-    # Its commit, not the branch, which may have moved on: the key speaks of this commit.
-    reopen = functools.partial(open_source, replace(reference, revision=identity["commit"]))
-    return RememberedSource(entry.model, entry.manifest.config, identity, entry.manifest.source, reopen)
+    return RememberedSource(
+        entry.model, entry.manifest.config, identity, entry.manifest.source, _reopening(reference, identity)
+    )
+
+
+def _reopening(reference: ModelReference, identity: Mapping[str, Any]) -> Callable[[], Source]:
+    """What opens the source of an identity: its commit, not the branch, which may have moved on."""
+    return functools.partial(open_source, replace(reference, revision=identity["commit"]))
 
 
 def _commit_of(reference: ModelReference) -> str | None:
