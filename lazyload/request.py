@@ -15,6 +15,7 @@ from lazyload.cache.contents import Contents
 from lazyload.cache.entry import Entry, Form
 from lazyload.cache.key import ENTRY_FORMAT, Key
 from lazyload.cache.upgrade import tell_outdated
+from lazyload.checkpoint.pathways import reads_every_format
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import (
     AccessDeniedError,
@@ -250,7 +251,7 @@ def open_request(
     The source is open while the body runs. In a dry run nothing is written, not even what is found out about a folder.
     Of a hub model that another process has been `told` of, nobody is asked.
     """
-    flags = storage_of(storage).resolve()
+    flags = storage_of(storage).resolve(reads_every_format=reads_every_format)
     _require_family(family)
     patterns = dtype_patterns(dtype)
     require_layers(layers)
