@@ -257,6 +257,16 @@ class Call:
         elif not self.is_alone:
             self.hear("done.agreed")
 
+    def await_failure(self) -> None:
+        """Gives others a while to tell what they have raised, of which this process sees only what follows from it.
+
+        Raises:
+            LazyLoadError: What another process has raised.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._failures, _GOODBYE_SECONDS)
+        self.check()
+
     def _gather(self, stage: str, processes: Sequence[int], wanted: str) -> dict[int, Any]:
         """What processes say at a stage; waits until all of them have said it."""
         since = time.monotonic()

@@ -3,6 +3,9 @@
 The first process asks the hub which commit is meant, and the others take its answer. Where the cache is shared, it also
 decides between hit and miss, and converts; the others wait for its entry. Where the cache is not shared, which is found
 out and not believed, each process sees for itself. Before anything is restored, all entries are compared.
+
+Where the cache is shared and the source is a folder, all take part in a conversion: each writes some of the chunks into
+the folder that the first one has made, and tells it their checksums; that one publishes.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
@@ -20,9 +24,11 @@ import numpy as np
 from lazyload.cache import nonce
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
+from lazyload.checkpoint.ranges import are_ranges
+from lazyload.checkpoint.sharing import Written
 from lazyload.display import text
-from lazyload.errors import PeerError
-from lazyload.obtaining import Manner, Obtained, Use, obtain
+from lazyload.errors import CacheError, PeerError
+from lazyload.obtaining import Manner, Obtained, Sharing, Use, obtain, take_part
 from lazyload.placement import Placement
 from lazyload.request import Request
 from lazyload.restoring import Restored
@@ -140,13 +146,27 @@ def obtain_together(request: Request, use: Use[Used], manner: Manner, call: Call
             call.say("cache", name)
             shared = call.hear_others("cache.seen")
         apart = 1 + sum(not sees for sees in shared.values())
-        return obtain(request, _Agreed(use, call, apart), manner)
+        agreed = _Agreed(use, call, apart)
+        return obtain(request, agreed, replace(manner, shared=agreed.sharing))
     sees = nonce.is_visible(root, call.hear("cache"))
     call.say("cache.seen", sees)
     if sees:
+        if folder := call.hear("staging"):
+            call.say("share", _take_part(request, manner, call, root / folder).as_json())
         request.source.know(call.hear("entry")["fields"]["source"])
         manner = replace(manner, force=False)
     return obtain(request, _Agreed(use, call), manner)
+
+
+def _take_part(request: Request, manner: Manner, call: Call, folder: Path) -> Written:
+    """Converts this process's part into the first one's folder."""
+    try:
+        members = call.team.members
+        return take_part(request, manner, folder, members.index(call.team.me), len(members))
+    except CacheError:
+        # The folder is gone once the first process has given up.
+        call.await_failure()
+        raise
 
 
 class _Agreed:
@@ -158,6 +178,27 @@ class _Agreed:
         self._call = call
         self._apart = apart
         self._agreed: Mapping[str, Any] | None = None
+        self._may_share = call.leads and apart == 1
+        self._has_spoken = not call.leads
+
+    def sharing(self, request: Request) -> Sharing | None:
+        """Has all processes take part in a conversion, once, where each of them has the source and sees the cache.
+
+        What is on the hub is fetched by one of them.
+        """
+        is_here = "files" in request.source.status
+        if not (self._may_share and is_here and are_ranges(request.storage)):
+            return None
+        self._may_share = False
+
+        def begin(folder: Path) -> None:
+            self._call.say("staging", str(folder.relative_to(request.cache.root)))
+
+        def gather() -> list[Written]:
+            return [Written.from_json(value) for value in self._call.hear_others("share").values()]
+
+        self._has_spoken = True
+        return Sharing(len(self._call.team.members), begin, gather)
 
     def begin(self, request: Request, conversion: "Conversion") -> None:
         """Says what a shared cache would save."""
@@ -184,6 +225,9 @@ class _Agreed:
             PeerError: It is not what the other processes have.
         """
         found = _content(entry)
+        if not self._has_spoken:
+            self._call.say("staging", None)
+            self._has_spoken = True
         if self._agreed is None:
             self._call.agree("entry", found)
             self._agreed = found

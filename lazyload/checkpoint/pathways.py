@@ -66,8 +66,8 @@ def require_visible(root: Path) -> None:
     kind = _kind_of_file_system(root)
     if kind in _OF_ONE_HOST and (who is Reader.PERSISTENCE or _has_workers()):
         raise CacheError(
-            f"{root} is on a disk of this host ({kind}), which the workers of Pathways, who read converted checkpoints, "
-            "do not see: give a cache_dir (LAZYLOAD_CACHE) that is mounted on all of them, such as a bucket's"
+            f"{root} is on a disk of this host ({kind}), which the workers of Pathways, who read from it, do not see: "
+            "give a cache_dir (LAZYLOAD_CACHE) that is mounted on all of them, such as a bucket's"
         )
 
 
@@ -75,7 +75,7 @@ def _has_workers() -> bool:
     """Whether devices belong to other hosts, rather than being simulated in this process."""
     from orbax.checkpoint import multihost
 
-    return multihost.is_pathways_backend()
+    return bool(multihost.is_pathways_backend())
 
 
 def _kind_of_file_system(path: Path, mounts: str = "/proc/mounts") -> str | None:

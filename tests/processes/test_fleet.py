@@ -15,6 +15,7 @@ import pytest
 from support import tiny
 from support.fleet import Answer, Fleet, fleet
 from support.hub import Hub
+from support.large import write_large_llama
 
 import lazyload
 from lazyload.cache.manifest import checksum_of
@@ -36,6 +37,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def other(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same model with other weights."""
     return str(other_weights(tmp_path_factory.mktemp("other")))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of many chunks."""
+    return str(write_large_llama(tmp_path_factory.mktemp("large"), gigabytes=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +220,27 @@ def test_a_conversion_that_fails_fails_in_all(two: Fleet, model: str, tmp_path: 
     assert not list(tmp_path.rglob("manifest.json"))
 
 
+@pytest.mark.parametrize("storage", [{}, {"ocdbt": False}], ids=str)
+def test_each_converts_a_share(four: Fleet, large: str, tmp_path: Path, storage: Mapping[str, Any]) -> None:
+    lazyload.convert(large, cache_dir=tmp_path)  # So that it is known what the folder contains.
+    answers = four.run(command(large, tmp_path, storage=storage))
+    size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
+    for answer in answers:
+        assert 0 < answer["bytes_read"] < 1.05 * size / 4, [other["bytes_read"] / size for other in answers]
+    require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
+    assert not any(found.problems for found in lazyload.verify(large, cache_dir=tmp_path))
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_while_a_conversion_is_shared_is_an_error_of_all(
+    two: Fleet, model: str, tmp_path: Path, full: int
+) -> None:
+    answers = two.run(command(model, tmp_path), **{f"p{full}": {"most_bytes": 1000}})
+    require_raised(answers, full, f"process {full} on", "the disk is full")
+    assert not list(tmp_path.rglob("manifest.json"))
+    assert not list(tmp_path.rglob("data-*"))
+
+
 @pytest.mark.parametrize("full", [0, 1])
 def test_a_full_disk_of_one_is_an_error_of_all(two: Fleet, model: str, tmp_path: Path, full: int) -> None:
     own = {"most_bytes": 1000, **command(model, tmp_path / "b")}
@@ -311,9 +339,11 @@ def test_killed_processes_are_noticed_by_all(four: Fleet, model: str, tmp_path: 
 
     load["processes"] = [0, 2, 3]
     require_equal([answer for answer in four.run(load, p1=None) if answer], in_one_process(model))
-    answers = four.run(load, p1=None, p3={"fault": ["kill", "restore"]})
+    load = {**load, **command(model, tmp_path / "again", patience=PATIENCE)}
+    answers = four.run(load, p1=None, p3={"fault": ["kill", "convert"]})
     assert answers[3] == {"died": -signal.SIGKILL}
-    require_raised([answers[0], answers[2]], -1, "process 3 on", "at 'done.compared'")
+    require_raised([answers[0], answers[2]], -1, "process 3 on", "it has been killed or stopped")
+    assert not list((tmp_path / "again").rglob("manifest.json"))
 
     # It runs JAX's own service, without which JAX ends every process.
     load["processes"] = [0, 2]

@@ -13,10 +13,12 @@ A command is a JSON object:
     format       another number of the entries' format
 
 It answers with one: "error" and "message" if the call has raised, else "shards", which has of each array the place and
-the SHA-256 of each of this process's shards, and "hit"; in any case "seconds", and "read", the bytes of its reads.
+the SHA-256 of each of this process's shards, and the numbers of its report; in any case "seconds", and "read", the
+bytes of its reads.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -77,8 +79,16 @@ def called(command: Mapping[str, Any]) -> dict[str, Any]:
                 command["model"], mesh=mesh(command), layout=lazyload.MaxText(), **options
             )
             member = jax.process_index() in command.get("processes", range(jax.process_count()))
-            report = {"hit": lazyload.last_report().hit} if member else {}
-            return {"shards": dict(shards(arrays)), "count": len(jax.tree.leaves(arrays)), **report}
+            return {
+                "shards": dict(shards(arrays)),
+                "count": len(jax.tree.leaves(arrays)),
+                **(dataclasses.asdict(lazyload.last_report(), dict_factory=plain) if member else {}),
+            }
+
+
+def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a report that are numbers."""
+    return {name: value for name, value in pairs if isinstance(value, int | float)}
 
 
 def mesh(command: Mapping[str, Any]) -> jax.sharding.Mesh:
