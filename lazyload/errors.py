@@ -74,6 +74,10 @@ class ShardingError(LazyLoadError, ValueError):
     """The mesh or the sharding rules cannot be used."""
 
 
+class PeerError(LazyLoadError, RuntimeError):
+    """Another process of the mesh is missing, was called otherwise, or has raised an error that is none of these."""
+
+
 class InputError(LazyLoadError, ValueError):
     """What a model is called with does not fit it, or its key-value cache."""
 

@@ -40,6 +40,7 @@ from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_rep
 from lazyload.request import Request, adapter_reference, open_request, read_config
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.sources import ModelReference
+from lazyload.team import Call, Team, shown_to_peers
 
 if TYPE_CHECKING:
     import jax
@@ -109,6 +110,7 @@ def from_pretrained(
     force_convert: bool = False,
     keep_source: bool = True,
     lock_timeout: float | None = None,
+    patience: float | None = None,
     verify: bool = False,
     progress: ProgressOption = None,
     strict: bool = False,
@@ -172,6 +174,9 @@ def from_pretrained(
             is read where it is, and stays.
         lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
             `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
+        patience: Where the mesh has devices of several processes, seconds for which one of them may not have made the
+            same call, or show no sign of life, before all others raise `PeerError`; None for 60. A conversion may take
+            as long as it takes.
         verify: Whether to compare what is restored with its checksums while it is read.
         progress: None shows one line where a person is looking, on a terminal or in a notebook: what is downloaded,
             converted, restored, and in the end what was done. True shows it anywhere, False nowhere; a function is
@@ -198,8 +203,10 @@ def from_pretrained(
     Example:
         >>> model = lazyload.from_pretrained("Qwen/Qwen3-8B", mesh=mesh)  # doctest: +SKIP
     """
+    # JAX takes a while to import, and what only looks, or converts, does without.
     from lazyload.placement import Placement
     from lazyload.restoring import Restoring
+    from lazyload.together import arrays_elsewhere, obtain_together, open_together, place_together
 
     stopwatch = Stopwatch()
     layout = decoder_layout(layout, scan_layers or (layout == "nnx" and getattr(into, "scan_layers", False)))
@@ -208,38 +215,45 @@ def from_pretrained(
     placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with (
+        Call(Team.of(placement.devices), f"lazyload.from_pretrained of {reference.name}", patience) as call,
         cleaning_up(),
         show_progress(progress, reference.name) as shown,
-        stopwatch.entering(
-            "open",
-            open_request(
-                reference,
-                dtype,
-                layout,
-                storage,
-                cache_dir,
-                family,
-                strict,
-                config,
-                shown,
-                layers=layers,
-                compute_dtype=computed,
-                adapter=adapter_reference(adapter, token, local_files_only),
-            ),
-        ) as request,
     ):
-        placement.require(request)
+        shown.check = call.check
+        opened = functools.partial(
+            open_request,
+            reference,
+            dtype,
+            layout,
+            storage,
+            cache_dir,
+            family,
+            strict,
+            config,
+            shown,
+            layers=layers,
+            compute_dtype=computed,
+            adapter=adapter_reference(adapter, token, local_files_only),
+        )
+        with stopwatch.entering("open", open_together(call, reference, opened)) as request:
+            placement.require(request)
+            place_together(call, request, placement)
+            if not call.team.is_member:
+                built = placement.build(*arrays_elsewhere(request, placement, call))
+                call.leave_together()
+                return built
 
-        restoring = Restoring(request, placement, verify, shown, stopwatch)
-        manner = Manner(force_convert, keep_source, lock_timeout, shown, stopwatch)
-        obtained = obtain(request, restoring, manner)
-        stored, arrays = obtained.used
-        with stopwatch.stage("build"):
-            built = placement.build(stored, arrays)
-            if remat is not None:
-                built.remat = remat
-        report = _report(request, obtained, stopwatch, restored=True)
-        shown.sentence = in_one_sentence(report, obtained.entry.manifest.arrays, _described(arrays))
+            restoring = Restoring(request, placement, verify, shown, stopwatch)
+            manner = Manner(force_convert, keep_source, lock_timeout, shown, stopwatch)
+            obtained = obtain_together(request, restoring, manner, call)
+            stored, arrays = obtained.used
+            with stopwatch.stage("build"):
+                built = placement.build(stored, arrays)
+                if remat is not None:
+                    built.remat = remat
+            call.leave_together()
+            report = _report(request, obtained, stopwatch, restored=True)
+            shown.sentence = in_one_sentence(report, obtained.entry.manifest.arrays, _described(arrays))
     return built
 
 
@@ -298,6 +312,7 @@ def convert(
     stopwatch = Stopwatch()
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with (
+        shown_to_peers(f"lazyload.convert of {reference.name}"),
         cleaning_up(),
         show_progress(progress, reference.name) as shown,
         stopwatch.entering(

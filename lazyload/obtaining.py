@@ -6,19 +6,21 @@ says which files these are rather than what they contain, and the entry moves to
 """
 
 import contextlib
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from lazyload.cache.conversions import in_progress
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
-from lazyload.errors import CacheError, EntryRemovedError
+from lazyload.errors import CacheError, CorruptSourceError, EntryRemovedError
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.source import Box
 from lazyload.progress import CallProgress, Noted
@@ -30,6 +32,8 @@ from lazyload.sources.source import Source
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from lazyload.checkpoint.sharing import Written
 
 Used = TypeVar("Used")
 Used_co = TypeVar("Used_co", covariant=True)
@@ -75,6 +79,7 @@ class Manner:
         lock_timeout: Seconds to wait at most for another process.
         progress: The call's progress.
         stopwatch: What measures its stages.
+        shared: Asked for this process's part in a conversion that is about to begin, if others take part in it.
     """
 
     force: bool
@@ -82,6 +87,22 @@ class Manner:
     lock_timeout: float | None
     progress: CallProgress
     stopwatch: Stopwatch
+    shared: "Callable[[Request], Sharing | None]" = field(default=lambda request: None)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """A conversion that several processes share, as the one sees it that publishes what they write.
+
+    Attributes:
+        count: How many they are; this one has the first part.
+        begin: Told the data folder, once others may write into it.
+        gather: Waits for what all others have written.
+    """
+
+    count: int
+    begin: Callable[[Path], None]
+    gather: "Callable[[], list[Written]]"
 
 
 def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
@@ -178,13 +199,16 @@ def _converted(
     lease: contextlib.ExitStack,
 ) -> Entry:
     """Converts under the last of keys whose locks are held, while the source arrives."""
-    use.begin(request, conversion)
+    sharing = manner.shared(request)
+    if sharing is None:
+        # Who converts a part only cannot deliver.
+        use.begin(request, conversion)
     with (
         in_progress(request.cache.root, *keys) as noted,
         manner.stopwatch.switching("fetch", "convert") as arrived,
     ):
         arriving = _arriving(request, conversion, manner, noted, arrived)
-        return _convert(request, conversion, keys[-1], use, manner, noted, arriving, lease)
+        return _convert(request, conversion, keys[-1], use, manner, noted, arriving, lease, sharing)
 
 
 @contextlib.contextmanager
@@ -221,18 +245,24 @@ def _convert(
     noted: Noted,
     arriving: AbstractContextManager[None],
     lease: contextlib.ExitStack,
+    sharing: Sharing | None,
 ) -> Entry:
     """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
     # It takes a while to import, and neither plans nor the cache's commands need it.
-    from lazyload.checkpoint.write import write
+    from lazyload.checkpoint.sharing import Share
+    from lazyload.checkpoint.write import nbytes_of_share, write
 
     nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
     started, status = time.perf_counter(), request.source.status
     with request.cache.staging(key, request.source.name, nbytes) as staging, contextlib.ExitStack() as held:
+        share = None
+        if sharing is not None:
+            share = Share(0, sharing.count, functools.partial(sharing.begin, staging.path), sharing.gather)
+        own = nbytes_of_share(conversion.tensors, request.storage, share)
         with (
             _identified_meanwhile(request.source),
             arriving,
-            manner.progress.stage("convert", nbytes, noted=noted) as advance,
+            manner.progress.stage("convert", own, noted=noted) as advance,
         ):
             arrays = write(
                 staging.path,
@@ -244,6 +274,7 @@ def _convert(
                 advance=advance,
                 deliver=use.take,
                 give_up=request.source.stop_arriving,
+                share=share,
             )
         request.source.check_unchanged(status)
         if key != request.key:
@@ -264,6 +295,45 @@ def _convert(
         )
         lease.enter_context(entry.in_use_by_writer())
     return entry
+
+
+def take_part(request: Request, manner: Manner, folder: Path, index: int, count: int) -> "Written":
+    """Converts a part of what another process has begun to convert, and will publish.
+
+    Args:
+        request: The same as the other process's.
+        manner: How this call goes about it.
+        folder: The other process's data folder.
+        index: Which part.
+        count: How many parts there are.
+
+    Raises:
+        LazyLoadError: One of the errors in `lazyload.errors`.
+    """
+    # It takes a while to import, and neither plans nor the cache's commands need it.
+    from lazyload.checkpoint.sharing import Share
+    from lazyload.checkpoint.write import nbytes_of_share, write_share
+
+    request, conversion = _planned(request, manner.stopwatch)
+    share = Share(index, count, begin=lambda: None, gather=list)
+    status = request.source.status
+    nbytes = nbytes_of_share(conversion.tensors, request.storage, share)
+    with manner.stopwatch.stage("convert"), manner.progress.stage("convert", nbytes) as advance:
+        written = write_share(
+            folder,
+            conversion.tensors,
+            request.storage,
+            share,
+            scalars=request.target.scalars,
+            item=request.target.item,
+            advance=advance,
+        )
+    if request.source.status != status:
+        raise CorruptSourceError(
+            f"{request.source.name} has been changed while it was being converted; call again when its files are "
+            "complete"
+        )
+    return written
 
 
 @contextlib.contextmanager

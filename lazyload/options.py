@@ -97,6 +97,7 @@ class LoadOptions(TypedDict, total=False):
     strict: bool
     config: Mapping[str, Any] | None
     lock_timeout: float | None
+    patience: float | None
     verify: bool
     progress: ProgressOption
     family: Family | None

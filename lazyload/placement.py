@@ -1,6 +1,6 @@
 """Where the arrays of a call go, and what is made of them: a module that exists is filled, or a new one is built."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -34,6 +34,18 @@ class Placement:
         self._follows_module = mesh is None and rules is None
         self._known: tuple[Request, Mapping[str, Sharding]] | None = None
         self._made: tuple[Request, Filling] | None = None
+
+    @property
+    def devices(self) -> Set[jax.Device]:
+        """All devices that the arrays may go to, whoever owns them."""
+        places = self._filling.places(self._mesh) if self._filling and self._follows_module else {}
+        own = {device for place in places.values() for device in place.device_set}
+        return own or {*self._mesh.devices.flat}
+
+    @property
+    def mesh_shape(self) -> dict[str, int]:
+        """The size of each axis of the mesh."""
+        return dict(self._mesh.shape)
 
     def require(self, request: Request) -> None:
         """Makes sure that what the call will load can go where it is to go.

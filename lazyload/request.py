@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,7 @@ from lazyload.cache.contents import Contents
 from lazyload.cache.entry import Entry, Form
 from lazyload.cache.key import ENTRY_FORMAT, Key
 from lazyload.cache.upgrade import tell_outdated
+from lazyload.checkpoint.pathways import reads_every_format
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import (
     AccessDeniedError,
@@ -53,7 +54,7 @@ from lazyload.options import (
 )
 from lazyload.progress import CallProgress
 from lazyload.sources import AdapterFiles, ModelReference, Source, open_adapter, open_source
-from lazyload.sources.remembered import RememberedSource
+from lazyload.sources.remembered import RememberedSource, Told
 from lazyload.storage import Storage
 
 if TYPE_CHECKING:
@@ -286,12 +287,14 @@ def open_request(
     layers: range | None = None,
     compute_dtype: np.dtype | None = None,
     adapter: ModelReference | None = None,
+    told: Told | None = None,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised.
 
     The source is open while the body runs. In a dry run nothing is written, not even what is found out about a folder.
+    Of a hub model that another process has been `told` of, nobody is asked.
     """
-    flags = storage_of(storage).resolve()
+    flags = storage_of(storage).resolve(reads_every_format=reads_every_format)
     _require_family(family)
     patterns = dtype_patterns(dtype)
     require_layers(layers)
@@ -300,7 +303,7 @@ def open_request(
     if not dry_run:
         tell_outdated(cache)
     adapter_files = None if adapter is None else open_adapter(adapter, peft.CONFIG, peft.WEIGHTS)
-    with contextlib.closing(_open_source(reference, cache, contents, progress)) as source:
+    with contextlib.closing(_open_source(reference, cache, contents, progress, told)) as source:
         if adapter_files is not None:
             warn_of_other_base(adapter_files, source.name)
         values = overridden(source.config, config)
@@ -391,13 +394,21 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Cache:
 
 
 def _open_source(
-    reference: ModelReference, cache: Cache, contents: Contents, progress: CallProgress | None
+    reference: ModelReference,
+    cache: Cache,
+    contents: Contents,
+    progress: CallProgress | None,
+    told: Told | None = None,
 ) -> Source | RememberedSource:
     """The source, or what the cache remembers of it.
 
     That is all that a hit needs of a hub model: where the commit is known, nothing else is asked for, and where the hub
     is out of reach, or does not let this user in, not even that.
     """
+    if told is not None:
+        return RememberedSource(
+            reference.name, told.config, told.identity, told.origin, _reopening(reference, told.identity)
+        )
     entries = cache.recall(reference.name, reference.revision) if reference.is_hub_id else []
     entries = [entry for entry in entries if _is_of_place(entry, reference)]
     if not entries:
@@ -430,9 +441,14 @@ def _is_of_place(entry: Entry, reference: ModelReference) -> bool:
 
 def _remembered(entry: Entry, reference: ModelReference) -> RememberedSource:
     identity = entry.manifest.fields["source"]
-    # Its commit, not the branch, which may have moved on: the key speaks of this commit.
-    reopen = functools.partial(open_source, replace(reference, revision=identity["commit"]))
-    return RememberedSource(entry.model, entry.manifest.config, identity, entry.manifest.source, reopen)
+    return RememberedSource(
+        entry.model, entry.manifest.config, identity, entry.manifest.source, _reopening(reference, identity)
+    )
+
+
+def _reopening(reference: ModelReference, identity: Mapping[str, Any]) -> Callable[[], Source]:
+    """What opens the source of an identity: its commit, not the branch, which may have moved on."""
+    return functools.partial(open_source, replace(reference, revision=identity["commit"]))
 
 
 def _commit_of(reference: ModelReference) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lazyload.cache.entry import Entry
 from lazyload.checkpoint.delivery import Delivery
+from lazyload.checkpoint.pathways import require_visible
 from lazyload.checkpoint.read import read
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.source import Box
@@ -41,7 +42,7 @@ class Restoring:
     def __init__(
         self, request: Request, placement: Placement, verify: bool, progress: CallProgress, stopwatch: Stopwatch
     ):
-        """Begins to import what the model will be built with.
+        """Begins to import what the model will be built with, once it is clear that the cache can be read.
 
         Args:
             request: The call's.
@@ -49,7 +50,12 @@ class Restoring:
             verify: Whether what is restored is compared with its checksums.
             progress: The call's progress.
             stopwatch: What measures its stages.
+
+        Raises:
+            CacheError: Under Pathways, the workers cannot see the cache.
         """
+        if is_pathways(os.environ):
+            require_visible(request.cache.root)
         self._request = request
         self._placement = placement
         self._verify = verify

@@ -1,7 +1,8 @@
 """How a converted checkpoint is stored: the flags, and what a platform can read."""
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,21 +42,26 @@ class Storage:
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 4096):
             raise StorageError(f"Storage(chunk_bytes={size!r}): give a number of bytes, 4096 or more")
 
-    def resolve(self, environment: Mapping[str, str] | None = None) -> "Storage":
+    def resolve(
+        self, environment: Mapping[str, str] | None = None, reads_every_format: Callable[[], bool] = lambda: False
+    ) -> "Storage":
         """The same with the platform's defaults filled in.
 
         Args:
             environment: The environment variables; None for the process's.
+            reads_every_format: Whether what reads under Pathways is known to read all formats; asked only there.
 
         Raises:
             StorageError: A flag is set that the platform cannot read.
         """
         pathways = is_pathways(os.environ if environment is None else environment)
         for name in ("ocdbt", "zarr3"):
-            if pathways and getattr(self, name):
+            if pathways and getattr(self, name) and not reads_every_format():
                 raise StorageError(
-                    f"Storage({name}=True) under Pathways, which cannot read it (JAX_PLATFORMS names `proxy`, or "
-                    f"USE_PATHWAYS is set): leave {name} out, or give {name}=False"
+                    f"Storage({name}=True) under Pathways, whose persistence cannot read it (JAX's platforms name "
+                    f"`proxy`, or USE_PATHWAYS is set): leave {name} out, or give {name}=False; or have Orbax read by "
+                    "colocated Python: ocp.pathways.register_type_handlers(checkpointing_impl="
+                    "ocp.pathways.CheckpointingImpl.COLOCATED_PYTHON)"
                 )
         return Storage(
             ocdbt=not pathways if self.ocdbt is None else self.ocdbt,
@@ -82,6 +88,9 @@ class Storage:
 
 
 def is_pathways(environment: Mapping[str, str]) -> bool:
-    """Whether JAX runs under Pathways."""
-    platforms = environment.get("JAX_PLATFORMS", "").split(",")
-    return "proxy" in platforms or environment.get("USE_PATHWAYS", "").lower() in ("1", "true", "yes")
+    """Whether JAX runs under Pathways, by the environment or by what JAX has been told since."""
+    # Whoever has told it has imported it.
+    jax = sys.modules.get("jax")
+    told = getattr(getattr(jax, "config", None), "jax_platforms", None) or ""
+    platforms = f"{environment.get('JAX_PLATFORMS', '')},{told}".split(",")
+    return "proxy" in map(str.strip, platforms) or environment.get("USE_PATHWAYS", "").lower() in ("1", "true", "yes")

@@ -20,10 +20,11 @@ ROWS = (
     ("lazyload",),
     ("repairing",),
     ("loader", "explanation", "saving", "tokenizing"),
+    ("together",),
     ("obtaining", "restoring"),
     ("placement", "shown"),
     ("filling",),
-    ("request", "verification"),
+    ("request", "team", "verification"),
     ("adapting", "monitoring", "options", "results"),
     ("cache", "checkpoint", "sources", "families", "models"),
     ("formats", "config_json"),
@@ -179,7 +180,7 @@ SMALL = {
             "def read():\n    from . import lazy",
             "a circle: lazyload.layouts.lazy <- lazyload.layouts.source <- lazyload.layouts.lazy",
         ),
-        ("team", "", "team has no row"),
+        ("crew", "", "crew has no row"),
     ],
 )
 def test_an_arrow_that_points_elsewhere_is_noticed(module: str, line: str, complaint: str) -> None:

@@ -202,13 +202,14 @@ def _runs(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:
 class UncompressedWriter:
     """Writes uncompressed chunks, for as long as the context lasts."""
 
-    def __init__(self, folder: Path, records: Mapping[str, ArrayRecord], storage: Storage):
+    def __init__(self, folder: Path, records: Mapping[str, ArrayRecord], storage: Storage, *, joins: bool = False):
         """Makes the files that chunks are written to.
 
         Args:
             folder: Where the arrays go, an empty folder.
             records: What they will be, with their places.
             storage: How they are stored.
+            joins: Whether another process has prepared the folder, and completes it.
 
         Raises:
             OSError: The folder cannot be written to.
@@ -224,7 +225,8 @@ class UncompressedWriter:
         self._complete: dict[str, dict[str, os.stat_result]] = {path: {} for path in records}
         self._dirty: dict[str, int] = {}
         self._ends: dict[str, int] = {}
-        self._make_places()
+        if not joins:
+            self._make_places()
 
     def __enter__(self) -> Self:
         return self
@@ -304,10 +306,19 @@ class UncompressedWriter:
             CacheError: Something has been removed or changed.
             OSError: The folder cannot be written to.
         """
+        self.require_written()
         if self._storage.ocdbt:
-            self._require_data_files()
             for file, content in database_files(database(self._records, self._storage), data_file(0)).items():
                 (self._folder / file).write_bytes(content)
+
+    def require_written(self) -> None:
+        """Makes sure that all that this process has written is there, as it was.
+
+        Raises:
+            CacheError: Something has been removed or changed.
+        """
+        if self._storage.ocdbt:
+            self._require_data_files()
             return
         for path, files in self._complete.items():
             gone = sum(not _is_there(self._folder / file, written) for file, written in files.items())

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from lazyload.checkpoint.orbax_files import write_commit_file, write_composite_f
 from lazyload.checkpoint.order import in_order_of_arrival
 from lazyload.checkpoint.ranges import are_ranges, placed, placed_in_objects
 from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined
+from lazyload.checkpoint.sharing import Share, Written, dealt
 from lazyload.checkpoint.uncompressed import UncompressedWriter
 from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.lazy import LazyTensor
@@ -44,6 +45,7 @@ _THREADS = min(8, max(2, os.cpu_count() or 2))
 
 _THREADS_TO_A_BUCKET = 16
 """What is slow there is to wait for an answer."""
+
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 _LARGE_BYTES = 32 << 20
@@ -64,6 +66,7 @@ def write(
     advance: Advance = lambda nbytes: None,
     deliver: Deliver = lambda path, box, values: None,
     give_up: Callable[[BaseException], None] = lambda error: None,
+    share: Share | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Writes a checkpoint.
 
@@ -77,6 +80,7 @@ def write(
         advance: Called with the number of bytes of every chunk that is handed on to be written, from any thread.
         deliver: Given every chunk that is written, too.
         give_up: Called with what has gone wrong, before chunks are waited for that are still being read.
+        share: The part that this process writes, where others write the rest (`write_share`); None for all.
 
     Returns:
         What there is to know of each array, for the manifest (`ArrayRecord.as_dict`).
@@ -85,49 +89,28 @@ def write(
         CacheError: The disk is full or cannot be written to, or the bucket cannot, or what was written has been removed
             or changed meanwhile.
     """
-    records = {path: _new_record(lazy.shape, lazy.dtype, storage, lazy.split_order) for path, lazy in tensors.items()}
-    records |= {path: _new_record((), np.dtype(np.int64), storage) for path in scalars or {}}
-    work = in_order_of_arrival(
-        (
-            (path, *item)
-            for path, lazy in tensors.items()
-            for item in enumerate(boxes(lazy.shape, records[path].chunks))
-        ),
-        tensors,
-    )
-    if are_ranges(storage):
-        records = _placed(folder, records, (path for path, _, _ in work), storage)
-    checksums: dict[str, dict[int, int]] = collections.defaultdict(dict)
-    overflowed: dict[str, dict[int, int]] = collections.defaultdict(dict)
+    records = _records(folder, tensors, scalars or {}, storage)
     arrays = folder / item
     with _explained(folder):
         if isinstance(arrays, Path):
             arrays.mkdir(exist_ok=True)
         writer = _writer(arrays, records, storage)
-
-    def write_chunk(path: str, number: int, box: Box) -> None:
-        chunk = writer.array([cut.stop - cut.start for cut in box], tensors[path].dtype)
-        overflowed[path][number] = tensors[path].read_into(chunk, box)
-        checksums[path][number] = chunk_checksum(chunk)
-        deliver(path, box, chunk)
-        with _explained(folder):
-            writer.put(path, box, chunk)
-        advance(chunk.nbytes)
-
+    if share:
+        share.begin()
     logger.debug("writing %d arrays to %s", len(tensors), arrays)
-    threads = _THREADS if isinstance(folder, Path) else _THREADS_TO_A_BUCKET
+    writing = _Writing(folder, tensors, records, writer, advance, deliver, give_up)
     with _sent_to_disk_meanwhile(folder, writer), writer:
-        _run(write_chunk, iter(work), give_up, threads)
+        writing.run(share)
         with _explained(folder):
             for path, value in (scalars or {}).items():
                 writer.put(path, (), np.array(value, np.int64))
+            written = writing.written
+            for others in share.gather() if share else ():
+                written.add(others)
             writer.finish()
-    written = {
-        path: replace(records[path], checksum=combined(checksums[path][number] for number in sorted(checksums[path])))
-        for path in tensors
-    }
+    complete = {path: replace(records[path], checksum=_checksum(path, records, written)) for path in tensors}
     with _explained(folder):
-        write_orbax_files(arrays, written, scalars or {}, storage, metadata or {})
+        write_orbax_files(arrays, complete, scalars or {}, storage, metadata or {})
         if item:
             write_composite_file(folder, item, metadata or {})
         if isinstance(folder, Path):
@@ -135,8 +118,149 @@ def write(
         else:
             for each in dict.fromkeys([arrays, folder]):
                 write_commit_file(each)
-    _tell_overflows({path: sum(counts.values()) for path, counts in overflowed.items()}, tensors)
-    return {path: record.as_dict() for path, record in written.items()}
+    _tell_overflows({path: sum(counts.values()) for path, counts in written.overflowed.items()}, tensors)
+    return {path: record.as_dict() for path, record in complete.items()}
+
+
+def write_share(
+    folder: Path,
+    tensors: Mapping[str, LazyTensor],
+    storage: Storage,
+    share: Share,
+    *,
+    scalars: Mapping[str, int] | None = None,
+    item: str = "",
+    advance: Advance = lambda nbytes: None,
+    give_up: Callable[[BaseException], None] = lambda error: None,
+) -> Written:
+    """Writes a part of a checkpoint that another process has begun with `write`, and will complete.
+
+    Args:
+        folder: That of the checkpoint.
+        tensors: All its arrays, as in `write`, here and below.
+        storage: How to store them.
+        share: Which part.
+        scalars: Whole numbers stored beside the arrays.
+        item: The name of the composite checkpoint's item.
+        advance: Called with the number of bytes of every chunk.
+        give_up: Called with what has gone wrong.
+
+    Returns:
+        What the other process needs to know of it.
+
+    Raises:
+        CacheError: The disk is full or cannot be written to, or what was written has been removed or changed meanwhile.
+    """
+    records = _records(folder, tensors, scalars or {}, storage)
+    arrays = folder / item
+    writer = UncompressedWriter(arrays, records, storage, joins=True)
+    writing = _Writing(folder, tensors, records, writer, advance, lambda path, box, values: None, give_up)
+    with _sent_to_disk_meanwhile(folder, writer), writer:
+        writing.run(share)
+        with _explained(folder):
+            writer.require_written()
+    with _explained(folder):
+        for path in writer.worth_synchronising(0):
+            _synchronise_one(path)
+    return writing.written
+
+
+def nbytes_of_share(tensors: Mapping[str, LazyTensor], storage: Storage, share: Share | None) -> int:
+    """Bytes of the chunks that a process writes."""
+    if share is None:
+        return sum(lazy.nbytes for lazy in tensors.values())
+    records = {path: _new_record(lazy.shape, lazy.dtype, storage, lazy.split_order) for path, lazy in tensors.items()}
+    own = dealt(records, share.count)[share.index]
+    return sum(
+        math.prod(cut.stop - cut.start for cut in box) * lazy.dtype.itemsize
+        for path, lazy in tensors.items()
+        for number, box in enumerate(boxes(lazy.shape, records[path].chunks))
+        if (path, number) in own
+    )
+
+
+def _records(
+    folder: Folder, tensors: Mapping[str, LazyTensor], scalars: Mapping[str, int], storage: Storage
+) -> dict[str, ArrayRecord]:
+    """The arrays that are to be written, with the places of their chunks where those are known beforehand."""
+    records = {path: _new_record(lazy.shape, lazy.dtype, storage, lazy.split_order) for path, lazy in tensors.items()}
+    records |= {path: _new_record((), np.dtype(np.int64), storage) for path in scalars}
+    if not are_ranges(storage):
+        return records
+    if isinstance(folder, Path):
+        return placed(records, storage)
+    arriving = [path for path, _, _ in _work(tensors, records)]
+    found = placed_in_objects({path: records[path] for path in dict.fromkeys([*arriving, *records])}, storage)
+    return {path: found[path] for path in records}
+
+
+def _work(
+    tensors: Mapping[str, LazyTensor],
+    records: Mapping[str, ArrayRecord],
+    own: Collection[tuple[str, int]] | None = None,
+) -> list[tuple[str, int, Box]]:
+    """The chunks to be written, all or those of a share, in the order in which what they are made of arrives."""
+    return in_order_of_arrival(
+        (
+            (path, number, box)
+            for path, lazy in tensors.items()
+            for number, box in enumerate(boxes(lazy.shape, records[path].chunks))
+            if own is None or (path, number) in own
+        ),
+        tensors,
+    )
+
+
+def _checksum(path: str, records: Mapping[str, ArrayRecord], written: Written) -> str:
+    """The checksum of an array whose chunks are all written.
+
+    Raises:
+        CacheError: One is not.
+    """
+    checksums = written.checksums.get(path, {})
+    count = math.prod(records[path].grid)
+    if len(checksums) != count:
+        raise CacheError(f"{path}: {count - len(checksums)} of its {count} chunks have not been written; call again")
+    return combined(checksums[number] for number in sorted(checksums))
+
+
+class _Writing:
+    """Chunks that are being written."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        tensors: Mapping[str, LazyTensor],
+        records: Mapping[str, ArrayRecord],
+        writer: "UncompressedWriter | ObjectWriter | CompressedWriter",
+        advance: Advance,
+        deliver: Deliver,
+        give_up: Callable[[BaseException], None],
+    ):
+        self.written = Written()
+        self._folder = folder
+        self._tensors = tensors
+        self._records = records
+        self._writer = writer
+        self._advance = advance
+        self._deliver = deliver
+        self._give_up = give_up
+
+    def run(self, share: Share | None) -> None:
+        """Writes all chunks, or this process's share of them."""
+        own = dealt({path: self._records[path] for path in self._tensors}, share.count)[share.index] if share else None
+        threads = _THREADS if isinstance(self._folder, Path) else _THREADS_TO_A_BUCKET
+        _run(self._write_chunk, iter(_work(self._tensors, self._records, own)), self._give_up, threads)
+
+    def _write_chunk(self, path: str, number: int, box: Box) -> None:
+        lazy = self._tensors[path]
+        chunk = self._writer.array([cut.stop - cut.start for cut in box], lazy.dtype)
+        overflowed = lazy.read_into(chunk, box)
+        self.written.note(path, number, chunk_checksum(chunk), overflowed)
+        self._deliver(path, box, chunk)
+        with _explained(self._folder):
+            self._writer.put(path, box, chunk)
+        self._advance(chunk.nbytes)
 
 
 def _new_record(
@@ -145,16 +269,6 @@ def _new_record(
     """An array that is to be written."""
     chunks = choose_chunks(shape, dtype.itemsize, split_order, storage.chunk_bytes or 1)
     return ArrayRecord(shape, dtype.name, chunks, math.prod(shape) * dtype.itemsize, checksum="")
-
-
-def _placed(
-    folder: Folder, records: Mapping[str, ArrayRecord], arriving: Iterable[str], storage: Storage
-) -> dict[str, ArrayRecord]:
-    """The records with the places of their chunks."""
-    if isinstance(folder, Path):
-        return placed(records, storage)
-    found = placed_in_objects({path: records[path] for path in dict.fromkeys([*arriving, *records])}, storage)
-    return {path: found[path] for path in records}
 
 
 def _writer(

@@ -57,12 +57,14 @@ class CallProgress:
     Attributes:
         now: What it is at; None before the first stage.
         sentence: What the call did, once it is done.
+        check: Called with every report, from any thread; what it raises comes out of the stage.
     """
 
     def __init__(self, option: ProgressOption, model: str):
         """`model` is what the call loads."""
         self.now: Now | None = None
         self.sentence = ""
+        self.check: Callable[[], None] = _nothing
         self._model = model
         self._function = option if callable(option) else None
         self._running: list[_Running] = []
@@ -90,6 +92,7 @@ class CallProgress:
             with self._lock:
                 running.done += nbytes
                 try:
+                    self.check()
                     self._tell(running)
                 except BaseException as error:
                     running.raised = running.raised or error
@@ -135,6 +138,10 @@ class CallProgress:
     def _end(self, running: "_Running") -> None:
         if running in self._running:
             self._running.remove(running)
+
+
+def _nothing() -> None:
+    """Finds nothing amiss."""
 
 
 @contextlib.contextmanager

@@ -4,13 +4,27 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lazyload.layouts.source import Box, TensorInfo
 from lazyload.progress import Advance
 from lazyload.sources.source import Source
+
+
+class Told(NamedTuple):
+    """What another process has found out about a hub model.
+
+    Attributes:
+        config: Its `config.json`.
+        identity: What the entry's key says of the source.
+        origin: What the entry's manifest says of it.
+    """
+
+    config: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    origin: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,9 @@ class RememberedSource:
     def nbytes_read(self) -> int:
         """Bytes of weights that have been read."""
         return self._source.nbytes_read if self._is_open else 0
+
+    def know(self, identity: Mapping[str, Any]) -> None:
+        """Nothing: a commit is known."""
 
     def identify(self, advance: Advance | None = None) -> Mapping[str, Any]:
         """The same as `identity`."""

@@ -112,6 +112,10 @@ class Source:
             self._identity = self._files.identity(advance)
         return self._identity
 
+    def know(self, identity: Mapping[str, Any]) -> None:
+        """Takes over the identity that another process has found out of the same files."""
+        self._identity = identity
+
     @property
     def status(self) -> Mapping[str, Any]:
         """What changes whenever the content does, without reading it; empty where the identity tells so itself.

@@ -1,0 +1,286 @@
+"""Together: the processes of a mesh open one request, and use entries of the same content.
+
+The first process asks the hub which commit is meant, and the others take its answer. Where the cache is shared, it also
+decides between hit and miss, and converts; the others wait for its entry. Where the cache is not shared, which is found
+out and not believed, each process sees for itself. Before anything is restored, all entries are compared.
+
+Where the cache is shared and the source is a folder, all take part in a conversion: each writes some of the chunks into
+the folder that the first one has made, and tells it their checksums; that one publishes.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import jax
+import numpy as np
+
+from lazyload.cache import nonce
+from lazyload.cache.entry import Entry
+from lazyload.cache.key import Key
+from lazyload.checkpoint.ranges import are_ranges
+from lazyload.checkpoint.sharing import Written
+from lazyload.display import text
+from lazyload.errors import CacheError, PeerError
+from lazyload.obtaining import Manner, Obtained, Sharing, Use, obtain, take_part
+from lazyload.placement import Placement
+from lazyload.request import Request
+from lazyload.restoring import Restored
+from lazyload.sources import ModelReference
+from lazyload.sources.remembered import Told
+from lazyload.team import Call
+
+if TYPE_CHECKING:
+    from lazyload.layouts.conversion import Conversion
+    from lazyload.layouts.source import Box
+
+Used = TypeVar("Used")
+
+logger = logging.getLogger("lazyload")
+
+
+class Open(Protocol):
+    """Opens the request of a call; see `lazyload.request.open_request`."""
+
+    def __call__(self, *, told: Told | None) -> AbstractContextManager[Request]:
+        """Opens it, of what the first process has been told of a hub model."""
+
+
+@contextlib.contextmanager
+def open_together(call: Call, reference: ModelReference, opened: Open) -> Iterator[Request]:
+    """The request of a call, the same in all processes that make it.
+
+    Args:
+        call: The call.
+        reference: The checkpoint that this process means.
+        opened: Opens the request, of what the first process has found out about a hub model, or of what there is.
+
+    Raises:
+        LazyLoadError: What keeps the request from being opened, in any process; or the processes do not mean the same.
+    """
+    if call.is_alone:
+        with opened(told=None) as request:
+            yield request
+    elif call.leads:
+        with opened(told=None) as request:
+            _speak(call, request, reference)
+            yield request
+    else:
+        said = call.hear("open")
+        if call.team.is_member and (differences := _differences_of_reference(reference, said)):
+            call.answer("open", differences)
+        with opened(told=Told(**said["hub"]) if said["hub"] else None) as request:
+            if call.team.is_member:
+                _compare(call, request, said)
+            yield request
+
+
+def _speak(call: Call, request: Request, reference: ModelReference) -> None:
+    """Says what is about to be loaded, and waits until all others mean the same."""
+    source = request.source
+    hub = {"config": dict(source.config), "identity": dict(source.identity), "origin": dict(source.origin)}
+    call.say(
+        "open",
+        {
+            "model": reference.name if reference.is_hub_id else None,
+            "revision": reference.revision,
+            "hub": hub if reference.is_hub_id else None,
+            "files": source.status.get("files"),
+            "identity": dict(source.identity) if source.is_identified else None,
+            "fields": dict(request.fields),
+        },
+    )
+    if not source.is_identified:
+        have_the_same = call.hear_others("open.files").values()
+        call.say("open.identity", None if all(have_the_same) else dict(source.identity))
+    call.conclude("open")
+
+
+def _differences_of_reference(reference: ModelReference, said: Mapping[str, Any]) -> list[str]:
+    """How the hub model that this process means differs from the first one's; a folder may have any name."""
+    name = reference.name if reference.is_hub_id else None
+    if name != said["model"]:
+        return [f"model: {reference.name} instead of {said['model'] or 'a folder or URL'}"]
+    if name and reference.revision not in (said["revision"], said["hub"]["identity"].get("commit")):
+        return [f"revision: {reference.revision} instead of {said['revision']}"]
+    return []
+
+
+def _compare(call: Call, request: Request, said: Mapping[str, Any]) -> None:
+    """Compares what this process is about to load with what the first one has said.
+
+    The same files, seen from several hosts, have the same status; then none needs to be read for that. Of copies the
+    content is compared.
+    """
+    source = request.source
+    has_the_same = said["files"] is not None and source.status.get("files") == said["files"]
+    identity = said["identity"]
+    if identity is None:
+        call.say("open.files", has_the_same)
+        identity = call.hear("open.identity")
+    ours, theirs = dict(request.fields), dict(said["fields"])
+    if identity is not None:
+        if has_the_same:
+            source.know(identity)
+        ours["source"], theirs["source"] = source.identity, identity
+    call.answer("open", Key(ours).differences(Key(theirs)))
+
+
+def obtain_together(request: Request, use: Use[Used], manner: Manner, call: Call) -> Obtained[Used]:
+    """Uses the entry of a request, which has the same content in all processes; see `lazyload.obtaining.obtain`.
+
+    Raises:
+        LazyLoadError: One of the errors in `lazyload.errors`, in any process.
+    """
+    if call.is_alone:
+        return obtain(request, use, manner)
+    root = request.cache.root
+    if call.leads:
+        with nonce.written(root) as name:
+            call.say("cache", name)
+            shared = call.hear_others("cache.seen")
+        apart = 1 + sum(not sees for sees in shared.values())
+        agreed = _Agreed(use, call, apart)
+        return obtain(request, agreed, replace(manner, shared=agreed.sharing))
+    sees = nonce.is_visible(root, call.hear("cache"))
+    call.say("cache.seen", sees)
+    if sees:
+        if folder := call.hear("staging"):
+            call.say("share", _take_part(request, manner, call, Path(root) / folder).as_json())
+        request.source.know(call.hear("entry")["fields"]["source"])
+        manner = replace(manner, force=False)
+    return obtain(request, _Agreed(use, call), manner)
+
+
+def _take_part(request: Request, manner: Manner, call: Call, folder: Path) -> Written:
+    """Converts this process's part into the first one's folder."""
+    try:
+        members = call.team.members
+        return take_part(request, manner, folder, members.index(call.team.me), len(members))
+    except CacheError:
+        # The folder is gone once the first process has given up.
+        call.await_failure()
+        raise
+
+
+class _Agreed:
+    """What a call does with its entry, once the entries of all processes are the same; see `lazyload.obtaining.Use`."""
+
+    def __init__(self, use: Use[Used], call: Call, apart: int = 1):
+        """`apart` is how many caches there are, where this process speaks for all of them."""
+        self._use = use
+        self._call = call
+        self._apart = apart
+        self._agreed: Mapping[str, Any] | None = None
+        self._may_share = call.leads and apart == 1
+        self._has_spoken = not call.leads
+
+    def sharing(self, request: Request) -> Sharing | None:
+        """Has all processes take part in a conversion, once, where each of them has the source and sees the cache.
+
+        What is on the hub is fetched by one of them, and what goes to a bucket is written by one.
+        """
+        is_here = "files" in request.source.status
+        on_disk = isinstance(request.cache.root, Path)
+        if not (self._may_share and is_here and on_disk and are_ranges(request.storage)):
+            return None
+        self._may_share = False
+
+        def begin(folder: Path) -> None:
+            self._call.say("staging", str(folder.relative_to(request.cache.root)))
+
+        def gather() -> list[Written]:
+            return [Written.from_json(value) for value in self._call.hear_others("share").values()]
+
+        self._has_spoken = True
+        return Sharing(len(self._call.team.members), begin, gather)
+
+    def begin(self, request: Request, conversion: "Conversion") -> None:
+        """Says what a shared cache would save."""
+        if self._apart > 1:
+            nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
+            logger.warning(
+                "%s is not shared by all processes: %s is converted %d times; a cache that all of them see would save "
+                "%s of writing, and as much reading of the source",
+                request.cache.root,
+                request.source.name,
+                self._apart,
+                text.size((self._apart - 1) * nbytes),
+            )
+        self._use.begin(request, conversion)
+
+    def take(self, path: str, box: "Box", values: np.ndarray) -> None:
+        """Passes a box on."""
+        self._use.take(path, box, values)
+
+    def of(self, entry: Entry) -> Any:
+        """Uses the entry.
+
+        Raises:
+            PeerError: It is not what the other processes have.
+        """
+        found = _content(entry)
+        if not self._has_spoken:
+            self._call.say("staging", None)
+            self._has_spoken = True
+        if self._agreed is None:
+            self._call.agree("entry", found)
+            self._agreed = found
+        elif found != self._agreed:
+            # It was lost after all had agreed, and has been converted again.
+            differences = "; ".join(Key(found).differences(Key(self._agreed))[:3])
+            raise PeerError(f"{entry.data} is not what the other processes load: {differences}")
+        return self._use.of(entry)
+
+
+def _content(entry: Entry) -> dict[str, Any]:
+    """What must be the same in all processes."""
+    arrays = {
+        path: {name: record.get(name) for name in ("dtype", "checksum")}
+        for path, record in entry.manifest.arrays.items()
+    }
+    return {"fields": dict(entry.manifest.fields), "arrays": arrays}
+
+
+def place_together(call: Call, request: Request, placement: Placement) -> None:
+    """Makes sure that all processes are about to place the arrays alike.
+
+    Raises:
+        LazyLoadError: One of them is not.
+    """
+    if call.is_alone or not call.team.is_member:
+        return
+    specs = {path: str(place) for path, place in placement.of(request).items()}
+    digest = hashlib.sha256(json.dumps(specs, sort_keys=True).encode()).hexdigest()
+    call.agree("place", {"mesh": placement.mesh_shape, "shardings": digest})
+
+
+def arrays_elsewhere(request: Request, placement: Placement, call: Call) -> Restored:
+    """The arrays of a mesh of which this process has no device: without shards.
+
+    Raises:
+        LazyLoadError: What the processes of the mesh have raised.
+    """
+    if call.is_alone:
+        stored = request.settled()
+        dtypes = {path: lazy.dtype.name for path, lazy in stored.conversion().tensors.items()}
+    else:
+        arrays = call.hear("entry")["arrays"]
+        stored = request.as_stored(arrays)
+        dtypes = {path: array["dtype"] for path, array in arrays.items()}
+    places = placement.of(stored)
+    return Restored(
+        stored,
+        {
+            path: jax.make_array_from_single_device_arrays(
+                stored.axes[path][0], places[path], [], dtype=jax.numpy.dtype(dtype)
+            )
+            for path, dtype in dtypes.items()
+        },
+    )

@@ -1,0 +1,352 @@
+"""Fleets: processes load one model together, bit for bit as one process does, or all of them are told why not."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from support import tiny
+from support.fleet import Answer, Fleet, fleet
+from support.hub import Hub
+from support.large import write_large_llama
+
+import lazyload
+from lazyload.cache.manifest import checksum_of
+
+pytestmark = pytest.mark.xdist_group("fleet")
+
+SOON = 5.0
+"""Seconds after which all have raised what one of them has raised."""
+
+PATIENCE = 2.0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.make(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same model with other weights."""
+    return str(other_weights(tmp_path_factory.mktemp("other")))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of many chunks."""
+    return str(write_large_llama(tmp_path_factory.mktemp("large"), gigabytes=0.1))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Two processes of four devices."""
+    with fleet(2, 4, tmp_path_factory.mktemp("two")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Four processes of two devices."""
+    with fleet(4, 2, tmp_path_factory.mktemp("four")) as running:
+        yield running
+
+
+def other_weights(folder: Path) -> Path:
+    tiny.make(folder)
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    return folder
+
+
+def in_one_process(model: str, **options: Any) -> Mapping[str, np.ndarray]:
+    arrays = lazyload.from_pretrained(model, layout=lazyload.MaxText(), **options)
+    return {jax.tree_util.keystr(path): np.asarray(array) for path, array in jax.tree.leaves_with_path(arrays)}
+
+
+def convert(model: str, cache: Path) -> None:
+    lazyload.convert(model, cache_dir=cache, layout=lazyload.MaxText())
+
+
+def require_equal(answers: list[Answer], expected: Mapping[str, np.ndarray]) -> None:
+    """Makes sure that processes have, of every array, shards which are bit for bit those of one process."""
+    covered = dict.fromkeys(expected, 0)
+    for answer in answers:
+        assert "error" not in answer, answer
+        assert answer["shards"].keys() == expected.keys()
+        for path, shards in answer["shards"].items():
+            for place, digest in shards:
+                part = expected[path][tuple(slice(*limits) for limits in place)]
+                assert hashlib.sha256(part.tobytes()).hexdigest() == digest, path
+                covered[path] += part.size
+    assert all(covered[path] >= array.size for path, array in expected.items())
+
+
+def command(model: str, cache: Path, **options: Any) -> dict[str, Any]:
+    return {"model": model, "options": {"cache_dir": str(cache), "patience": 20, **options}}
+
+
+def require_raised(answers: list[Answer], first: int, *words: str) -> None:
+    """Makes sure that all have raised an error that says where it comes from, soon after one of them has."""
+    assert all("error" in answer for answer in answers), answers
+    times = [answer["at"] for answer in answers]
+    assert max(times) - min(times) < SOON, times
+    for index, answer in enumerate(answers):
+        if index != first:
+            for word in words:
+                assert word in answer["message"], answer
+
+
+@pytest.mark.parametrize("shape", [[8], [4, 2], [2, 4]], ids=str)
+@pytest.mark.parametrize("storage", [{}, {"ocdbt": False}, {"compression": "zstd"}], ids=str)
+def test_two_processes_load_what_one_loads(
+    two: Fleet, model: str, tmp_path: Path, shape: list[int], storage: Mapping[str, Any]
+) -> None:
+    load = {**command(model, tmp_path, storage=storage), "mesh": shape}
+    expected = in_one_process(model)
+    missed, hit = two.run(load), two.run(load)
+    require_equal(missed, expected)
+    require_equal(hit, expected)
+    assert [answer["hit"] for answer in missed] == [False, True], "one of them converts"
+    assert [answer["hit"] for answer in hit] == [True, True]
+    assert len([path for path in tmp_path.rglob("data-*") if path.is_dir()]) == 1
+    assert not list((tmp_path / ".teams").iterdir())
+
+
+def test_where_the_cache_is_not_shared_each_converts(two: Fleet, model: str, tmp_path: Path) -> None:
+    answers = two.run(command(model, tmp_path / "a"), p1=command(model, tmp_path / "b"))
+    require_equal(answers, in_one_process(model))
+    assert [answer["hit"] for answer in answers] == [False, False]
+    answers = two.run(command(model, tmp_path / "a"), p1=command(model, tmp_path / "c"))
+    assert [answer["hit"] for answer in answers] == [True, False]
+
+
+def test_copies_of_a_folder_are_the_same_model(two: Fleet, model: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    answers = two.run(command(model, tmp_path / "cache"), p1=command(str(copy), tmp_path / "cache"))
+    require_equal(answers, in_one_process(model))
+
+
+@pytest.mark.parametrize(
+    ("differing", "word"),
+    [
+        ({"options": {"dtype": "float32"}}, "dtype: float32 instead of bfloat16"),
+        ({"options": {"storage": {"ocdbt": False}}}, "storage.ocdbt: false instead of true"),
+        ({"options": {"config": {"rope_theta": 5000.0}}}, "config.rope_theta: 5000.0 instead of"),
+        ({"options": {"rules": {"embed": None}}}, "shardings:"),
+        ({"mesh": [4, 2]}, "mesh.tp: 2 instead of null"),
+        ({"format": 99}, "format: 99 instead of"),
+        ({"environment": {"JAX_PLATFORMS": "proxy"}}, "storage."),
+        ({"model": "some/model"}, "model: some/model instead of a folder or URL"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_calls_that_differ_are_refused_by_all(
+    two: Fleet, model: str, tmp_path: Path, differing: Mapping[str, Any], word: str
+) -> None:
+    load = command(model, tmp_path)
+    own = {**differing, "options": {**load["options"], **differing.get("options", {})}}
+    answers = two.run(load, p1=own)
+    require_raised(answers, -1, "process 1 on", word)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("converted", [False, True], ids=["never seen", "seen before"])
+def test_other_weights_are_refused_by_all(two: Fleet, model: str, other: str, tmp_path: Path, converted: bool) -> None:
+    if converted:
+        for weights in (model, other):
+            convert(weights, tmp_path)
+    answers = two.run(command(model, tmp_path), p1=command(other, tmp_path))
+    require_raised(answers, -1, "process 1 on", "source.files.model.safetensors.sha256:")
+
+
+def test_an_entry_of_other_content_is_refused_by_all(two: Fleet, model: str, tmp_path: Path) -> None:
+    for cache in (tmp_path / "a", tmp_path / "b"):
+        convert(model, cache)
+    manifest = next((tmp_path / "b").rglob("manifest.json"))
+    content = json.loads(manifest.read_text())
+    next(iter(content["arrays"].values()))["checksum"] = "another"
+    del content["checksum"]
+    content["checksum"] = checksum_of(content)
+    manifest.write_text(json.dumps(content))
+    answers = two.run(command(model, tmp_path / "a"), p1=command(model, tmp_path / "b"))
+    require_raised(answers, -1, "process 1 on", "checksum: another instead of")
+
+
+def test_a_branch_that_moves_is_resolved_by_one(two: Fleet, model: str, other: str, hub: Hub, tmp_path: Path) -> None:
+    hub.add("some/model", Path(model))
+    alone = {**command("some/model", tmp_path / "b", token="hf_second"), "processes": [1]}
+    assert two.run(alone, p0=None)[1]["count"]
+    hub.add("some/model", Path(other))
+    hub.told.clear()
+    load = command("some/model", tmp_path / "a", token="hf_first")
+    seen_first = command("some/model", tmp_path / "b", token="hf_second", local_files_only=True)
+    require_raised(two.run(load, p1=seen_first), 1, "process 1 on", "asked")
+    answers = two.run(load, p1=command("some/model", tmp_path / "a", token="hf_second"))
+    require_equal(answers, in_one_process(other))
+    assert hub.told
+    assert not [token for token in hub.told if "hf_second" in token], "only the first process asks the hub"
+
+
+def test_different_revisions_are_refused_by_all(two: Fleet, model: str, hub: Hub, tmp_path: Path) -> None:
+    commit = hub.add("some/model", Path(model))
+    load = command("some/model", tmp_path)
+    require_equal(two.run(load, p1=command("some/model", tmp_path, revision=commit)), in_one_process(model))
+    answers = two.run(load, p1=command("some/model", tmp_path, revision="v2"))
+    require_raised(answers, -1, "process 1 on", "revision: v2 instead of None")
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_one_raises_all_raise(two: Fleet, model: str, tmp_path: Path, failing: int) -> None:
+    convert(model, tmp_path)
+    load = {**command(model, tmp_path), "fault": ["slow", 1.0]}
+    answers = two.run(load, **{f"p{failing}": {"fault": ["raise", "restore"]}})
+    assert answers[failing]["error"] == "ConnectionError"
+    require_raised(answers, failing, f"process {failing} on", "ConnectionError: the network is gone")
+    assert answers[1 - failing]["error"] == "PeerError"
+
+
+def test_a_conversion_that_fails_fails_in_all(two: Fleet, model: str, tmp_path: Path) -> None:
+    answers = two.run({**command(model, tmp_path)}, p0={"fault": ["raise", "convert"]})
+    require_raised(answers, 0, "process 0 on", "the network is gone")
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("storage", [{}, {"ocdbt": False}], ids=str)
+def test_each_converts_a_share(four: Fleet, large: str, tmp_path: Path, storage: Mapping[str, Any]) -> None:
+    lazyload.convert(large, cache_dir=tmp_path)  # So that it is known what the folder contains.
+    answers = four.run(command(large, tmp_path, storage=storage))
+    size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
+    for answer in answers:
+        assert 0 < answer["bytes_read"] < 1.05 * size / 4, [other["bytes_read"] / size for other in answers]
+    require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
+    assert not any(found.problems for found in lazyload.verify(large, cache_dir=tmp_path))
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_while_a_conversion_is_shared_is_an_error_of_all(
+    two: Fleet, model: str, tmp_path: Path, full: int
+) -> None:
+    answers = two.run(command(model, tmp_path), **{f"p{full}": {"most_bytes": 1000}})
+    require_raised(answers, full, f"process {full} on", "the disk is full")
+    assert not list(tmp_path.rglob("manifest.json"))
+    assert not list(tmp_path.rglob("data-*"))
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_of_one_is_an_error_of_all(two: Fleet, model: str, tmp_path: Path, full: int) -> None:
+    own = {"most_bytes": 1000, **command(model, tmp_path / "b")}
+    answers = two.run(command(model, tmp_path / "a"), **{f"p{full}": own})
+    require_raised(answers, full, f"process {full} on", "the disk is full")
+    assert [answer["error"] for answer in answers] == ["CacheError", "CacheError"], "one error, to whoever catches it"
+
+
+def test_a_damaged_file_of_one_is_an_error_of_all(two: Fleet, model: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / "config.json").write_text("{")
+    answers = two.run(command(model, tmp_path / "cache"), p1=command(str(copy), tmp_path / "cache"))
+    require_raised(answers, 1, "process 1 on", "config.json")
+    assert [answer["error"] for answer in answers] == ["CorruptSourceError", "CorruptSourceError"]
+
+
+def test_a_process_that_converts_instead_is_named(two: Fleet, model: str, tmp_path: Path) -> None:
+    load = command(model, tmp_path, patience=PATIENCE)
+    answers = two.run(load, p1={"call": "convert", "options": {"cache_dir": str(tmp_path)}})
+    assert answers[0]["error"] == "PeerError"
+    assert "process 1 has not made this call within 2 s" in answers[0]["message"]
+    assert f"the last call of it on {os.uname().nodename} is lazyload.convert of {model}" in answers[0]["message"]
+    assert answers[0]["seconds"] < PATIENCE + SOON
+    late = two.run(load, p0=None)[1]
+    assert late["error"] == "PeerError"
+    assert late["seconds"] < SOON, "it hears that the others have given up"
+
+
+def test_another_number_of_calls_is_named(two: Fleet, model: str, tmp_path: Path) -> None:
+    load = command(model, tmp_path, patience=PATIENCE)
+    two.run(load)
+    once_more = two.run(load, p1=None)[0]
+    assert once_more["error"] == "PeerError"
+    assert "process 1 has not made this call within 2 s" in once_more["message"]
+    assert "of processes 0-1, which has ended" in once_more["message"]
+    assert two.run(load, p0=None)[1]["error"] == "PeerError"
+    require_equal(two.run(load), in_one_process(model))
+
+
+def test_a_process_is_waited_for_while_it_converts(two: Fleet, model: str, other: str, tmp_path: Path) -> None:
+    load = command(model, tmp_path, patience=PATIENCE)
+    two.send(
+        [load, {"call": "convert", "model": other, "options": {"cache_dir": str(tmp_path)}, "fault": ["slow", 0.2]}]
+    )
+    two.send([None, load])
+    assert two.answer(1)["seconds"] > PATIENCE
+    require_equal([two.answer(0), two.answer(1)], in_one_process(model))
+
+
+def test_a_stopped_process_is_noticed_and_hears_of_it(two: Fleet, model: str, tmp_path: Path) -> None:
+    convert(model, tmp_path)
+    load = command(model, tmp_path, patience=PATIENCE)
+    two.send([load, {**load, "fault": ["stop", "restore"]}])
+    waiting = two.answer(0)
+    assert waiting["error"] == "PeerError"
+    assert "process 1 on" in waiting["message"]
+    assert "has shown no sign of life for 2 s: it has been killed or stopped" in waiting["message"]
+    assert waiting["seconds"] < PATIENCE + SOON
+    two.processes[1].send_signal(signal.SIGCONT)
+    assert two.answer(1)["error"] == "PeerError"
+
+
+@pytest.mark.parametrize("shape", [[8], [4, 2]], ids=str)
+def test_four_processes_load_what_one_loads(four: Fleet, model: str, tmp_path: Path, shape: list[int]) -> None:
+    load = {**command(model, tmp_path), "mesh": shape}
+    require_equal(four.run(load), in_one_process(model))
+    require_equal(four.run(load), in_one_process(model))
+
+
+def test_processes_without_a_device_of_the_mesh_get_arrays_without_shards(
+    four: Fleet, model: str, tmp_path: Path
+) -> None:
+    for processes in ([1, 2], [2]):
+        load = {**command(model, tmp_path), "processes": processes}
+        answers = four.run(load)
+        require_equal([answers[index] for index in processes], in_one_process(model))
+        for index in {*range(4)} - {*processes}:
+            assert answers[index]["count"] == len(answers[processes[0]]["shards"])
+            assert not any(answers[index]["shards"].values())
+
+
+def test_four_processes_of_four_devices(model: str, tmp_path: Path) -> None:
+    expected = in_one_process(model)
+    with fleet(4, 4, tmp_path) as running:
+        for shape in ([16], [4, 4]):
+            require_equal(running.run({**command(model, tmp_path / "cache"), "mesh": shape}), expected)
+
+
+def test_killed_processes_are_noticed_by_all(four: Fleet, model: str, tmp_path: Path) -> None:
+    load = {**command(model, tmp_path, patience=PATIENCE), "processes": [1, 2, 3]}
+    answers = four.run(load, p0=None, p1={"fault": ["kill", "convert"]})
+    assert answers[1] == {"died": -signal.SIGKILL}
+    require_raised(answers[2:], -1, "process 1 on", "it has been killed or stopped")
+    assert max(answer["seconds"] for answer in answers[2:]) < PATIENCE + SOON
+    assert not list(tmp_path.rglob("manifest.json"))
+
+    load["processes"] = [0, 2, 3]
+    require_equal([answer for answer in four.run(load, p1=None) if answer], in_one_process(model))
+    load = {**load, **command(model, tmp_path / "again", patience=PATIENCE)}
+    answers = four.run(load, p1=None, p3={"fault": ["kill", "convert"]})
+    assert answers[3] == {"died": -signal.SIGKILL}
+    require_raised([answers[0], answers[2]], -1, "process 3 on", "it has been killed or stopped")
+    assert not list((tmp_path / "again").rglob("manifest.json"))
+
+    # It runs JAX's own service, without which JAX ends every process.
+    load["processes"] = [0, 2]
+    answers = four.run(load, timeout=PATIENCE + SOON, p1=None, p3=None, p0={"fault": ["kill", "restore"]})
+    assert answers[0] == {"died": -signal.SIGKILL}
+    assert answers[2].keys() & {"error", "died"}

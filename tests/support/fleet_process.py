@@ -1,0 +1,157 @@
+"""One process of a fleet: `python -m support.fleet_process PORT COUNT INDEX DEVICES`, with a command a line of input.
+
+A command is a JSON object:
+
+    call         "from_pretrained" (the default), "convert", "wait" (seconds)
+    model        what is loaded
+    options      further arguments of the call
+    processes    whose devices the mesh has, by index; all, if there is none
+    mesh         its shape, axes "fsdp" and "tp"; one axis, if there is none
+    environment  variables while the call runs
+    fault        what happens to this process: "kill", "stop" or "raise" with a stage, "slow" with seconds a report
+    most_bytes   what a file that this process writes may have at most
+    format       another number of the entries' format
+
+It answers with one: "error" and "message" if the call has raised, else "shards", which has of each array the place and
+the SHA-256 of each of this process's shards, and the numbers of its report; in any case "seconds", and "read", the
+bytes of its reads.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+
+import lazyload
+from lazyload import request
+
+
+def main(port: int, count: int, index: int, devices: int) -> None:
+    """Carries out commands until there are no more."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # What JAX itself does about a process that is no more comes later than what is tested.
+    jax.distributed.initialize(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=600)
+    jax.devices()
+    for line in sys.stdin:
+        answer = carry_out(json.loads(line))
+        print(json.dumps(answer), flush=True)
+    # Not by way of JAX's farewell, which waits for those that are no more.
+    os._exit(0)
+
+
+def carry_out(command: Mapping[str, Any]) -> dict[str, Any]:
+    """One command's answer."""
+    started, read = time.monotonic(), bytes_read()
+    answer: dict[str, Any] = {}
+    try:
+        with faults(command), mock.patch.dict(os.environ, command.get("environment", {})):
+            answer = called(command)
+    except BaseException as error:
+        traceback.print_exc()
+        answer = {"error": type(error).__name__, "message": str(error)}
+    return {**answer, "seconds": time.monotonic() - started, "read": bytes_read() - read, "at": time.time()}
+
+
+def called(command: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call gives."""
+    options = {"progress": progress(command.get("fault"))} | command.get("options", {})
+    match command.get("call", "from_pretrained"):
+        case "wait":
+            time.sleep(command["seconds"])
+            return {}
+        case "convert":
+            return {"path": str(lazyload.convert(command["model"], **options).path)}
+        case _:
+            arrays = lazyload.from_pretrained(
+                command["model"], mesh=mesh(command), layout=lazyload.MaxText(), **options
+            )
+            member = jax.process_index() in command.get("processes", range(jax.process_count()))
+            return {
+                "shards": dict(shards(arrays)),
+                "count": len(jax.tree.leaves(arrays)),
+                **(dataclasses.asdict(lazyload.last_report(), dict_factory=plain) if member else {}),
+            }
+
+
+def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a report that are numbers."""
+    return {name: value for name, value in pairs if isinstance(value, int | float)}
+
+
+def mesh(command: Mapping[str, Any]) -> jax.sharding.Mesh:
+    """The mesh of a command."""
+    processes = command.get("processes", range(jax.process_count()))
+    devices = np.array([device for device in jax.devices() if device.process_index in processes])
+    shape = command.get("mesh", [len(devices)])
+    return jax.sharding.Mesh(devices.reshape(shape), ("fsdp", "tp")[: len(shape)])
+
+
+def shards(arrays: Any) -> Iterator[tuple[str, list[Any]]]:
+    """Place and content of what this process has of each array."""
+    for path, array in jax.tree.leaves_with_path(arrays):
+        yield (
+            jax.tree_util.keystr(path),
+            [
+                [
+                    [list(cut.indices(size)[:2]) for cut, size in zip(shard.index, array.shape, strict=True)],
+                    hashlib.sha256(np.asarray(shard.data).tobytes()).hexdigest(),
+                ]
+                for shard in array.addressable_shards
+            ],
+        )
+
+
+def progress(fault: list[Any] | None) -> Callable[[lazyload.Progress], None] | bool:
+    """A progress function that does what is to happen, once the stage is under way."""
+    if fault is None:
+        return False
+    kind, where = fault
+    has_happened = False
+
+    def function(now: lazyload.Progress) -> None:
+        nonlocal has_happened
+        if kind == "slow":
+            time.sleep(where)
+        elif now.stage == where and now.done and not has_happened:
+            has_happened = True
+            if kind == "raise":
+                raise ConnectionError("the network is gone")
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[kind])
+
+    return function
+
+
+@contextlib.contextmanager
+def faults(command: Mapping[str, Any]) -> Iterator[None]:
+    """Limits that hold while the body runs."""
+    with contextlib.ExitStack() as stack:
+        if number := command.get("format"):
+            stack.enter_context(mock.patch.object(request, "ENTRY_FORMAT", number))
+        if most := command.get("most_bytes"):
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+            stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+        yield
+
+
+def bytes_read() -> int:
+    """The bytes that this process has read by system calls."""
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
