@@ -32,6 +32,7 @@ from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.nnx import stacked_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
+from lazyload.formats.tensor_names import tensor_names
 from lazyload.layouts.conversion import Conversion, axes_of, digest, form_of, resolve
 from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
@@ -460,7 +461,9 @@ def _target(
                 "lazyload.Target"
             )
         case "nnx":
-            return Target(nnx_layout(architecture), functools.partial(_decoder, compute_dtype=compute_dtype))
+            own = nnx_layout(architecture)
+            names = tuple(tensor_names(own, family.stored(architecture)).items())
+            return Target(own, functools.partial(_decoder, compute_dtype=compute_dtype, hub_names=names))
         case "nnx-scanned":
             scanned = functools.partial(_decoder, compute_dtype=compute_dtype, scan_layers=True)
             return Target(stacked_layout(architecture), scanned)
@@ -474,6 +477,7 @@ def _decoder(
     arrays: "Mapping[str, jax.Array]",
     compute_dtype: np.dtype | None = None,
     scan_layers: bool = False,
+    hub_names: tuple[tuple[str, str], ...] = (),
 ) -> "Decoder":
     """The decoder; Flax is imported only where a module is wanted."""
     from lazyload.models.decoder import Decoder
@@ -482,4 +486,5 @@ def _decoder(
     # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
     dtype = arrays["embed.embedding"].dtype
     decoder = Decoder(architecture, dtype=dtype, compute_dtype=compute_dtype, scan_layers=scan_layers, rngs=None)
+    decoder.hub_names = hub_names
     return fill(decoder, arrays)

@@ -13,7 +13,17 @@ from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
 from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
-from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
+from lazyload.models import (
+    attention,
+    card,
+    gated_delta_net,
+    kv_cache,
+    latent_attention,
+    mamba2,
+    moe,
+    per_layer_input,
+    weight_sync,
+)
 from lazyload.models.activations import zeros
 from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
 from lazyload.models.kv_cache import KVCache, LayerCache
@@ -121,6 +131,8 @@ class Decoder(nnx.Module):
         layers: The layers, or the stacks of them: those that follow each other, or those at each place of a cycle.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
         final_norm: The norm before the output projection.
+        hub_names: For each parameter its name in the hub's checkpoint, `*` for the layer, in pairs; empty for a decoder
+            that was not loaded.
         lm_head: The output projection; without parameters where the embedding is used for it, too. It may be replaced
             by any module that takes `[batch, length, embed]`, such as a value head.
         logits_bias: The bias of either; absent where there is none.
@@ -128,6 +140,7 @@ class Decoder(nnx.Module):
 
     remat: Remat
     embed: Embedding
+    hub_names: tuple[tuple[str, str], ...]
     per_layer_embedding: nnx.Module
     layers: nnx.List[DecoderLayer]
     final_norm: RMSNorm | LayerNorm
@@ -146,6 +159,7 @@ class Decoder(nnx.Module):
     ):
         self.config = config
         self.compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
+        self.hub_names = ()
         self.scan_layers = scan_layers
         self.remat = remat
 
@@ -212,6 +226,40 @@ class Decoder(nnx.Module):
         """Arguments for a trial call, by the name that qwix reads."""
         tokens = jnp.ones((2, 1), jnp.int32)
         return {"tokens": tokens, "positions": tokens, "cache": None, "attention_mask": jnp.ones((2, 1, 1), bool)}
+
+    def to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
+        """What Tunix asks for to bring weights into vLLM (`"vllm_jax"`) or SGLang (`"sglang_jax"`).
+
+        Raises:
+            InputError: There is no such backend, layers are scanned, or parameters have no name there.
+        """
+        return weight_sync.mappings(self, self._names(), self.config.family, backend)
+
+    def lora_to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
+        """The same for the parameters that LoRA adds."""
+        return weight_sync.lora_mappings(self, self._names(), self.config.family, backend)
+
+    def to_hf_transpose_keys(self, backend: str = "vllm_jax") -> dict[str, tuple[int, ...]] | None:
+        """The parameters whose dimensions have another order there."""
+        return weight_sync.transposed(self, backend)
+
+    def lora_to_hf_transpose_keys(self, backend: str = "vllm_jax") -> dict[str, tuple[int, ...]] | None:
+        """The same for the parameters that LoRA adds."""
+        return weight_sync.lora_transposed(self, backend)
+
+    def to_hf_hook_fns(self, backend: str = "vllm_jax") -> None:
+        """None: no value is another one there."""
+
+    def preprocess_src_state(self, backend: str = "vllm_jax") -> None:
+        """None: parameters go there as they are."""
+
+    def _names(self) -> dict[str, str]:
+        if self.scan_layers or not self.hub_names:
+            raise InputError(
+                "names in other programs are known of decoders that lazyload.from_pretrained has loaded, and whose "
+                "layers are not scanned"
+            )
+        return dict(self.hub_names)
 
     def __call__(
         self,
