@@ -391,7 +391,7 @@ def _commit_of(reference: ModelReference) -> str | None:
 
 def _with_own_head(architecture: Any) -> DecoderConfig | None:
     """A tied decoder, untied; None for everything else."""
-    is_tied = isinstance(architecture, DecoderConfig) and architecture.tied
+    is_tied = isinstance(architecture, DecoderConfig) and architecture.tied and architecture.head is None
     return replace(architecture, tied=False) if is_tied else None
 
 
@@ -452,6 +452,8 @@ def _target(
             return layout
         case Layout():
             return Target(layout, nested)
+        case MaxText() if getattr(architecture, "head", None) is not None:
+            raise LayoutError("layout MaxText: the model scores texts, and MaxText has no place for its head")
         case MaxText():
             return layout.target(family.name, architecture)
         case "nnx" | "nnx-scanned" if not isinstance(architecture, DecoderConfig):

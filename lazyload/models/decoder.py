@@ -134,7 +134,8 @@ class Decoder(nnx.Module):
         hub_names: For each parameter its name in the hub's checkpoint, `*` for the layer, in pairs; empty for a decoder
             that was not loaded.
         lm_head: The output projection; without parameters where the embedding is used for it, too. It may be replaced
-            by any module that takes `[batch, length, embed]`, such as a value head.
+            by any module that takes `[batch, length, embed]`, such as a value head. Absent where the config has a head
+            that scores tokens, which is an attribute by its own name; what is said of logits holds for its scores.
         logits_bias: The bias of either; absent where there is none.
     """
 
@@ -183,10 +184,13 @@ class Decoder(nnx.Module):
             made = [(layer, declared(layer, count)) for layer, count in alike]
         self.layers = nnx.List([DecoderLayer(layer, parameters) for layer, parameters in made])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
-        self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
-        if not config.tied:
+        if config.head is not None:
+            setattr(self, config.head.name, Projection(parameters[config.head.name]))
+        elif config.tied:
+            self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
+        else:
             self.lm_head = Projection(parameters["lm_head"])
-        if config.logits_bias:
+        if "logits_bias" in parameters:
             self.logits_bias = parameters.declare("logits_bias", nnx.initializers.zeros_init())
 
     def __repr__(self) -> str:
@@ -371,6 +375,8 @@ class Decoder(nnx.Module):
         return x, stack.kept
 
     def _logits(self, x: jax.Array) -> jax.Array:
+        if self.config.head is not None:
+            return jnp.asarray(getattr(self, self.config.head.name)(x), jnp.float32)
         if isinstance(self.lm_head, TiedProjection):
             logits = self.embed.attend(x)
         elif isinstance(self.lm_head, Projection):
@@ -395,7 +401,7 @@ class Decoder(nnx.Module):
         batch, length, _ = hidden
         vocab = explicit_spec(self.embed.embedding[...])[0]
         taken = set(_names(batch)) | set(_names(length))
-        own = isinstance(self.lm_head, Projection | TiedProjection)
+        own = self.config.head is None and isinstance(self.lm_head, Projection | TiedProjection)
         return PartitionSpec(batch, length, vocab if own and not taken & set(_names(vocab)) else None)
 
 

@@ -5,6 +5,7 @@ Needs Tunix (Python 3.12): `.ci/tunix.txt`.
 
 import inspect
 import os
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +22,22 @@ pytest.importorskip("tunix", reason="Tunix is not installed")
 # Tunix and what it imports use much that is deprecated.
 pytestmark = [pytest.mark.xdist_group("tunix"), pytest.mark.filterwarnings("ignore")]
 
-import optax  # noqa: E402
-import qwix  # noqa: E402
-from tunix.distillation import feature_extraction  # noqa: E402
-from tunix.generate import mappings  # noqa: E402
-from tunix.generate import utils as generate_utils  # noqa: E402
-from tunix.models.llama3 import model as llama3  # noqa: E402
-from tunix.models.qwen3 import model as qwen3  # noqa: E402
-from tunix.rl import common, reshard, rl_cluster  # noqa: E402
-from tunix.rl import utils as rl_utils  # noqa: E402
-from tunix.rl.grpo import grpo_learner  # noqa: E402
-from tunix.rl.ppo import ppo_learner  # noqa: E402
-from tunix.rl.rollout import base_rollout  # noqa: E402
-from tunix.sft import checkpoint_manager, peft_trainer  # noqa: E402
-from tunix.sft import utils as sft_utils  # noqa: E402
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import optax
+    import qwix
+    from tunix.distillation import feature_extraction
+    from tunix.generate import mappings
+    from tunix.generate import utils as generate_utils
+    from tunix.models.llama3 import model as llama3
+    from tunix.models.qwen3 import model as qwen3
+    from tunix.rl import common, reshard, rl_cluster
+    from tunix.rl import utils as rl_utils
+    from tunix.rl.grpo import grpo_learner
+    from tunix.rl.ppo import ppo_learner
+    from tunix.rl.rollout import base_rollout
+    from tunix.sft import checkpoint_manager, peft_trainer
+    from tunix.sft import utils as sft_utils
 
 TOKENS = (np.arange(16)[None] * 7 + np.arange(8)[:, None] % 3).astype(np.int32) + 3
 MODULES = ".*q_proj|.*k_proj|.*v_proj|.*o_proj|.*gate_proj|.*up_proj|.*down_proj"
@@ -220,13 +223,15 @@ def signature(function):
     return inspect.signature(function).parameters
 
 
-def test_grpo(load):
-    changed, everything = grpo(load)
-    assert changed == everything
+# Releases after 0.1.7 can compute log-probabilities in chunks of the sequence.
+CHUNKED = (
+    [{"compute_logps_chunk_size": 4}] if "compute_logps_chunk_size" in signature(peft_trainer.TrainingConfig) else []
+)
 
 
-def test_grpo_of_packed_sequences(load):
-    changed, everything = grpo(load, max_seq_token_per_tpu=64)
+@pytest.mark.parametrize("options", [{}, {"max_seq_token_per_tpu": 64}, *CHUNKED], ids=lambda o: next(iter(o), "plain"))
+def test_grpo(load, options):
+    changed, everything = grpo(load, **options)
     assert changed == everything
 
 
@@ -234,15 +239,6 @@ def test_grpo_with_lora(load):
     changed, everything = grpo(load, with_lora)
     assert changed
     assert changed <= {path for path in everything if "lora" in path}
-
-
-@pytest.mark.skipif(
-    "compute_logps_chunk_size" not in signature(rl_cluster.RLTrainingConfig),
-    reason="Tunix is not installed in a release that computes log-probabilities in chunks",
-)
-def test_grpo_with_log_probabilities_computed_in_chunks(load):
-    changed, everything = grpo(load, compute_logps_chunk_size=4)
-    assert changed == everything
 
 
 def logps(model, prompts, completions, **options):
@@ -295,10 +291,16 @@ def test_a_model_goes_to_a_mesh_with_other_axes(load):
     model = load(layers=range(1))
     expected = np.asarray(nnx.jit(lambda model: model(TOKENS)[0])(model))
     other = automatic((2, 2), ("data", "model"), jax.devices()[4:])
-    for brought in (reshard.reshard_model_to_mesh(model, other), lazyload.reshard(model, other)):
-        assert {array.sharding.mesh for array in arrays(brought).values()} == {other}
-        found = nnx.jit(lambda model: model(TOKENS)[0])(brought)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    brought = lazyload.reshard(model, other)
+    assert {array.sharding.mesh for array in arrays(brought).values()} == {other}
+    np.testing.assert_allclose(nnx.jit(lambda model: model(TOKENS)[0])(brought), expected, atol=1e-5)
+    # What Tunix does between the meshes of its roles.
+    places = jax.tree.map(lambda array: array.sharding, nnx.state(brought))
+    state = reshard.reshard_pytree(nnx.state(model), places)
+    jax.tree.map(np.testing.assert_array_equal, state, nnx.state(model))
+    assert jax.tree.map(lambda array: array.sharding, state) == places
+    fewer = automatic((2, 1), devices=jax.devices()[:2])
+    assert {array.sharding.mesh for array in arrays(reshard.reshard_model_to_mesh(model, fewer)).values()} == {fewer}
 
 
 def test_checkpoints_are_saved_and_restored_in_place(load, tmp_path):
