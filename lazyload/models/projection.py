@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lazyload.models.activations import as_outputs, as_parameter
+from lazyload.models.activations import as_outputs, value_of
 from lazyload.models.parameters import Parameters
 
 
@@ -53,7 +53,7 @@ class Projection(nnx.Module):
         y = jnp.einsum(f"bt{summed},{summed}{kept}->bt{kept}", x, kernel)
         y = as_outputs(y, self.kernel, self.axes, range(self.inputs, kernel.ndim))
         if self.bias is not None:
-            y = y + as_parameter(self.bias[...], self.bias, self.axes[self.inputs :])
+            y = y + value_of(self.bias)
         return y.astype(x.dtype)
 
 
