@@ -24,7 +24,7 @@ from lazyload.models import (
     per_layer_input,
     weight_sync,
 )
-from lazyload.models.activations import zeros
+from lazyload.models.activations import value_of, zeros
 from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
 from lazyload.models.kv_cache import KVCache, LayerCache
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
@@ -109,7 +109,7 @@ class DecoderLayer(nnx.Module):
         x = x + _normed(self.post_mlp_norm, branch) * self.residual_scale
         if self.per_layer is not None:
             x = x + getattr(self, self.per_layer)(x, own_input)
-        return x if self.layer_scalar is None else x * self.layer_scalar[...].astype(x.dtype), kept
+        return x if self.layer_scalar is None else x * value_of(self.layer_scalar).astype(x.dtype), kept
 
 
 class Decoder(nnx.Module):
@@ -387,7 +387,7 @@ class Decoder(nnx.Module):
             return jnp.asarray(self.lm_head(x), jnp.float32)
         logits = logits.astype(jnp.float32)
         if self.config.logits_bias:
-            logits = logits + self.logits_bias[...].astype(jnp.float32)
+            logits = logits + value_of(self.logits_bias).astype(jnp.float32)
         logits = logits * self.config.logits_scale
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)

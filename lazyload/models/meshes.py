@@ -100,16 +100,12 @@ def constrain(x: jax.Array, *dimensions: Sequence[str] | None) -> jax.Array:
     mesh = automatic_mesh()
     if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, spec_on(mesh, x.shape, dimensions))
-
-
-def spec_on(mesh: AbstractMesh, shape: Sequence[int], dimensions: Sequence[Sequence[str] | None]) -> PartitionSpec:
-    """What `constrain` says of an array of this shape."""
     entries: list[Any] = []
     taken: set[str] = set()
-    for size, axes in zip(shape, dimensions, strict=True):
+    for size, axes in zip(x.shape, dimensions, strict=True):
         over = usable(mesh, [axis for axis in axes or () if axis not in taken], size)
         taken |= set(over)
         # A dimension that the axes do not divide is not to be gathered for that.
         entries.append(over or (PartitionSpec.UNCONSTRAINED if axes is None or axes else None))
-    return PartitionSpec(*entries)
+    constrained: jax.Array = jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+    return constrained

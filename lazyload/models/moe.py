@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from lazyload.architecture import Experts
+from lazyload.models.activations import value_of
 from lazyload.models.meshes import usable
 from lazyload.models.mlp import ACTIVATIONS, MLP
 from lazyload.models.norm import RMSNorm
@@ -100,11 +101,11 @@ class MixtureOfExperts(nnx.Module):
             flat = self.router_norm(flat) * embed**-0.5
         logits = flat @ self.router.kernel[...].astype(jnp.float32)
         if self.router.bias is not None:
-            logits = logits + self.router.bias[...].astype(jnp.float32)
-        selection_bias = self.selection_bias[...].astype(jnp.float32) if self.block.selection_bias else None
+            logits = logits + value_of(self.router.bias).astype(jnp.float32)
+        selection_bias = value_of(self.selection_bias).astype(jnp.float32) if self.block.selection_bias else None
         weights, chosen = route(logits, self.block, selection_bias)
         if self.block.expert_scale:
-            weights = weights * self.expert_scale[...].astype(jnp.float32)[chosen]
+            weights = weights * value_of(self.expert_scale).astype(jnp.float32)[chosen]
         return weights.reshape(batch, length, -1), chosen.reshape(batch, length, -1)
 
     def _run_experts(self, x: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:

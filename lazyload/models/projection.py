@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lazyload.models.activations import as_outputs, as_parameter
+from lazyload.models.activations import as_outputs, value_of
 from lazyload.models.parameters import Parameters, computed
 
 
@@ -58,7 +58,8 @@ class Projection(nnx.Module):
         y = jnp.einsum(f"bt{summed},{summed}{kept}->bt{kept}", x, kernel)
         y = as_outputs(y, self.kernel, self.axes, range(self.inputs, kernel.ndim))
         if self.bias is not None:
-            y = y + as_parameter(computed(self.bias, self.compute_dtype), self.bias, self.axes[self.inputs :])
+            bias = value_of(self.bias)
+            y = y + (bias if self.compute_dtype is None else bias.astype(self.compute_dtype))
         return y.astype(x.dtype)
 
 
