@@ -43,16 +43,23 @@ def test_a_classifier_of_transformers_scores_as_there(tmp_path):
     assert not hasattr(model, "lm_head")
 
 
+def rewritten(folder, change):
+    """The tensors of a checkpoint as `change` returns them, in one file."""
+    stored = {name: array for file in folder.glob("*.safetensors") for name, array in load_file(file).items()}
+    for file in folder.glob("model*.safetensors*"):
+        file.unlink()
+    tensors = change(stored)
+    save_file(tensors, folder / "model.safetensors")
+    return tensors
+
+
 @pytest.fixture(scope="module")
 def with_value_head(tmp_path_factory):
     """A language model beside whose output projection there is a value head, as TRL saves it."""
     folder = checkpoints.make("llama3", tmp_path_factory.mktemp("value"))
-    tensors = load_file(folder / "model.safetensors")
-    random = np.random.default_rng(0)
-    tensors["v_head.summary.weight"] = random.normal(size=(1, 64)).astype(np.float32)
-    tensors["v_head.summary.bias"] = np.array([0.5], np.float32)
-    save_file(tensors, folder / "model.safetensors")
-    return folder, tensors
+    weight = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
+    head = {"v_head.summary.weight": weight, "v_head.summary.bias": np.array([0.5], np.float32)}
+    return folder, rewritten(folder, lambda tensors: tensors | head)
 
 
 def test_a_value_head_is_loaded_where_its_class_is_named(with_value_head):
@@ -77,9 +84,7 @@ def test_the_plan_of_a_classifier_has_its_head(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
     (folder / "config.json").write_text(json.dumps(config))
-    tensors = load_file(folder / "model.safetensors")
-    tensors["score.weight"] = tensors.pop("lm_head.weight")[:1].copy()
-    save_file(tensors, folder / "model.safetensors")
+    rewritten(folder, lambda tensors: tensors | {"score.weight": tensors.pop("lm_head.weight")[:1].copy()})
     plan = lazyload.plan(folder)
     assert plan.parameters["score.kernel"].shape == (64, 1)
     assert "lm_head.kernel" not in plan.parameters
