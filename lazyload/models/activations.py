@@ -71,8 +71,8 @@ def zeros(
     over = _split_axes(layer) | {"batch": batch_axes(mesh, _spread(embedding))}
     dimensions = [over.get(axis, ()) for axis in axes] or [()] * len(shape)
     entries = [usable(mesh, names, size) for size, names in zip(shape, dimensions, strict=True)]
-    while entries and not entries[-1]:
-        # What a compiled step returns has none of these either, and would be compiled for again.
+    while automatic_mesh() is not None and entries and not entries[-1]:
+        # What a compiled step returns has none of these either, and a step is compiled once.
         entries.pop()
     spec = PartitionSpec(*(entry[0] if len(entry) == 1 else entry or None for entry in entries))
     lies = None if isinstance(embedding[...], jax.core.Tracer) else embedding[...].sharding
