@@ -71,8 +71,8 @@ def zeros(
     over = _split_axes(layer) | {"batch": batch_axes(mesh, _spread(embedding))}
     dimensions = [over.get(axis, ()) for axis in axes] or [()] * len(shape)
     entries = [usable(mesh, names, size) for size, names in zip(shape, dimensions, strict=True)]
-    while entries and not entries[-1]:
-        # What a compiled step returns has none of these either, and would be compiled for again.
+    while automatic_mesh() is not None and entries and not entries[-1]:
+        # What a compiled step returns has none of these either, and a step is compiled once.
         entries.pop()
     spec = PartitionSpec(*(entry[0] if len(entry) == 1 else entry or None for entry in entries))
     lies = None if isinstance(embedding[...], jax.core.Tracer) else embedding[...].sharding
@@ -87,7 +87,9 @@ def zeros(
 
 def _split_axes(layer: nnx.Module) -> dict[str, tuple[str, ...]]:
     """The mesh axes over which a layer's parameters split each logical axis."""
-    parameters = [node for _, node in nnx.iter_graph(layer) if isinstance(node, nnx.Param)]
+    # What qwix adds has the metadata of the kernel beside it, and other dimensions.
+    nodes = [node for _, node in nnx.iter_graph(layer)]
+    parameters = [node for node in nodes if isinstance(node, nnx.Param) and not isinstance(node, nnx.LoRAParam)]
     return {
         axis: over
         for param in parameters

@@ -240,22 +240,22 @@ class Decoder(nnx.Module):
         return weight_sync.mappings(self, self._names(), self.config.family, backend)
 
     def lora_to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
-        """The same for the parameters that LoRA adds."""
+        """The same for the parameters that LoRA adds; `backend` is one of the same."""
         return weight_sync.lora_mappings(self, self._names(), self.config.family, backend)
 
     def to_hf_transpose_keys(self, backend: str = "vllm_jax") -> dict[str, tuple[int, ...]] | None:
-        """The parameters whose dimensions have another order there."""
+        """The parameters whose dimensions have another order in `backend`."""
         return weight_sync.transposed(self, backend)
 
     def lora_to_hf_transpose_keys(self, backend: str = "vllm_jax") -> dict[str, tuple[int, ...]] | None:
-        """The same for the parameters that LoRA adds."""
+        """The same for the parameters that LoRA adds; `backend` is one of the same."""
         return weight_sync.lora_transposed(self, backend)
 
     def to_hf_hook_fns(self, backend: str = "vllm_jax") -> None:
-        """None: no value is another one there."""
+        """None: no value is another one in either `backend`."""
 
     def preprocess_src_state(self, backend: str = "vllm_jax") -> None:
-        """None: parameters go there as they are."""
+        """None: parameters go to either `backend` as they are."""
 
     def _names(self) -> dict[str, str]:
         if self.scan_layers or not self.hub_names:

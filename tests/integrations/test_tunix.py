@@ -188,7 +188,8 @@ def cluster(actor, reference, mesh, *, roles=(), critic=None, rollout_mesh=None,
         rollout_engine="vanilla",
         offload_to_cpu=False,
         training_config=rl_cluster.RLTrainingConfig(
-            **{**training, "mini_batch_size": 4, "train_micro_batch_size": 4, **options}
+            critic_optimizer=None if critic is None else optax.adamw(1e-2),
+            **{**training, "mini_batch_size": 4, "train_micro_batch_size": 4, **options},
         ),
         rollout_config=base_rollout.RolloutConfig(
             max_tokens_to_generate=6, max_prompt_length=8, kv_cache_size=16, temperature=1.0, top_p=1.0
