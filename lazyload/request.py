@@ -463,11 +463,9 @@ def _target(
                 "lazyload.Target"
             )
         case "nnx":
-            own = nnx_layout(architecture)
-            names = tuple(tensor_names(own, family.stored(architecture)).items())
-            return Target(own, functools.partial(_decoder, compute_dtype=compute_dtype, hub_names=names))
+            return Target(nnx_layout(architecture), functools.partial(_decoder, family, compute_dtype=compute_dtype))
         case "nnx-scanned":
-            scanned = functools.partial(_decoder, compute_dtype=compute_dtype, scan_layers=True)
+            scanned = functools.partial(_decoder, family, compute_dtype=compute_dtype, scan_layers=True)
             return Target(stacked_layout(architecture), scanned)
     raise LayoutError(
         f"layout {layout!r} is not known; give 'nnx', lazyload.MaxText(...), a lazyload.Layout or a lazyload.Target"
@@ -475,11 +473,11 @@ def _target(
 
 
 def _decoder(
+    family: Family,
     architecture: Any,
     arrays: "Mapping[str, jax.Array]",
     compute_dtype: np.dtype | None = None,
     scan_layers: bool = False,
-    hub_names: tuple[tuple[str, str], ...] = (),
 ) -> "Decoder":
     """The decoder; Flax is imported only where a module is wanted."""
     from lazyload.models.decoder import Decoder
@@ -488,5 +486,5 @@ def _decoder(
     # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
     dtype = arrays["embed.embedding"].dtype
     decoder = Decoder(architecture, dtype=dtype, compute_dtype=compute_dtype, scan_layers=scan_layers, rngs=None)
-    decoder.hub_names = hub_names
+    decoder.hub_names = tuple(tensor_names(nnx_layout(architecture), family.stored(architecture)).items())
     return fill(decoder, arrays)
