@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lazyload.models.activations import as_outputs, value_of
+from lazyload.models.activations import as_outputs, gathered, value_of
 from lazyload.models.parameters import Parameters
 
 
@@ -81,7 +81,11 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The rows of the tokens: `[batch, length]` to `[batch, length, embed]`."""
-        return as_outputs(jnp.take(self.embedding[...], tokens, axis=0), self.embedding, self.axes, (1,))
+        table = self.embedding[...]
+        if tokens.shape[1] > 1:
+            # Of a step of decoding, to exchange the few vectors is less.
+            table = gathered(table, self.embedding, self.axes)
+        return as_outputs(jnp.take(table, tokens, axis=0), self.embedding, self.axes, (1,))
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Each row's inner product with `x`: `[batch, length, embed]` to `[batch, length, vocab]`."""
