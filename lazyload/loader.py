@@ -27,7 +27,9 @@ from lazyload.options import (
     DTypeOption,
     LayoutOption,
     LoadOptions,
+    OneDType,
     StorageOption,
+    compute_dtype_of,
     decoder_layout,
     explains_arguments,
     require_remat,
@@ -89,6 +91,7 @@ def from_pretrained(
     mesh: "jax.sharding.Mesh | None" = None,
     rules: "Rules | None" = None,
     dtype: DTypeOption = "bfloat16",
+    compute_dtype: OneDType | None = None,
     layout: LayoutOption = "nnx",
     into: "nnx.Module | None" = None,
     layers: range | None = None,
@@ -127,6 +130,10 @@ def from_pretrained(
             `lazyload/README.md` lists them) or of the layout's paths (`layers.0.*`). The first one that matches counts,
             and what none matches is bfloat16. What a layout's table stores in a dtype of its own (`as float32`) keeps
             it unless a pattern is its very role or path.
+        compute_dtype: The dtype that `"nnx"`'s decoder computes in, whatever its parameters are stored in: with
+            `dtype="float32", compute_dtype="bfloat16"` a trainer's small updates are not lost, and products cost what
+            they cost in bfloat16. None for the dtype of the parameters. It decides nothing that is stored; a module
+            given as `into` has its own.
         layout: `"nnx"` for this library's decoder, or `"nnx-scanned"` (see `scan_layers`), `lazyload.MaxText(...)` for
             MaxText's parameter tree, a `lazyload.Layout` of your own, or a `lazyload.Target`, which says what to build
             from it, too.
@@ -186,6 +193,7 @@ def from_pretrained(
 
     stopwatch = Stopwatch()
     layout = decoder_layout(layout, scan_layers or (layout == "nnx" and getattr(into, "scan_layers", False)))
+    computed = compute_dtype_of(compute_dtype, layout, into)
     require_remat(remat, layout, into)
     placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
@@ -194,7 +202,19 @@ def from_pretrained(
         show_progress(progress, reference.name) as shown,
         stopwatch.entering(
             "open",
-            open_request(reference, dtype, layout, storage, cache_dir, family, strict, config, shown, layers=layers),
+            open_request(
+                reference,
+                dtype,
+                layout,
+                storage,
+                cache_dir,
+                family,
+                strict,
+                config,
+                shown,
+                layers=layers,
+                compute_dtype=computed,
+            ),
         ) as request,
     ):
         placement.require(request)

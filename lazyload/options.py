@@ -83,6 +83,7 @@ class LoadOptions(TypedDict, total=False):
     mesh: "jax.sharding.Mesh | None"
     rules: "Rules | None"
     dtype: DTypeOption
+    compute_dtype: OneDType | None
     layers: range | None
     scan_layers: bool
     remat: "Remat | None"
@@ -291,6 +292,23 @@ def dtypes_for(patterns: Mapping[str, np.dtype | None], config: Mapping[str, Any
     known = {pattern: dtype or _dtype_of(config) for pattern, dtype in patterns.items()}
     default = known.pop(ALL, _DTYPES["bfloat16"])
     return DTypes(default, tuple(known.items()))
+
+
+def compute_dtype_of(option: OneDType | None, layout: LayoutOption, into: Any) -> np.dtype | None:
+    """The dtype that a decoder computes in; None for that of its parameters.
+
+    Raises:
+        ArgumentError: No decoder of this library is built, or it is "auto".
+        UnsupportedFormatError: It is no dtype that parameters can be of.
+    """
+    if option is None:
+        return None
+    if layout not in DECODERS or into is not None:
+        what = f"of layout {layout!r:.100} no decoder of this library is built" if into is None else "into= has its own"
+        raise ArgumentError(f"compute_dtype={option!r}: {what}; leave it out")
+    if _is_auto(option):
+        raise ArgumentError(f"compute_dtype={option!r}: give {', '.join(_DTYPES)}, or None for the parameters' own")
+    return _dtype(option)
 
 
 def _is_auto(dtype: OneDType) -> bool:

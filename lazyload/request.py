@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from lazyload import families
 from lazyload.architecture import DecoderConfig
 from lazyload.cache.cache import Cache
@@ -30,6 +32,7 @@ from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.nnx import stacked_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
+from lazyload.formats.tensor_names import tensor_names
 from lazyload.layouts.conversion import Conversion, axes_of, digest, form_of, resolve
 from lazyload.layouts.dtypes import DTypes
 from lazyload.layouts.layout import Layout
@@ -70,6 +73,7 @@ class Request:
         architecture: The model of these layers.
         target: What is wanted.
         layout: The same, as the call named it.
+        compute_dtype: What the decoder that is built computes in; None for the dtype of its parameters.
         strict: Whether a tensor without use is an error even where it cannot matter.
         dtypes: The dtypes of floating-point parameters.
         storage: How the entry is stored, every flag concrete.
@@ -84,6 +88,7 @@ class Request:
     architecture: Any
     target: Target[Any]
     layout: LayoutOption
+    compute_dtype: np.dtype | None
     strict: bool
     dtypes: DTypes
     storage: Storage
@@ -228,7 +233,9 @@ class Request:
         if whole is None:
             return None
         untied = _part(whole, self.layers)
-        return replace(self, whole=whole, architecture=untied, target=_target(self.layout, self.family, untied))
+        return replace(
+            self, whole=whole, architecture=untied, target=_target(self.layout, self.family, untied, self.compute_dtype)
+        )
 
 
 @contextlib.contextmanager
@@ -244,6 +251,7 @@ def open_request(
     progress: CallProgress | None = None,
     dry_run: bool = False,
     layers: range | None = None,
+    compute_dtype: np.dtype | None = None,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for them and for what is raised.
 
@@ -266,7 +274,7 @@ def open_request(
         if layers is not None and isinstance(layout, MaxText):
             _require_places(whole, architecture)
         dtypes = dtypes_for(patterns, values)
-        target = _target(layout, family, architecture)
+        target = _target(layout, family, architecture, compute_dtype)
         if dtypes.patterns:
             dtypes = _fitted(dtypes, layout, family, architecture)
         fields: dict[str, Any] = {
@@ -282,7 +290,21 @@ def open_request(
         }
         if layers is not None:
             fields["layers"] = [layers.start, layers.stop]
-        yield Request(source, family, whole, layers, architecture, target, layout, strict, dtypes, flags, cache, fields)
+        yield Request(
+            source,
+            family,
+            whole,
+            layers,
+            architecture,
+            target,
+            layout,
+            compute_dtype,
+            strict,
+            dtypes,
+            flags,
+            cache,
+            fields,
+        )
 
 
 def read_config(
@@ -369,7 +391,7 @@ def _commit_of(reference: ModelReference) -> str | None:
 
 def _with_own_head(architecture: Any) -> DecoderConfig | None:
     """A tied decoder, untied; None for everything else."""
-    is_tied = isinstance(architecture, DecoderConfig) and architecture.tied
+    is_tied = isinstance(architecture, DecoderConfig) and architecture.tied and architecture.head is None
     return replace(architecture, tied=False) if is_tied else None
 
 
@@ -422,12 +444,16 @@ def _fitted(dtypes: DTypes, layout: LayoutOption, family: Family, architecture: 
     return dtypes.fitted(unroll_tree(_target(layout, family, most).layout, most).values())
 
 
-def _target(layout: LayoutOption, family: Family, architecture: Any) -> Target[Any]:
+def _target(
+    layout: LayoutOption, family: Family, architecture: Any, compute_dtype: np.dtype | None = None
+) -> Target[Any]:
     match layout:
         case Target():
             return layout
         case Layout():
             return Target(layout, nested)
+        case MaxText() if getattr(architecture, "head", None) is not None:
+            raise LayoutError("layout MaxText: the model scores texts, and MaxText has no place for its head")
         case MaxText():
             return layout.target(family.name, architecture)
         case "nnx" | "nnx-scanned" if not isinstance(architecture, DecoderConfig):
@@ -437,22 +463,28 @@ def _target(layout: LayoutOption, family: Family, architecture: Any) -> Target[A
                 "lazyload.Target"
             )
         case "nnx":
-            return Target(nnx_layout(architecture), _decoder)
+            return Target(nnx_layout(architecture), functools.partial(_decoder, family, compute_dtype=compute_dtype))
         case "nnx-scanned":
-            return Target(stacked_layout(architecture), _scanned_decoder)
+            scanned = functools.partial(_decoder, family, compute_dtype=compute_dtype, scan_layers=True)
+            return Target(stacked_layout(architecture), scanned)
     raise LayoutError(
         f"layout {layout!r} is not known; give 'nnx', lazyload.MaxText(...), a lazyload.Layout or a lazyload.Target"
     )
 
 
-def _decoder(architecture: Any, arrays: "Mapping[str, jax.Array]", scan_layers: bool = False) -> "Decoder":
+def _decoder(
+    family: Family,
+    architecture: Any,
+    arrays: "Mapping[str, jax.Array]",
+    compute_dtype: np.dtype | None = None,
+    scan_layers: bool = False,
+) -> "Decoder":
     """The decoder; Flax is imported only where a module is wanted."""
     from lazyload.models.decoder import Decoder
     from lazyload.models.fill import fill
 
     # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
     dtype = arrays["embed.embedding"].dtype
-    return fill(Decoder(architecture, dtype=dtype, scan_layers=scan_layers, rngs=None), arrays)
-
-
-_scanned_decoder = functools.partial(_decoder, scan_layers=True)
+    decoder = Decoder(architecture, dtype=dtype, compute_dtype=compute_dtype, scan_layers=scan_layers, rngs=None)
+    decoder.hub_names = tuple(tensor_names(nnx_layout(architecture), family.stored(architecture)).items())
+    return fill(decoder, arrays)

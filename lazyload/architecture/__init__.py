@@ -11,6 +11,7 @@ from lazyload.architecture.attention import Attention, Temperature
 from lazyload.architecture.decoder import DecoderConfig, Layer
 from lazyload.architecture.experts import Experts
 from lazyload.architecture.gated_delta_net import GatedDeltaNet
+from lazyload.architecture.head import ScoreHead
 from lazyload.architecture.indexer import Indexer
 from lazyload.architecture.latent_attention import LatentAttention
 from lazyload.architecture.mamba2 import Mamba2
@@ -35,5 +36,6 @@ __all__ = [
     "PerLayerEmbedding",
     "PerLayerInput",
     "Rope",
+    "ScoreHead",
     "Temperature",
 ]

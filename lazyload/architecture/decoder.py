@@ -9,6 +9,7 @@ from lazyload.architecture.attention import Attention
 from lazyload.architecture.block import Block, Mixer
 from lazyload.architecture.checks import require, require_positive
 from lazyload.architecture.experts import Experts
+from lazyload.architecture.head import ScoreHead
 from lazyload.architecture.latent_attention import LatentAttention
 from lazyload.architecture.norm import LayerNorm, Norm
 from lazyload.architecture.per_layer_input import PerLayerEmbedding, PerLayerInput
@@ -109,6 +110,7 @@ class DecoderConfig:
         logits_scale: What the output logits are multiplied with.
         final_softcap: Soft cap of the output logits.
         per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 4).
+        head: What scores tokens in place of the output projection; None for a model that predicts tokens.
         family: The name of the family that read it; empty for one made by hand. Two that differ in it only are equal.
     """
 
@@ -122,6 +124,7 @@ class DecoderConfig:
     logits_scale: float = 1.0
     final_softcap: float | None = None
     per_layer_embedding: PerLayerEmbedding | None = None
+    head: ScoreHead | None = None
     family: str = field(default="", compare=False)
 
     __repr__ = differing_fields
@@ -228,9 +231,11 @@ class DecoderConfig:
         """The table of the parameters that belong to no layer."""
         final_norm = {f"final_norm.{path}": entry for path, entry in self.norm.parameters("final_norm").items()}
         table = {"embed.embedding": "embed : vocab embed", **final_norm}
-        if not self.tied:
+        if self.head is not None:
+            table |= self.head.parameters
+        elif not self.tied:
             table["lm_head.kernel"] = "lm_head : embed vocab"
-        if self.logits_bias:
+        if self.logits_bias and self.head is None:
             table["logits_bias"] = "logits_bias : vocab"
         if (inputs := self.per_layer_embedding) is not None:
             table |= {f"{inputs.name}.{path}": entry for path, entry in inputs.parameters.items()}
@@ -240,6 +245,8 @@ class DecoderConfig:
     def axes(self) -> Mapping[str, int]:
         """The sizes of the axes that belong to no block."""
         axes = {"vocab": self.vocab_size, "embed": self.embed_dim, "layer": self.num_layers}
+        if self.head is not None:
+            axes |= self.head.axes
         return axes if self.per_layer_embedding is None else axes | dict(self.per_layer_embedding.axes)
 
     @property

@@ -96,7 +96,9 @@ def zeros(
 
 def _split_axes(layer: nnx.Module) -> dict[str, tuple[str, ...]]:
     """The mesh axes over which a layer's parameters split each logical axis."""
-    parameters = [node for _, node in nnx.iter_graph(layer) if isinstance(node, nnx.Param)]
+    # What qwix adds has the metadata of the kernel beside it, and other dimensions.
+    nodes = [node for _, node in nnx.iter_graph(layer)]
+    parameters = [node for node in nodes if isinstance(node, nnx.Param) and not isinstance(node, nnx.LoRAParam)]
     return {
         axis: over
         for param in parameters

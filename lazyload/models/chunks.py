@@ -4,6 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lazyload.models.context import segment_starts
+
+# The exponential of it is zero in float32, and so are those of its sums, which no infinity would be safe for.
+_FORGOTTEN = -1e4
+
 
 def split(x: jax.Array, size: int) -> jax.Array:
     """`[batch, length, ...]` as `[chunk, batch, size, ...]`; the last chunk is filled up with zeros."""
@@ -17,6 +22,19 @@ def joined(chunks: jax.Array) -> jax.Array:
     """`[chunk, batch, size, ...]` as `[batch, chunk * size, ...]`."""
     count, batch, size, *rest = chunks.shape
     return jnp.moveaxis(chunks, 0, 1).reshape(batch, count * size, *rest)
+
+
+def forgetting(log_decay: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+    """The logarithms of a state's decay, so that the first token of each segment finds nothing of those before it.
+
+    Args:
+        log_decay: `[batch, length, ...]`, float32.
+        segment_ids: int32 `[batch, length]`; None for one segment a row, which goes on with the state before it.
+    """
+    if segment_ids is None:
+        return log_decay
+    starts = segment_starts(segment_ids)
+    return jnp.where(starts.reshape(*starts.shape, *(1,) * (log_decay.ndim - 2)), _FORGOTTEN, log_decay)
 
 
 def sums_between(x: jax.Array) -> jax.Array:

@@ -77,7 +77,7 @@ class Context:
         if rope is None:
             return None
         if rope not in self._rotations:
-            self._rotations[rope] = rotation(rope, self.positions)
+            self._rotations[rope] = rotation(rope, self.positions, self.segment_ids)
         return self._rotations[rope]
 
     def mask(self, keys: int, window: int | None = None, chunk: int | None = None) -> jax.Array:
@@ -119,13 +119,29 @@ class Context:
         own = self.start + jnp.arange(length)
         return jnp.take_along_axis(mask, own[None, :, None], axis=2)[..., 0]
 
+    def carried_segments(self) -> jax.Array | None:
+        """The segments as states are carried along, int32 `[batch, length]`; None for one document a row.
+
+        Padding leaves states alone: it counts to the segment of the last token before it that is none.
+        """
+        real = self.real()
+        if self.segment_ids is None or real is None:
+            return self.segment_ids
+        last = jax.lax.cummax(jnp.where(real, jnp.arange(real.shape[1]), 0), axis=1)
+        return jnp.take_along_axis(self.segment_ids, last, axis=1)
+
+
+def segment_starts(segment_ids: jax.Array) -> jax.Array:
+    """Which tokens are the first of their segment, bool `[batch, length]`."""
+    return jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
+
 
 def counted_positions(tokens: jax.Array, start: jax.Array | int, segment_ids: jax.Array | None) -> jax.Array:
     """Positions that count up from `start`, or from 0 in each segment, int32 `[batch, length]`."""
     slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     if segment_ids is None:
         return jnp.broadcast_to(start + slots, tokens.shape)
-    return slots - jax.lax.cummax(jnp.where(_starts(segment_ids), slots, 0), axis=1)
+    return slots - jax.lax.cummax(jnp.where(segment_starts(segment_ids), slots, 0), axis=1)
 
 
 def require_segments(segment_ids: jax.Array, tokens: jax.Array, cache: KVCache | None) -> None:
@@ -177,12 +193,6 @@ def checked_mask(mask: jax.Array | None, batch: int, length: int, keys: int) -> 
             f"[{batch}, 1, {length}, {keys}] (which keys each token may attend to)"
         )
     return mask.astype(bool)
-
-
-def _starts(segment_ids: jax.Array) -> jax.Array:
-    """Which tokens are the first of their segment, bool `[batch, length]`."""
-    before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)))
-    return (segment_ids != before).at[:, :1].set(True)
 
 
 def _filled_up(mask: jax.Array, keys: int) -> jax.Array:

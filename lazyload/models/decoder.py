@@ -13,7 +13,17 @@ from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
 from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
-from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
+from lazyload.models import (
+    attention,
+    card,
+    gated_delta_net,
+    kv_cache,
+    latent_attention,
+    mamba2,
+    moe,
+    per_layer_input,
+    weight_sync,
+)
 from lazyload.models.activations import value_of, zeros
 from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
 from lazyload.models.kv_cache import KVCache, LayerCache
@@ -105,13 +115,15 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """A decoder-only transformer, whatever its family.
 
-    Activations have the dtype of the embedding. Products with parameters of another dtype are computed in the wider of
-    the two; norms, rotary embedding, softmax and routing in float32, whatever dtype their parameters have.
-    The model runs without a mesh and on any mesh, with automatic or explicit axes, whether or not one is set. Made with
-    `rngs=None`, its parameters have shapes and no values.
+    Activations have the dtype of the embedding, and products with parameters of another dtype are computed in the wider
+    of the two; with `compute_dtype` both have that one, whatever dtype parameters are stored in. Norms, rotary
+    embedding, softmax and routing are in float32 in any case. The model runs without a mesh and on any mesh, with
+    automatic or explicit axes, whether or not one is set. Made with `rngs=None`, its parameters have shapes and no
+    values.
 
     Attributes:
         config: What it is.
+        compute_dtype: The dtype of activations and products; None for what the parameters' dtypes make of it.
         scan_layers: Whether layers that are alike are stacked, each parameter an array of all of them.
         remat: What the backward pass computes again instead of having it kept; it may be set at any time. `"none"`:
             nothing; `"block"`: all of a layer but its input; `"dots"`: all but that and the products with parameters.
@@ -119,13 +131,17 @@ class Decoder(nnx.Module):
         layers: The layers, or the stacks of them: those that follow each other, or those at each place of a cycle.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
         final_norm: The norm before the output projection.
+        hub_names: For each parameter its name in the hub's checkpoint, `*` for the layer, in pairs; empty for a decoder
+            that was not loaded.
         lm_head: The output projection; without parameters where the embedding is used for it, too. It may be replaced
-            by any module that takes `[batch, length, embed]`, such as a value head.
+            by any module that takes `[batch, length, embed]`, such as a value head. Absent where the config has a head
+            that scores tokens, which is an attribute by its own name; what is said of logits holds for its scores.
         logits_bias: The bias of either; absent where there is none.
     """
 
     remat: Remat
     embed: Embedding
+    hub_names: tuple[tuple[str, str], ...]
     per_layer_embedding: nnx.Module
     layers: nnx.List[DecoderLayer]
     final_norm: RMSNorm | LayerNorm
@@ -137,17 +153,26 @@ class Decoder(nnx.Module):
         config: DecoderConfig,
         *,
         dtype: DTypeLike = jnp.bfloat16,
+        compute_dtype: DTypeLike | None = None,
         scan_layers: bool = False,
         remat: Remat = "none",
         rngs: nnx.Rngs | None,
     ):
         self.config = config
+        self.compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
+        self.hub_names = ()
         self.scan_layers = scan_layers
         self.remat = remat
 
         def declared(part: DecoderConfig | Layer, layers: int | None = None) -> Parameters:
-            sizes = {**config.axes, **part.axes}
-            return Parameters(part.parameters, sizes, dtype=dtype, rngs=rngs, layers=layers)
+            return Parameters(
+                part.parameters,
+                {**config.axes, **part.axes},
+                dtype=dtype,
+                rngs=rngs,
+                layers=layers,
+                compute_dtype=self.compute_dtype,
+            )
 
         parameters = declared(config)
         self.embed = Embedding(parameters["embed"])
@@ -159,10 +184,13 @@ class Decoder(nnx.Module):
             made = [(layer, declared(layer, count)) for layer, count in alike]
         self.layers = nnx.List([DecoderLayer(layer, parameters) for layer, parameters in made])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
-        self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
-        if not config.tied:
+        if config.head is not None:
+            setattr(self, config.head.name, Projection(parameters[config.head.name]))
+        elif config.tied:
+            self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
+        else:
             self.lm_head = Projection(parameters["lm_head"])
-        if config.logits_bias:
+        if "logits_bias" in parameters:
             self.logits_bias = parameters.declare("logits_bias", nnx.initializers.zeros_init())
 
     def __repr__(self) -> str:
@@ -203,6 +231,40 @@ class Decoder(nnx.Module):
         """Arguments for a trial call, by the name that qwix reads."""
         tokens = jnp.ones((2, 1), jnp.int32)
         return {"tokens": tokens, "positions": tokens, "cache": None, "attention_mask": jnp.ones((2, 1, 1), bool)}
+
+    def to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
+        """What Tunix asks for to bring weights into vLLM (`"vllm_jax"`) or SGLang (`"sglang_jax"`).
+
+        Raises:
+            InputError: There is no such backend, layers are scanned, or parameters have no name there.
+        """
+        return weight_sync.mappings(self, self._names(), self.config.family, backend)
+
+    def lora_to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
+        """The same for the parameters that LoRA adds; `backend` is one of the same."""
+        return weight_sync.lora_mappings(self, self._names(), self.config.family, backend)
+
+    def to_hf_transpose_keys(self, backend: str = "vllm_jax") -> dict[str, tuple[int, ...]] | None:
+        """The parameters whose dimensions have another order in `backend`."""
+        return weight_sync.transposed(self, backend)
+
+    def lora_to_hf_transpose_keys(self, backend: str = "vllm_jax") -> dict[str, tuple[int, ...]] | None:
+        """The same for the parameters that LoRA adds; `backend` is one of the same."""
+        return weight_sync.lora_transposed(self, backend)
+
+    def to_hf_hook_fns(self, backend: str = "vllm_jax") -> None:
+        """None: no value is another one in either `backend`."""
+
+    def preprocess_src_state(self, backend: str = "vllm_jax") -> None:
+        """None: parameters go to either `backend` as they are."""
+
+    def _names(self) -> dict[str, str]:
+        if self.scan_layers or not self.hub_names:
+            raise InputError(
+                "names in other programs are known of decoders that lazyload.from_pretrained has loaded, and whose "
+                "layers are not scanned"
+            )
+        return dict(self.hub_names)
 
     def __call__(
         self,
@@ -314,11 +376,14 @@ class Decoder(nnx.Module):
         return x, stack.kept
 
     def _logits(self, x: jax.Array) -> jax.Array:
+        if self.config.head is not None:
+            return jnp.asarray(getattr(self, self.config.head.name)(x), jnp.float32)
         if isinstance(self.lm_head, TiedProjection):
             logits = self.embed.attend(x)
         elif isinstance(self.lm_head, Projection):
             # Not rounded to the activations' dtype where the projection has a wider one.
-            logits = self.lm_head(x.astype(jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)))
+            wide = x.dtype if self.compute_dtype else jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)
+            logits = self.lm_head(x.astype(wide))
         else:
             return jnp.asarray(self.lm_head(x), jnp.float32)
         logits = logits.astype(jnp.float32)
@@ -337,7 +402,7 @@ class Decoder(nnx.Module):
         batch, length, _ = hidden
         vocab = explicit_spec(self.embed.embedding[...])[0]
         taken = set(_names(batch)) | set(_names(length))
-        own = isinstance(self.lm_head, Projection | TiedProjection)
+        own = self.config.head is None and isinstance(self.lm_head, Projection | TiedProjection)
         return PartitionSpec(batch, length, vocab if own and not taken & set(_names(vocab)) else None)
 
 

@@ -21,7 +21,7 @@ from flax import nnx
 
 from lazyload import architecture
 from lazyload.models.activations import value_of
-from lazyload.models.chunks import joined, split, sums_between
+from lazyload.models.chunks import forgetting, joined, split, sums_between
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache
 from lazyload.models.mlp import ACTIVATIONS
@@ -112,10 +112,10 @@ class GatedDeltaNet(nnx.Module):
 
         Of the attention mask only padding counts: a token that may not attend to itself leaves all states alone.
         """
-        block, real = self.block, context.real()
+        block, real, segments = self.block, context.real(), context.carried_segments()
         conv, state = (None, None) if cache is None else (cache["conv"], cache["state"])
         qkv, gate, beta, alpha = self._projected(x)
-        qkv, conv = self.conv1d(qkv, conv, real)
+        qkv, conv = self.conv1d(qkv, conv, real, segments)
         query, key, value = jnp.split(ACTIVATIONS[block.activation](qkv), [block.key_dim, 2 * block.key_dim], axis=-1)
         rate = jnp.exp(value_of(self.A_log).astype(jnp.float32))
         log_decay = -rate * jax.nn.softplus(alpha.astype(jnp.float32) + value_of(self.dt_bias))
@@ -128,6 +128,7 @@ class GatedDeltaNet(nnx.Module):
             jax.nn.sigmoid(beta.astype(jnp.float32)).reshape(values),
             state,
             real,
+            segments,
         )
         mixed = mixed.reshape(*x.shape[:2], block.num_key_heads, block.group, block.value_dim)
         gated = self.norm(mixed).astype(jnp.float32) * jax.nn.silu(gate.reshape(mixed.shape).astype(jnp.float32))
@@ -158,9 +159,11 @@ class DepthwiseConv(nnx.Module):
         self.kernel = parameters.declare("kernel", nnx.initializers.normal(0.02))
         self.bias = parameters.declare("bias", nnx.initializers.zeros_init()) if "bias" in parameters else None
 
-    def __call__(self, x: jax.Array, state: jax.Array | None, real: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, state: jax.Array | None, real: jax.Array | None, segment_ids: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """`causal_conv` over the channels of `x`, `[batch, length, *channels]`, each in its own place."""
-        y, last = causal_conv(x, self.kernel[...], state, real)
+        y, last = causal_conv(x, self.kernel[...], state, real, segment_ids)
         return (y if self.bias is None else (y + self.bias[...]).astype(x.dtype)), last
 
 
@@ -172,6 +175,7 @@ def gated_delta_rule(
     beta: jax.Array,
     state: jax.Array | None = None,
     real: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs the rule over a sequence, chunk by chunk.
 
@@ -187,11 +191,13 @@ def gated_delta_rule(
         state: `[batch, value_head, key_dim, value_dim]`, what the tokens before left; None for zeros.
         real: bool `[batch, length]`, False for padding, wherever it is: it leaves the state alone, and its outputs are
             finite nonsense. None for no padding.
+        segment_ids: int32 `[batch, length]`; each segment starts from a state of zeros. None for one segment, which
+            starts from `state`.
 
     Returns:
         `[batch, length, value_head, value_dim]`, of the values' dtype, and the state after the last token, float32.
     """
-    tokens, start = _prepare(query, key, value, log_decay, beta, state, real)
+    tokens, start = _prepare(query, key, value, log_decay, beta, state, real, segment_ids)
     length = value.shape[1]
     size = max(1, min(_CHUNK, length))
     chunks = _solve_chunks(jax.tree.map(partial(split, size=size), tokens))
@@ -200,7 +206,11 @@ def gated_delta_rule(
 
 
 def causal_conv(
-    x: jax.Array, kernel: jax.Array, state: jax.Array | None = None, real: jax.Array | None = None
+    x: jax.Array,
+    kernel: jax.Array,
+    state: jax.Array | None = None,
+    real: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Convolves each channel with a kernel of its own over the token and those before it; in float32.
 
@@ -210,6 +220,7 @@ def causal_conv(
         state: `[batch, width - 1, *channels]`, the last inputs before these; None for zeros.
         real: bool `[batch, length]`, False for padding, before a row's tokens or after them but not among them; its
             outputs are finite nonsense. None for no padding.
+        segment_ids: int32 `[batch, length]`; a token meets none of the inputs before its segment. None for one segment.
 
     Returns:
         `[batch, length, *channels]`, of `x`'s dtype, and the last `width - 1` inputs, padding left out, of the state's
@@ -229,10 +240,20 @@ def causal_conv(
         inputs = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(inputs, state.astype(x.dtype), first, 0)
         last = jax.vmap(jax.lax.dynamic_slice_in_dim, (0, 0, None))(inputs, first + jnp.sum(real, axis=1), width - 1)
     wide, taps = inputs.astype(jnp.float32), kernel.astype(jnp.float32)
-    y = wide[:, :length] * taps[0]
-    for shift in range(1, width):
-        y += wide[:, shift : shift + length] * taps[shift]
+    y = jnp.zeros(x.shape, jnp.float32)
+    for shift in range(width):
+        met = wide[:, shift : shift + length]
+        if segment_ids is not None:
+            met = jnp.where(_same_segment(segment_ids, width - 1 - shift, met.ndim), met, 0)
+        y += met * taps[shift]
     return y.astype(x.dtype), last.astype(state.dtype)
+
+
+def _same_segment(segment_ids: jax.Array, back: int, ndim: int) -> jax.Array:
+    """Whether a token is of the segment of the one so many tokens back, bool `[batch, length, 1, ...]` of `ndim`."""
+    batch, length = segment_ids.shape
+    same = segment_ids[:, back:] == segment_ids[:, : max(length - back, 0)]
+    return jnp.pad(same, ((0, 0), (length - same.shape[1], 0))).reshape(batch, length, *(1,) * (ndim - 2))
 
 
 def _prepare(
@@ -243,11 +264,13 @@ def _prepare(
     beta: jax.Array,
     state: jax.Array | None,
     real: jax.Array | None,
+    segment_ids: jax.Array | None,
 ) -> tuple[_Tokens, jax.Array]:
     """The tokens, and the state before them, `[batch, key_head, group, key_dim, value_dim]`, as the rule reads them."""
     query, key, value, log_decay, beta = (x.astype(jnp.float32) for x in (query, key, value, log_decay, beta))
     if real is not None:
         log_decay, beta = (jnp.where(real[..., None], x, 0) for x in (log_decay, beta))
+    log_decay = forgetting(log_decay, segment_ids)
     batch, length, key_heads, key_dim = key.shape
     value_dim = value.shape[-1]
     groups = (key_heads, value.shape[2] // key_heads)

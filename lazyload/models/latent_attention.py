@@ -92,7 +92,7 @@ class LatentAttention(nnx.Module):
     def _attend_compressed(
         self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, mask: jax.Array
     ) -> jax.Array:
-        to_key, to_value = jnp.split(self.kv_b_proj.kernel[...], [self.block.nope_dim], axis=-1)
+        to_key, to_value = jnp.split(self.kv_b_proj.weights(), [self.block.nope_dim], axis=-1)
         mapped = jnp.einsum("btnh,rnh->btnr", q_nope, to_key).astype(q_nope.dtype)
         query = jnp.concatenate([mapped, q_rope], axis=-1)
         key = jnp.concatenate([compressed, k_rope], axis=-1)

@@ -20,7 +20,7 @@ from flax import nnx
 
 from lazyload import architecture
 from lazyload.models.activations import value_of
-from lazyload.models.chunks import joined, split, sums_between
+from lazyload.models.chunks import forgetting, joined, split, sums_between
 from lazyload.models.context import Context
 from lazyload.models.gated_delta_net import DepthwiseConv
 from lazyload.models.kv_cache import LayerCache
@@ -104,14 +104,14 @@ class Mamba2(nnx.Module):
 
         Of the attention mask only padding counts: a token that may not attend to itself leaves all states alone.
         """
-        block, real = self.block, context.real()
+        block, real, segments = self.block, context.real(), context.carried_segments()
         convolved, kept = {}, {}
         for name, projected, conv in (
             ("conv_x", self.in_proj_x(x), self.conv_x),
             ("conv_b", self.in_proj_b(x), self.conv_b),
             ("conv_c", self.in_proj_c(x), self.conv_c),
         ):
-            y, kept[name] = conv(projected, None if cache is None else cache[name], real)
+            y, kept[name] = conv(projected, None if cache is None else cache[name], real, segments)
             convolved[name] = ACTIVATIONS[block.activation](y)
         step = jax.nn.softplus(self.in_proj_dt(x).astype(jnp.float32) + value_of(self.dt_bias).astype(jnp.float32))
         mixed, kept["state"] = state_space(
@@ -122,6 +122,7 @@ class Mamba2(nnx.Module):
             convolved["conv_c"],
             None if cache is None else cache["state"],
             real,
+            segments,
         )
         mixed = mixed + value_of(self.D).astype(jnp.float32)[:, None] * convolved["conv_x"].astype(jnp.float32)
         gated = self.norm(mixed * jax.nn.silu(self.in_proj_z(x).astype(jnp.float32)))
@@ -154,6 +155,7 @@ def state_space(
     c: jax.Array,
     state: jax.Array | None = None,
     real: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs the model over a sequence, chunk by chunk, in float32.
 
@@ -166,6 +168,8 @@ def state_space(
         state: `[batch, head, head_dim, state_dim]`, what the tokens before left; None for zeros.
         real: bool `[batch, length]`, False for padding, wherever it is: it leaves the state alone, and its outputs are
             finite nonsense. None for no padding.
+        segment_ids: int32 `[batch, length]`; each segment starts from a state of zeros. None for one segment, which
+            starts from `state`.
 
     Returns:
         `[batch, length, head, head_dim]`, and the state after the last token, both float32.
@@ -177,7 +181,7 @@ def state_space(
     groups = (b.shape[2], heads // b.shape[2])
     tokens = _Tokens(
         x=(x * step[..., None]).reshape(batch, length, *groups, head_dim),
-        log_decay=(step * rate.astype(jnp.float32)).reshape(batch, length, *groups),
+        log_decay=forgetting(step * rate.astype(jnp.float32), segment_ids).reshape(batch, length, *groups),
         b=b,
         c=c,
     )

@@ -37,7 +37,8 @@ def run_with_automatic_axes(function: Callable[..., Any], module: nnx.Module, *a
     """Runs `function(module, *args)` with the explicit axes of the mesh made automatic.
 
     Args:
-        function: Must not change the module.
+        function: It may change and add variables of the module, such as those that are sown; these are then whole on
+            every device.
         module: What holds parameters.
         *args: Pytrees of arrays.
         out_specs: A pytree of `PartitionSpec`s over the explicit axes, one for each array of the result.
@@ -46,11 +47,33 @@ def run_with_automatic_axes(function: Callable[..., Any], module: nnx.Module, *a
         What the function returns, sharded as `out_specs` say.
     """
     graphdef, state = nnx.split(module)
+    copies = []
 
     def body(state: Any, *args: Any) -> Any:
-        return function(nnx.merge(graphdef, state), *args)
+        copies.append(nnx.merge(graphdef, state))
+        return function(copies[0], *args)
 
-    return jax.sharding.auto_axes(body, out_sharding=out_specs)(state, *args)
+    result = jax.sharding.auto_axes(body, out_sharding=out_specs)(state, *args)
+    _take_over(module, copies[0])
+    return result
+
+
+def _take_over(module: nnx.Module, changed: nnx.Module) -> None:
+    """Gives a module the variables that its copy on automatic axes has come to have."""
+    modules = {path: node for path, node in nnx.iter_graph(module) if isinstance(node, nnx.Module)}
+    for path, copy in [(path, node) for path, node in nnx.iter_graph(changed) if isinstance(node, nnx.Module)]:
+        for name, value in list(vars(copy).items()):
+            before = vars(modules[path]).get(name)
+            if type(value) is type(before) and (isinstance(value, nnx.Param) or not isinstance(value, nnx.Variable)):
+                continue
+            setattr(modules[path], name, jax.tree.map(_whole_on_every_device, value))
+
+
+def _whole_on_every_device(array: Any) -> Any:
+    if not isinstance(array, jax.Array):
+        return array
+    whole: jax.Array = jax.sharding.auto_axes(lambda x: x, out_sharding=PartitionSpec())(array)
+    return whole
 
 
 def automatic_mesh() -> AbstractMesh | None:

@@ -17,7 +17,7 @@ from lazyload.models.activations import value_of
 from lazyload.models.meshes import usable
 from lazyload.models.mlp import ACTIVATIONS, MLP
 from lazyload.models.norm import RMSNorm
-from lazyload.models.parameters import Parameters, partition
+from lazyload.models.parameters import Parameters, computed, partition
 from lazyload.models.projection import Projection
 from lazyload.models.routing import route
 
@@ -34,6 +34,7 @@ class ExpertProjection(nnx.Module):
         self.axes = parameters.axes("kernel")
         self.kernel = parameters.declare("kernel", nnx.initializers.lecun_normal(batch_axis=0))
         self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
+        self.compute_dtype = parameters.compute_dtype("kernel")
 
 
 class _Weights(NamedTuple):
@@ -108,11 +109,12 @@ class MixtureOfExperts(nnx.Module):
         return weights.reshape(batch, length, -1), chosen.reshape(batch, length, -1)
 
     def _run_experts(self, x: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
+        projections = (self.gate_proj, self.up_proj, self.down_proj)
         parts = _Weights(
-            *(projection.kernel[...] for projection in (self.gate_proj, self.up_proj, self.down_proj)),
+            *(computed(projection.kernel, projection.compute_dtype) for projection in projections),
             *(
-                projection.bias[...]
-                for projection in (self.gate_proj, self.up_proj, self.down_proj)
+                computed(projection.bias, projection.compute_dtype)
+                for projection in projections
                 if projection.bias is not None
             ),
         )

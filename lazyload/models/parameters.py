@@ -49,6 +49,7 @@ class Parameters:
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs | None,
+        compute_dtype: DTypeLike | None = None,
         layers: int | None = None,
     ):
         """What a table says.
@@ -58,6 +59,7 @@ class Parameters:
             sizes: The size of every named axis.
             dtype: The dtype of parameters that have none of their own.
             rngs: Where random values come from; None for parameters without values, `jax.ShapeDtypeStruct`s.
+            compute_dtype: The dtype that weights are converted to where they are multiplied with; None for their own.
             layers: How many layers are stacked on an axis `layer` before the table's; None for no such axis. A module
                 is made, and called, as one layer of them.
         """
@@ -65,6 +67,7 @@ class Parameters:
         self._prefix = ""
         self._dtype = dtype
         self._rngs = rngs
+        self._compute_dtype = compute_dtype
         self._layers = layers
         self.sizes = sizes
 
@@ -83,6 +86,10 @@ class Parameters:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one parameter."""
         return tuple(_extent(parts, self.sizes) for parts in self._rows[self._prefix + name].dimensions)
+
+    def compute_dtype(self, name: str) -> DTypeLike | None:
+        """The dtype that one parameter is computed with; None for that which it has."""
+        return self._compute_dtype if self._rows[self._prefix + name].dtype is None else None
 
     def axes(self, name: str) -> tuple[str, ...]:
         """The logical axis of each dimension of one parameter."""
@@ -130,6 +137,12 @@ def partition(param: Any, axes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     if mesh.empty:
         return ((),) * len(axes)
     return tuple(dimension.over for dimension in partitions(mesh, None, {"": (tuple(param.shape), tuple(axes))})[""])
+
+
+def computed(param: nnx.Param[jax.Array], dtype: DTypeLike | None) -> jax.Array:
+    """A parameter's value in the dtype that it is computed with; None for its own."""
+    value = param[...]
+    return value if dtype is None else value.astype(dtype)
 
 
 @functools.lru_cache

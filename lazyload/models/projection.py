@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lazyload.models.activations import as_outputs, gathered, value_of
-from lazyload.models.parameters import Parameters
+from lazyload.models.parameters import Parameters, computed
 
 
 class Projection(nnx.Module):
@@ -28,6 +28,7 @@ class Projection(nnx.Module):
         normal = nnx.initializers.lecun_normal(in_axis=axes[:inputs], out_axis=axes[inputs:])
         zeros = nnx.initializers.zeros_init()
         self.inputs = inputs
+        self.compute_dtype = parameters.compute_dtype("kernel")
         self.axes = parameters.axes("kernel")
         self.kernel = parameters.declare("kernel", normal)
         self.bias = parameters.declare("bias", zeros) if "bias" in parameters else None
@@ -42,18 +43,23 @@ class Projection(nnx.Module):
         """How many numbers of a token come out."""
         return math.prod(self.kernel.shape[self.inputs :])
 
+    def weights(self) -> jax.Array:
+        """The kernel in the dtype that it is computed with."""
+        return computed(self.kernel, self.compute_dtype)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """The map's value: `[batch, length, *inputs]` to `[batch, length, *outputs]`.
 
-        It is computed in the wider of the dtypes of `x` and the parameters, and returned in that of `x`.
+        It is computed in the wider of the dtypes of `x` and the weights, and returned in that of `x`.
         """
-        kernel = self.kernel[...]
+        kernel = self.weights()
         free = [letter for letter in ascii_lowercase if letter not in "bt"][: kernel.ndim]
         summed, kept = "".join(free[: self.inputs]), "".join(free[self.inputs :])
         y = jnp.einsum(f"bt{summed},{summed}{kept}->bt{kept}", x, kernel)
         y = as_outputs(y, self.kernel, self.axes, range(self.inputs, kernel.ndim))
         if self.bias is not None:
-            y = y + value_of(self.bias)
+            bias = value_of(self.bias)
+            y = y + (bias if self.compute_dtype is None else bias.astype(self.compute_dtype))
         return y.astype(x.dtype)
 
 
@@ -78,16 +84,20 @@ class Embedding(nnx.Module):
     def __init__(self, parameters: Parameters):
         self.axes = parameters.axes("embedding")
         self.embedding = parameters.declare("embedding", nnx.initializers.normal(0.02))
+        self.compute_dtype = parameters.compute_dtype("embedding")
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The rows of the tokens: `[batch, length]` to `[batch, length, embed]`."""
-        table = self.embedding[...]
-        if tokens.shape[1] > 1:
-            # Of a step of decoding, to exchange the few vectors is less.
-            table = gathered(table, self.embedding, self.axes)
-        return as_outputs(jnp.take(table, tokens, axis=0), self.embedding, self.axes, (1,))
+        if tokens.shape[1] == 1:
+            # To exchange the few vectors is less than to gather the table.
+            rows = jnp.take(self.embedding[...], tokens, axis=0)
+            rows = rows if self.compute_dtype is None else rows.astype(self.compute_dtype)
+        else:
+            table = gathered(computed(self.embedding, self.compute_dtype), self.embedding, self.axes)
+            rows = jnp.take(table, tokens, axis=0)
+        return as_outputs(rows, self.embedding, self.axes, (1,))
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Each row's inner product with `x`: `[batch, length, embed]` to `[batch, length, vocab]`."""
-        logits = jnp.einsum("btd,vd->btv", x, self.embedding[...])
+        logits = jnp.einsum("btd,vd->btv", x, computed(self.embedding, self.compute_dtype))
         return as_outputs(logits, self.embedding, self.axes, (0,))

@@ -66,5 +66,6 @@ def _array(variable: nnx.Variable[Any]) -> tuple[tuple[int, ...], tuple[str, ...
     leaves = jax.tree.leaves(variable)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         raise ArgumentError("reshard: the model's parameters have no values; load it onto the mesh instead, with into=")
-    axes = tuple(variable.get_metadata().get("logical_axes", ()))
+    # Of LoRA's parameters qwix says what it says of the kernels beside them, which have other dimensions.
+    axes = () if isinstance(variable, nnx.LoRAParam) else tuple(variable.get_metadata().get("logical_axes", ()))
     return (tuple(leaves[0].shape), axes) if axes and len(leaves) == 1 else None

@@ -27,13 +27,16 @@ class Rotation:
     interleaved: bool
 
 
-def rotation(rope: Rope, positions: jax.Array) -> Rotation:
+def rotation(rope: Rope, positions: jax.Array, segment_ids: jax.Array | None = None) -> Rotation:
     """The angles at `positions`, int32 `[batch, length]`.
 
     "dynamic" and "longrope" depend on the sequence's length; it is taken to be the largest position plus one, over the
-    whole batch.
+    whole batch or, with `segment_ids` of the same shape, over each segment.
     """
     length = jnp.max(positions) + 1
+    if segment_ids is not None and rope.kind in ("dynamic", "longrope"):
+        together = segment_ids[:, :, None] == segment_ids[:, None]
+        length = jnp.max(jnp.where(together, positions[:, None], 0), axis=-1, keepdims=True) + 1
     angles = positions.astype(jnp.float32)[..., None] * frequencies(rope, length)
     factor: jax.Array | float = rope.attention_factor
     if rope.long_attention_factor is not None:
@@ -62,7 +65,8 @@ def frequencies(rope: Rope, length: jax.Array | int) -> jax.Array:
 
     Args:
         rope: The embedding.
-        length: The sequence's length, which "dynamic" and "longrope" depend on; a scalar.
+        length: The sequence's length, which "dynamic" and "longrope" depend on; a scalar, or `[..., 1]` for angles
+            `[..., dim / 2]`.
     """
     plain = rope.theta ** -(np.arange(0, rope.dim, 2) / rope.dim)
     match rope.kind:

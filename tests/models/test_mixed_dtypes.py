@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from support.decoders import CONFIGS, TOKENS, build, run, weights
 
-from lazyload.models.decoder import DecoderLayer
+from lazyload.models.decoder import Decoder, DecoderLayer
+from lazyload.models.fill import fill
 
 
 def rounded(name):
@@ -46,6 +47,13 @@ def test_with_an_embedding_in_bfloat16_activations_stay_in_bfloat16(name, monkey
     _, filled = jax.eval_shape(lambda cache: model(TOKENS, cache=cache), cache)
     assert seen == [jnp.bfloat16] * 2 * len(model.layers)
     assert jax.tree.all(jax.tree.map(lambda after, before: after.dtype == before.dtype, filled, cache))
+
+
+@pytest.mark.parametrize("name", ["plain", "gemma4", "deepseek_v32", "gpt_oss", "qwen3_next"])
+def test_what_is_stored_in_float32_is_computed_in_another_dtype_as_if_it_were_stored_in_that(name):
+    model = Decoder(CONFIGS[name], dtype=jnp.float32, compute_dtype="bfloat16", rngs=None)
+    logits = run(fill(model, rounded(name)), TOKENS)[0]
+    np.testing.assert_array_equal(logits, run(mixed(name, lambda path: jnp.bfloat16), TOKENS)[0])
 
 
 def test_logits_are_as_exact_as_the_projection():

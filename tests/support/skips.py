@@ -13,6 +13,7 @@ REASONS = {
     "transformers": "needs transformers",
     "namespace": "a pid namespace cannot be made here",
     "maxtext": "MaxText is not installed",
+    "tunix": "Tunix is not installed",
     "root": "root may read everything",
     "mount": "a file system cannot be mounted here",
     "tmux": "tmux is not installed",
