@@ -33,6 +33,14 @@ def as_outputs(y: jax.Array, kernel: Any, axes: Sequence[str], outputs: Iterable
     return constrain(y, _batch(axes, over), None, *(() if is_spread(axes[n]) else over[n] for n in outputs))
 
 
+def gathered(array: jax.Array, param: Any, axes: Sequence[str]) -> jax.Array:
+    """A parameter's array, no longer spread beside the data: as a product would have it gathered, and a lookup not."""
+    if automatic_mesh() is None:
+        return array
+    over = partition(param, axes)
+    return constrain(array, *(() if is_spread(axis) else names for axis, names in zip(axes, over, strict=True)))
+
+
 def value_of(param: nnx.Param[jax.Array]) -> jax.Array:
     """A parameter's array, said to lie where the parameter lies, so that its gradient does, too.
 
@@ -75,7 +83,8 @@ def zeros(
         # What a compiled step returns has none of these either, and a step is compiled once.
         entries.pop()
     spec = PartitionSpec(*(entry[0] if len(entry) == 1 else entry or None for entry in entries))
-    lies = None if isinstance(embedding[...], jax.core.Tracer) else embedding[...].sharding
+    (table,) = jax.tree.leaves(embedding)
+    lies = None if isinstance(table, jax.core.Tracer) else table.sharding
     if isinstance(lies, NamedSharding):
         return jnp.zeros(shape, dtype, device=NamedSharding(lies.mesh, spec))
     array = jnp.zeros(shape, dtype)

@@ -217,7 +217,8 @@ class Decoder(nnx.Module):
             cache_size: The tokens that each of them may have.
             dtype: The dtype of keys and values.
         """
-        with mesh_of(self.embed.embedding[...]):
+        (embedding,) = jax.tree.leaves(self.embed.embedding)
+        with mesh_of(embedding):
             numbers = [stack[0] for stack in stacks(self.config)] if self.scan_layers else range(len(self.layers))
             layers = dict(zip(numbers, self.layers, strict=True))
 

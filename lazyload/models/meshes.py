@@ -10,8 +10,10 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def mesh_of(array: jax.Array) -> AbstractContextManager[Any]:
+def mesh_of(array: jax.Array | jax.ShapeDtypeStruct) -> AbstractContextManager[Any]:
     """Sets the mesh that the array lies on, unless a mesh is set or the array lies on none."""
+    if not isinstance(array, jax.Array):
+        return nullcontext()
     if not jax.sharding.get_abstract_mesh().empty or jax.typeof(array).sharding.mesh.empty:
         return nullcontext()
     if isinstance(array, jax.core.Tracer):

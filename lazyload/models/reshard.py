@@ -37,8 +37,9 @@ def reshard(model: Module, mesh: Mesh | None = None, *, rules: Rules | None = No
         >>> kernel = nnx.Param(np.ones((4, 2), np.float32), logical_axes=("embed", "mlp"), eager_sharding=False)
         >>> model = nnx.Linear(4, 2, use_bias=False, rngs=nnx.Rngs(0))
         >>> model.kernel = kernel
-        >>> reshard(model, Mesh(np.array(jax.devices()[:1]), ("tp",))).kernel[...].sharding.spec
-        PartitionSpec(None, 'tp')
+        >>> moved = reshard(model, Mesh(np.array(jax.devices()[:1]), ("tp",)))
+        >>> tuple(moved.kernel[...].sharding.spec)
+        (None, 'tp')
     """
     if not isinstance(model, nnx.Module):
         raise ArgumentError(f"reshard: {type(model).__name__} is no module of Flax NNX")

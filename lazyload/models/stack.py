@@ -88,6 +88,7 @@ class Stack:
 
         The caches go around in it as a whole, so that they can be changed where they are.
         """
+        modules: Any
         modules, states = nnx.split(nnx.List(layers))
         own = [f"layer_{stack[0]}" for stack in cycle]
         caches = {name: dict(self.kept[name]) for name in own if name in self.kept and self.has_cache}
