@@ -35,6 +35,7 @@ from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.nnx import stacked_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
 from lazyload.formats.target import Target, nested
+from lazyload.formats.tensor_names import tensor_names
 from lazyload.formats.tunix import Tunix
 from lazyload.layouts.conversion import Conversion, axes_of, digest, form_of, resolve
 from lazyload.layouts.dtypes import DTypes
@@ -462,7 +463,7 @@ def _commit_of(reference: ModelReference) -> str | None:
 
 def _with_own_head(architecture: Any) -> DecoderConfig | None:
     """A tied decoder, untied; None for everything else."""
-    is_tied = isinstance(architecture, DecoderConfig) and architecture.tied
+    is_tied = isinstance(architecture, DecoderConfig) and architecture.tied and architecture.head is None
     return replace(architecture, tied=False) if is_tied else None
 
 
@@ -523,6 +524,9 @@ def _target(
             return layout
         case Layout():
             return Target(layout, nested)
+        case MaxText() | Tunix() if getattr(architecture, "head", None) is not None:
+            name = type(layout).__name__
+            raise LayoutError(f"layout {name}: the model scores texts, and {name} has no place for its head")
         case MaxText():
             return layout.target(family.name, architecture)
         case Tunix() if isinstance(architecture, DecoderConfig):
@@ -534,9 +538,9 @@ def _target(
                 "lazyload.Target"
             )
         case "nnx":
-            return Target(nnx_layout(architecture), functools.partial(_decoder, compute_dtype=compute_dtype))
+            return Target(nnx_layout(architecture), functools.partial(_decoder, family, compute_dtype=compute_dtype))
         case "nnx-scanned":
-            scanned = functools.partial(_decoder, compute_dtype=compute_dtype, scan_layers=True)
+            scanned = functools.partial(_decoder, family, compute_dtype=compute_dtype, scan_layers=True)
             return Target(stacked_layout(architecture), scanned)
     raise LayoutError(
         f"layout {layout!r} is not known for family {family.name!r}; give 'nnx', lazyload.MaxText(...), "
@@ -545,6 +549,7 @@ def _target(
 
 
 def _decoder(
+    family: Family,
     architecture: Any,
     arrays: "Mapping[str, jax.Array]",
     compute_dtype: np.dtype | None = None,
@@ -557,4 +562,5 @@ def _decoder(
     # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
     dtype = arrays["embed.embedding"].dtype
     decoder = Decoder(architecture, dtype=dtype, compute_dtype=compute_dtype, scan_layers=scan_layers, rngs=None)
+    decoder.hub_names = tuple(tensor_names(nnx_layout(architecture), family.stored(architecture)).items())
     return fill(decoder, arrays)

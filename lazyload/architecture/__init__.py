@@ -14,6 +14,7 @@ from lazyload.architecture.compressor import CompressedIndexer, Compressor
 from lazyload.architecture.decoder import DecoderConfig, Layer
 from lazyload.architecture.experts import Experts
 from lazyload.architecture.gated_delta_net import GatedDeltaNet
+from lazyload.architecture.head import ScoreHead
 from lazyload.architecture.hyper_connection import HyperConnection, HyperStreams
 from lazyload.architecture.indexer import Indexer
 from lazyload.architecture.latent_attention import LatentAttention
@@ -48,5 +49,6 @@ __all__ = [
     "PerLayerEmbedding",
     "PerLayerInput",
     "Rope",
+    "ScoreHead",
     "Temperature",
 ]

@@ -10,6 +10,7 @@ from lazyload.architecture.attention import Attention
 from lazyload.architecture.block import Block, CacheArray, Mixer
 from lazyload.architecture.checks import require, require_positive
 from lazyload.architecture.experts import Experts
+from lazyload.architecture.head import ScoreHead
 from lazyload.architecture.hyper_connection import HyperConnection, HyperStreams
 from lazyload.architecture.latent_attention import LatentAttention
 from lazyload.architecture.laurel import Laurel
@@ -157,6 +158,7 @@ class DecoderConfig:
         per_layer_embedding: Where the inputs come from that layers have of their own; None for none (Gemma 3n and 4).
         streams: How the residual stream becomes several, and one again; None for one (all but Gemma 3n and
             DeepSeek V4).
+        head: What scores tokens in place of the output projection; None for a model that predicts tokens.
         family: The name of the family that read it; empty for one made by hand. Two that differ in it only are equal.
     """
 
@@ -171,6 +173,7 @@ class DecoderConfig:
     final_softcap: float | None = None
     per_layer_embedding: PerLayerEmbedding | None = None
     streams: AltUpStreams | HyperStreams | None = None
+    head: ScoreHead | None = None
     family: str = field(default="", compare=False)
 
     __repr__ = differing_fields
@@ -278,9 +281,11 @@ class DecoderConfig:
         """The table of the parameters that belong to no layer."""
         final_norm = {f"final_norm.{path}": entry for path, entry in self.norm.parameters("final_norm").items()}
         table = {"embed.embedding": "embed : vocab embed", **final_norm}
-        if not self.tied:
+        if self.head is not None:
+            table |= self.head.parameters
+        elif not self.tied:
             table["lm_head.kernel"] = "lm_head : embed vocab"
-        if self.logits_bias:
+        if self.logits_bias and self.head is None:
             table["logits_bias"] = "logits_bias : vocab"
         for block in self.blocks:
             table |= {f"{block.name}.{path}": entry for path, entry in block.parameters.items()}
@@ -295,6 +300,8 @@ class DecoderConfig:
     def axes(self) -> Mapping[str, int]:
         """The sizes of the axes that belong to no block."""
         axes = {"vocab": self.vocab_size, "embed": self.embed_dim, "layer": self.num_layers}
+        if self.head is not None:
+            axes |= self.head.axes
         return axes | {axis: size for block in self.blocks for axis, size in block.axes.items()}
 
     @property

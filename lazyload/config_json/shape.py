@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lazyload.architecture import MLP, Activation, Attention, DecoderConfig, Layer, LayerNorm, Norm
+from lazyload.architecture import MLP, Activation, Attention, DecoderConfig, Layer, LayerNorm, Norm, ScoreHead
 from lazyload.config_json.fields import Fields
 from lazyload.errors import ConfigError
 
@@ -116,10 +116,27 @@ def decoder(fields: Fields, layers: Sequence[Layer], *, tied: bool = False, **op
         layers=tuple(layers),
         norm=layers[0].norm,
         tied=fields.get("tie_word_embeddings", tied),
+        head=_head(fields),
         **options,
     )
     fields.finish()
     return config
+
+
+def _head(fields: Fields) -> ScoreHead | None:
+    """What scores tokens, as the class says that the model was saved with.
+
+    Raises:
+        ConfigError: `num_labels` is no positive whole number.
+    """
+    classes = [str(name) for name in fields.optional("architectures", list) or ()]
+    if any(name.endswith("ForSequenceClassification") for name in classes):
+        labels: dict[str, Any] = fields.optional("id2label", dict) or {}
+        return ScoreHead(name="score", size=len(labels) or fields.size("num_labels", 2))
+    # TRL saves the class of the model that the head was added to: whoever wants the head names this one.
+    if "AutoModelForCausalLMWithValueHead" in classes:
+        return ScoreHead(name="v_head", bias=True)
+    return None
 
 
 def num_experts(fields: Fields, name: str, *aliases: str, selected: str = "num_experts_per_tok") -> int:

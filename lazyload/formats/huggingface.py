@@ -107,6 +107,12 @@ PER_LAYER_EMBEDDING = {
 }
 """What makes the inputs that layers have of their own, as whole paths."""
 
+_SCORE_HEADS = {
+    "score.weight": "score : label embed",
+    "v_head.summary.weight": "v_head : label embed",
+    "v_head.summary.bias": "v_head.bias : label",
+}
+
 TEXT_MODEL = (
     ("model.", "language_model.model."),
     ("model.", "model.language_model."),
@@ -191,8 +197,11 @@ def decoder(
         "lm_head.weight": "lm_head : vocab embed",
         "lm_head.bias": "logits_bias : vocab",
     }
+    if config.head is not None:
+        rows = {path: row for path, row in rows.items() if not path.startswith("lm_head.")} | _SCORE_HEADS
     # Old checkpoints store the rotary frequencies, and some tied ones their embedding twice, or by its other name only.
-    twice = ["lm_head.weight", "*.lm_head.weight"] if config.tied else []
+    predicting = ["lm_head.weight", "*.lm_head.weight"]
+    twice = predicting if config.tied else [*predicting, "lm_head.bias"] if config.head else []
     heads = ["lm_head.weight", *(other + "weight" for prefix, other in aliases if prefix == "lm_head.")]
     other_names = [(f"{base}.{embed}.weight", head) for head in heads] if config.tied else []
     # Models that make embeddings of texts are stored without what would predict a token, and without the prefix.

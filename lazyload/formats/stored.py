@@ -95,7 +95,10 @@ def what_it_is(source: TensorSource) -> str:
         )
     head = next((name for name in names if _SCORING_HEAD.fullmatch(name)), None)
     if head is not None:
-        return f"; {head} scores texts: this is a reward model or a classifier, and only language models are loaded"
+        return (
+            f"; {head} scores texts: this is a reward model or a classifier. One whose config.json names its class "
+            '("architectures": ["...ForSequenceClassification"]) is loaded with its head, `score`'
+        )
     if any(".lora_" in name for name in names):
         return "; it has adapters beside its weights: merge them, `merge_and_unload()` of peft, and load the result"
     return ""

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from lazyload.models.meshes import automatic_mesh, constrain, spec_on
+from lazyload.models.meshes import automatic_mesh, constrain, usable
 from lazyload.models.parameters import partition
 from lazyload.sharding import batch_axes, is_spread
 
@@ -33,16 +33,24 @@ def as_outputs(y: jax.Array, kernel: Any, axes: Sequence[str], outputs: Iterable
     return constrain(y, _batch(axes, over), None, *(() if is_spread(axes[n]) else over[n] for n in outputs))
 
 
-def as_parameter(array: jax.Array, param: Any, axes: Sequence[str]) -> jax.Array:
-    """A parameter's array where the parameter lies, so that its gradient does, too."""
-    return array if automatic_mesh() is None else constrain(array, *partition(param, axes))
-
-
-def by_batch(x: jax.Array, kernel: Any, axes: Sequence[str]) -> jax.Array:
-    """An array whose first dimension is the batch, with that spread as for outputs of the kernel."""
+def gathered(array: jax.Array, param: Any, axes: Sequence[str]) -> jax.Array:
+    """A parameter's array, no longer spread beside the data: as a product would have it gathered, and a lookup not."""
     if automatic_mesh() is None:
-        return x
-    return constrain(x, _batch(axes, partition(kernel, axes)), *(None,) * (x.ndim - 1))
+        return array
+    over = partition(param, axes)
+    return constrain(array, *(() if is_spread(axis) else names for axis, names in zip(axes, over, strict=True)))
+
+
+def value_of(param: nnx.Param[jax.Array]) -> jax.Array:
+    """A parameter's array, said to lie where the parameter lies, so that its gradient does, too.
+
+    Left to itself a gradient of one dimension lies as the activations do, and the parameter does after the first step.
+    """
+    array: jax.Array = param[...]
+    axes = param.get_metadata().get("logical_axes", ())
+    if automatic_mesh() is None or len(axes) < array.ndim:
+        return array
+    return constrain(array, *partition(param, axes[len(axes) - array.ndim :]))
 
 
 def _batch(axes: Sequence[str], over: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
@@ -70,24 +78,27 @@ def zeros(
         return jnp.zeros(shape, dtype)
     over = _split_axes(layer) | {"batch": batch_axes(mesh, _spread(embedding))}
     dimensions = [over.get(axis, ()) for axis in axes] or [()] * len(shape)
-    spec = PartitionSpec(
-        *(None if entry is PartitionSpec.UNCONSTRAINED else entry for entry in spec_on(mesh, shape, dimensions))
+    entries = [usable(mesh, names, size) for size, names in zip(shape, dimensions, strict=True)]
+    while automatic_mesh() is not None and entries and not entries[-1]:
+        # What a compiled step returns has none of these either, and a step is compiled once.
+        entries.pop()
+    spec = PartitionSpec(*(entry[0] if len(entry) == 1 else entry or None for entry in entries))
+    (table,) = jax.tree.leaves(embedding)
+    lies = None if isinstance(table, jax.core.Tracer) else table.sharding
+    if isinstance(lies, NamedSharding):
+        return jnp.zeros(shape, dtype, device=NamedSharding(lies.mesh, spec))
+    array = jnp.zeros(shape, dtype)
+    placed: jax.Array = (
+        jax.sharding.reshard(array, spec) if automatic_mesh() is None else jax.lax.with_sharding_constraint(array, spec)
     )
-    lies = embedding[...]
-    if (
-        isinstance(lies, jax.Array)
-        and not isinstance(lies, jax.core.Tracer)
-        and isinstance(lies.sharding, NamedSharding)
-    ):
-        return jnp.zeros(shape, dtype, device=NamedSharding(lies.sharding.mesh, spec))
-    if automatic_mesh() is None:
-        return jax.sharding.reshard(jnp.zeros(shape, dtype), spec)
-    return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), spec)
+    return placed
 
 
 def _split_axes(layer: nnx.Module) -> dict[str, tuple[str, ...]]:
     """The mesh axes over which a layer's parameters split each logical axis."""
-    parameters = [node for _, node in nnx.iter_graph(layer) if isinstance(node, nnx.Param)]
+    # What qwix adds has the metadata of the kernel beside it, and other dimensions.
+    nodes = [node for _, node in nnx.iter_graph(layer)]
+    parameters = [node for node in nodes if isinstance(node, nnx.Param) and not isinstance(node, nnx.LoRAParam)]
     return {
         axis: over
         for param in parameters

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lazyload import architecture
+from lazyload.models.activations import value_of
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache, append
 from lazyload.models.norm import RMSNorm, normalized
@@ -104,7 +105,7 @@ class Attention(nnx.Module):
             context.mask(key.shape[1], self.block.window, self.block.chunk),
             scale=self.block.scale,
             softcap=self.block.softcap,
-            sinks=self.sinks[...] if self.block.sinks else None,
+            sinks=value_of(self.sinks) if self.block.sinks else None,
         )
         if gate is not None:
             mixed = mixed * jax.nn.sigmoid(gate)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
@@ -26,8 +27,9 @@ from lazyload.models import (
     mamba2,
     moe,
     per_layer_input,
+    weight_sync,
 )
-from lazyload.models.activations import zeros
+from lazyload.models.activations import value_of, zeros
 from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
 from lazyload.models.hyper_connection import HyperConnection
 from lazyload.models.kv_cache import KVCache, LayerCache
@@ -133,7 +135,7 @@ class DecoderLayer(nnx.Module):
             if self.per_layer is not None:
                 own = getattr(self, self.per_layer)(self.altup.scaled(self.altup.active(x)), own_input)
                 x = x.at[:, :, 1:].add(own[:, :, None])
-        return x if self.layer_scalar is None else x * self.layer_scalar[...].astype(x.dtype), kept
+        return x if self.layer_scalar is None else x * value_of(self.layer_scalar).astype(x.dtype), kept
 
     def _run_blocks(
         self, x: jax.Array, context: Context, cache: LayerCache | None
@@ -189,13 +191,18 @@ class Decoder(nnx.Module):
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
         streams: What makes several residual streams of one, and one again; absent where there is one.
         final_norm: The norm before the output projection.
+        hub_names: For each parameter its name in the hub's checkpoint, `*` for the layer, in pairs; empty for a decoder
+            that was not loaded.
         lm_head: The output projection; without parameters where the embedding is used for it, too. It may be replaced
-            by any module that takes `[batch, length, embed]`, such as a value head.
+            by any module that takes `[batch, length, embed]`, such as a value head. Absent where the config has a head
+            that scores tokens, which is an attribute by its own name; what is said of logits holds for its scores.
         logits_bias: The bias of either; absent where there is none.
     """
 
     remat: Remat
     embed: Embedding
+    compute_dtype: np.dtype[Any] | None
+    hub_names: tuple[tuple[str, str], ...]
     per_layer_embedding: nnx.Module
     streams: altup.AltUpStreams | hyper_connection.HyperStreams
     layers: nnx.List[DecoderLayer]
@@ -215,6 +222,7 @@ class Decoder(nnx.Module):
     ):
         self.config = config
         self.compute_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
+        self.hub_names = ()
         self.scan_layers = scan_layers
         self.remat = remat
 
@@ -238,10 +246,13 @@ class Decoder(nnx.Module):
             made = [(layer, declared(layer, count)) for layer, count in alike]
         self.layers = nnx.List([DecoderLayer(layer, parameters) for layer, parameters in made])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
-        self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
-        if not config.tied:
+        if config.head is not None:
+            setattr(self, config.head.name, Projection(parameters[config.head.name]))
+        elif config.tied:
+            self.lm_head = TiedProjection(config.embed_dim, config.vocab_size)
+        else:
             self.lm_head = Projection(parameters["lm_head"])
-        if config.logits_bias:
+        if "logits_bias" in parameters:
             self.logits_bias = parameters.declare("logits_bias", nnx.initializers.zeros_init())
 
     def __repr__(self) -> str:
@@ -266,7 +277,8 @@ class Decoder(nnx.Module):
             cache_size: The tokens that each of them may have.
             dtype: The dtype of keys and values.
         """
-        with mesh_of(self.embed.embedding[...]):
+        (embedding,) = jax.tree.leaves(self.embed.embedding)
+        with mesh_of(embedding):
             numbers = [stack[0] for stack in stacks(self.config)] if self.scan_layers else range(len(self.layers))
             layers = dict(zip(numbers, self.layers, strict=True))
 
@@ -281,6 +293,40 @@ class Decoder(nnx.Module):
         """Arguments for a trial call, by the name that qwix reads."""
         tokens = jnp.ones((2, 1), jnp.int32)
         return {"tokens": tokens, "positions": tokens, "cache": None, "attention_mask": jnp.ones((2, 1, 1), bool)}
+
+    def to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
+        """What Tunix asks for to bring weights into vLLM (`"vllm_jax"`) or SGLang (`"sglang_jax"`).
+
+        Raises:
+            InputError: There is no such backend, layers are scanned, or parameters have no name there.
+        """
+        return weight_sync.mappings(self, self._names(), self.config.family, backend)
+
+    def lora_to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
+        """The same for the parameters that LoRA adds; `backend` is one of the same."""
+        return weight_sync.lora_mappings(self, self._names(), self.config.family, backend)
+
+    def to_hf_transpose_keys(self, backend: str = "vllm_jax") -> dict[str, tuple[int, ...]] | None:
+        """The parameters whose dimensions have another order in `backend`."""
+        return weight_sync.transposed(self, backend)
+
+    def lora_to_hf_transpose_keys(self, backend: str = "vllm_jax") -> dict[str, tuple[int, ...]] | None:
+        """The same for the parameters that LoRA adds; `backend` is one of the same."""
+        return weight_sync.lora_transposed(self, backend)
+
+    def to_hf_hook_fns(self, backend: str = "vllm_jax") -> None:
+        """None: no value is another one in either `backend`."""
+
+    def preprocess_src_state(self, backend: str = "vllm_jax") -> None:
+        """None: parameters go to either `backend` as they are."""
+
+    def _names(self) -> dict[str, str]:
+        if self.scan_layers or not self.hub_names:
+            raise InputError(
+                "names in other programs are known of decoders that lazyload.from_pretrained has loaded, and whose "
+                "layers are not scanned"
+            )
+        return dict(self.hub_names)
 
     def __call__(
         self,
@@ -396,6 +442,8 @@ class Decoder(nnx.Module):
         return x, stack.kept
 
     def _logits(self, x: jax.Array) -> jax.Array:
+        if self.config.head is not None:
+            return jnp.asarray(getattr(self, self.config.head.name)(x), jnp.float32)
         if isinstance(self.lm_head, TiedProjection):
             logits = self.embed.attend(x)
         elif isinstance(self.lm_head, Projection):
@@ -406,7 +454,7 @@ class Decoder(nnx.Module):
             return jnp.asarray(self.lm_head(x), jnp.float32)
         logits = logits.astype(jnp.float32)
         if self.config.logits_bias:
-            logits = logits + self.logits_bias[...].astype(jnp.float32)
+            logits = logits + value_of(self.logits_bias).astype(jnp.float32)
         logits = logits * self.config.logits_scale
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
@@ -420,7 +468,7 @@ class Decoder(nnx.Module):
         batch, length, _ = hidden
         vocab = explicit_spec(self.embed.embedding[...])[0]
         taken = set(_names(batch)) | set(_names(length))
-        own = isinstance(self.lm_head, Projection | TiedProjection)
+        own = self.config.head is None and isinstance(self.lm_head, Projection | TiedProjection)
         return PartitionSpec(batch, length, vocab if own and not taken & set(_names(vocab)) else None)
 
 

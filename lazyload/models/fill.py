@@ -14,6 +14,25 @@ from lazyload.models.parameters import STORED
 Module = TypeVar("Module", bound=nnx.Module)
 
 
+class MeshAxes(tuple[Any, ...]):
+    """The mesh axes of an array's dimensions, as a parameter's metadata say them.
+
+    Any two are equal, so that models that differ only in where they lie are trees of the same structure:
+    `jax.device_put(state, shardings_of_the_other)`, by which trainers bring one to the mesh of another, asks for that.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MeshAxes) or super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(MeshAxes)
+
+
 def fill(model: Module, arrays: Mapping[str, jax.Array]) -> Module:
     """Puts arrays in the place of a module's parameters; for the `build` of a `lazyload.Target`.
 
@@ -81,7 +100,7 @@ def _parameters(model: nnx.Module) -> "dict[str, nnx.Variable[jax.Array]]":
 def place(parameter: nnx.Variable[jax.Array], array: jax.Array) -> None:
     """Gives a parameter its array, and the array's `PartitionSpec` beside the metadata that it has."""
     spec = array.sharding.spec if isinstance(array.sharding, NamedSharding) else PartitionSpec()
-    names = (*spec, *(None,) * (array.ndim - len(spec)))
+    names = MeshAxes((*spec, *(None,) * (array.ndim - len(spec))))
     annotated: Callable[[], Any] = nnx.with_partitioning(lambda: array, names)
     placed = type(parameter)(annotated(), eager_sharding=False)
     metadata = {**parameter.get_metadata(), **placed.get_metadata()}

@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from lazyload import architecture
+from lazyload.models.activations import value_of
 from lazyload.models.chunks import forgetting, joined, split, sums_between
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache
@@ -116,8 +117,8 @@ class GatedDeltaNet(nnx.Module):
         qkv, gate, beta, alpha = self._projected(x)
         qkv, conv = self.conv1d(qkv, conv, real, segments)
         query, key, value = jnp.split(ACTIVATIONS[block.activation](qkv), [block.key_dim, 2 * block.key_dim], axis=-1)
-        rate = jnp.exp(self.A_log[...].astype(jnp.float32))
-        log_decay = -rate * jax.nn.softplus(alpha.astype(jnp.float32) + self.dt_bias[...])
+        rate = jnp.exp(value_of(self.A_log).astype(jnp.float32))
+        log_decay = -rate * jax.nn.softplus(alpha.astype(jnp.float32) + value_of(self.dt_bias))
         values = (*x.shape[:2], block.num_value_heads)
         mixed, state = gated_delta_rule(
             query,

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from lazyload import architecture
+from lazyload.models.activations import value_of
 from lazyload.models.chunks import forgetting, joined, split, sums_between
 from lazyload.models.context import Context
 from lazyload.models.gated_delta_net import DepthwiseConv
@@ -112,18 +113,18 @@ class Mamba2(nnx.Module):
         ):
             y, kept[name] = conv(projected, None if cache is None else cache[name], real, segments)
             convolved[name] = ACTIVATIONS[block.activation](y)
-        step = jax.nn.softplus(self.in_proj_dt(x).astype(jnp.float32) + self.dt_bias[...].astype(jnp.float32))
+        step = jax.nn.softplus(self.in_proj_dt(x).astype(jnp.float32) + value_of(self.dt_bias).astype(jnp.float32))
         mixed, kept["state"] = state_space(
             convolved["conv_x"],
             jnp.clip(step, block.least_step, block.longest_step),
-            -jnp.exp(self.A_log[...].astype(jnp.float32)),
+            -jnp.exp(value_of(self.A_log).astype(jnp.float32)),
             convolved["conv_b"],
             convolved["conv_c"],
             None if cache is None else cache["state"],
             real,
             segments,
         )
-        mixed = mixed + self.D[...].astype(jnp.float32)[:, None] * convolved["conv_x"].astype(jnp.float32)
+        mixed = mixed + value_of(self.D).astype(jnp.float32)[:, None] * convolved["conv_x"].astype(jnp.float32)
         gated = self.norm(mixed * jax.nn.silu(self.in_proj_z(x).astype(jnp.float32)))
         y = self.out_proj(gated.astype(x.dtype))
         return y, None if cache is None else {**kept, "end_index": cache["end_index"] + x.shape[1]}

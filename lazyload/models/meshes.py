@@ -10,8 +10,10 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def mesh_of(array: jax.Array) -> AbstractContextManager[Any]:
+def mesh_of(array: jax.Array | jax.ShapeDtypeStruct) -> AbstractContextManager[Any]:
     """Sets the mesh that the array lies on, unless a mesh is set or the array lies on none."""
+    if not isinstance(array, jax.Array):
+        return nullcontext()
     if not jax.sharding.get_abstract_mesh().empty or jax.typeof(array).sharding.mesh.empty:
         return nullcontext()
     if isinstance(array, jax.core.Tracer):
@@ -35,7 +37,8 @@ def run_with_automatic_axes(function: Callable[..., Any], module: nnx.Module, *a
     """Runs `function(module, *args)` with the explicit axes of the mesh made automatic.
 
     Args:
-        function: Must not change the module.
+        function: It may change and add variables of the module, such as those that are sown; these are then whole on
+            every device.
         module: What holds parameters.
         *args: Pytrees of arrays.
         out_specs: A pytree of `PartitionSpec`s over the explicit axes, one for each array of the result.
@@ -44,11 +47,33 @@ def run_with_automatic_axes(function: Callable[..., Any], module: nnx.Module, *a
         What the function returns, sharded as `out_specs` say.
     """
     graphdef, state = nnx.split(module)
+    copies = []
 
     def body(state: Any, *args: Any) -> Any:
-        return function(nnx.merge(graphdef, state), *args)
+        copies.append(nnx.merge(graphdef, state))
+        return function(copies[0], *args)
 
-    return jax.sharding.auto_axes(body, out_sharding=out_specs)(state, *args)
+    result = jax.sharding.auto_axes(body, out_sharding=out_specs)(state, *args)
+    _take_over(module, copies[0])
+    return result
+
+
+def _take_over(module: nnx.Module, changed: nnx.Module) -> None:
+    """Gives a module the variables that its copy on automatic axes has come to have."""
+    modules = {path: node for path, node in nnx.iter_graph(module) if isinstance(node, nnx.Module)}
+    for path, copy in [(path, node) for path, node in nnx.iter_graph(changed) if isinstance(node, nnx.Module)]:
+        for name, value in list(vars(copy).items()):
+            before = vars(modules[path]).get(name)
+            if type(value) is type(before) and (isinstance(value, nnx.Param) or not isinstance(value, nnx.Variable)):
+                continue
+            setattr(modules[path], name, jax.tree.map(_whole_on_every_device, value))
+
+
+def _whole_on_every_device(array: Any) -> Any:
+    if not isinstance(array, jax.Array):
+        return array
+    whole: jax.Array = jax.sharding.auto_axes(lambda x: x, out_sharding=PartitionSpec())(array)
+    return whole
 
 
 def automatic_mesh() -> AbstractMesh | None:
@@ -77,16 +102,12 @@ def constrain(x: jax.Array, *dimensions: Sequence[str] | None) -> jax.Array:
     mesh = automatic_mesh()
     if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, spec_on(mesh, x.shape, dimensions))
-
-
-def spec_on(mesh: AbstractMesh, shape: Sequence[int], dimensions: Sequence[Sequence[str] | None]) -> PartitionSpec:
-    """What `constrain` says of an array of this shape."""
     entries: list[Any] = []
     taken: set[str] = set()
-    for size, axes in zip(shape, dimensions, strict=True):
+    for size, axes in zip(x.shape, dimensions, strict=True):
         over = usable(mesh, [axis for axis in axes or () if axis not in taken], size)
         taken |= set(over)
         # A dimension that the axes do not divide is not to be gathered for that.
         entries.append(over or (PartitionSpec.UNCONSTRAINED if axes is None or axes else None))
-    return PartitionSpec(*entries)
+    constrained: jax.Array = jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+    return constrained

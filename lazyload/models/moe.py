@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
+from jax.typing import DTypeLike
 
 from lazyload.architecture import Experts
+from lazyload.models.activations import value_of
 from lazyload.models.meshes import usable
 from lazyload.models.mlp import ACTIVATIONS, MLP, cut_off
 from lazyload.models.norm import RMSNorm
@@ -27,6 +29,7 @@ class ExpertProjection(nnx.Module):
     axes: tuple[str, ...]
     kernel: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array] | None
+    compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters):
         zeros = nnx.initializers.zeros_init()
@@ -112,15 +115,15 @@ class MixtureOfExperts(nnx.Module):
             flat = self.router_norm(flat) * embed**-0.5
         logits = flat @ self.router.kernel[...].astype(jnp.float32)
         if self.router.bias is not None:
-            logits = logits + self.router.bias[...].astype(jnp.float32)
-        selection_bias = self.selection_bias[...].astype(jnp.float32) if self.block.selection_bias else None
+            logits = logits + value_of(self.router.bias).astype(jnp.float32)
+        selection_bias = value_of(self.selection_bias).astype(jnp.float32) if self.block.selection_bias else None
         known = None
         if self.block.by_token:
             assert tokens is not None  # the layer passes them
             known = jnp.take(self.token_experts[...], tokens.reshape(-1), axis=0)
         weights, chosen = route(logits, self.block, selection_bias, known)
         if self.block.expert_scale:
-            weights = weights * self.expert_scale[...].astype(jnp.float32)[chosen]
+            weights = weights * value_of(self.expert_scale).astype(jnp.float32)[chosen]
         return weights.reshape(batch, length, -1), chosen.reshape(batch, length, -1)
 
     def _run_experts(self, x: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:

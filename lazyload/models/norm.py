@@ -8,7 +8,7 @@ from flax import nnx
 
 from lazyload import architecture
 from lazyload.architecture import Norm
-from lazyload.models.activations import as_parameter
+from lazyload.models.activations import value_of
 from lazyload.models.parameters import Parameters
 
 
@@ -26,13 +26,13 @@ class RMSNorm(nnx.Module):
     def __init__(self, parameters: Parameters, norm: Norm):
         self.eps = norm.eps
         self.offset = norm.offset
-        self.axes = parameters.axes("scale")
         self.scale = parameters.declare("scale", nnx.initializers.constant(1.0 - norm.offset))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the trailing dimensions; shape and dtype are those of `x`, the arithmetic is in float32."""
-        scale = as_parameter(self.scale[...], self.scale, self.axes).astype(jnp.float32) + self.offset
-        return _scaled(x, scale, self.eps)
+        scale = value_of(self.scale).astype(jnp.float32) + self.offset
+        y: jax.Array = _scaled(x, scale, self.eps)
+        return y
 
 
 class LayerNorm(nnx.Module):
@@ -44,15 +44,15 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, parameters: Parameters, norm: architecture.LayerNorm):
         self.eps = norm.eps
-        self.axes = parameters.axes("scale")
         self.scale = parameters.declare("scale", nnx.initializers.ones_init())
         self.bias = parameters.declare("bias", nnx.initializers.zeros_init()) if norm.bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last dimension; shape and dtype are those of `x`, the arithmetic is in float32."""
-        scale = as_parameter(self.scale[...], self.scale, self.axes).astype(jnp.float32)
-        bias = None if self.bias is None else as_parameter(self.bias[...], self.bias, self.axes).astype(jnp.float32)
-        return _centred(x, scale, bias, self.eps)
+        scale = value_of(self.scale).astype(jnp.float32)
+        bias = None if self.bias is None else value_of(self.bias).astype(jnp.float32)
+        y: jax.Array = _centred(x, scale, bias, self.eps)
+        return y
 
 
 def norm_of(parameters: Parameters, norm: Norm | architecture.LayerNorm) -> RMSNorm | LayerNorm:

@@ -6,8 +6,9 @@ from string import ascii_lowercase
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from lazyload.models.activations import as_outputs, as_parameter
+from lazyload.models.activations import as_outputs, gathered, value_of
 from lazyload.models.parameters import Parameters, computed
 
 
@@ -17,10 +18,12 @@ class Projection(nnx.Module):
     Attributes:
         kernel: The inputs' dimensions, then the outputs'.
         bias: The outputs' dimensions; None for a map without one.
+        compute_dtype: What both are converted to where they are multiplied with and added; None for nothing.
     """
 
     kernel: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array] | None
+    compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters, *, inputs: int = 1):
         """`inputs` is the number of the kernel's leading dimensions that are summed over."""
@@ -58,7 +61,8 @@ class Projection(nnx.Module):
         y = jnp.einsum(f"bt{summed},{summed}{kept}->bt{kept}", x, kernel)
         y = as_outputs(y, self.kernel, self.axes, range(self.inputs, kernel.ndim))
         if self.bias is not None:
-            y = y + as_parameter(computed(self.bias, self.compute_dtype), self.bias, self.axes[self.inputs :])
+            bias = value_of(self.bias)
+            y = y + (bias if self.compute_dtype is None else bias.astype(self.compute_dtype))
         return y.astype(x.dtype)
 
 
@@ -79,6 +83,7 @@ class Embedding(nnx.Module):
     """A table of token vectors, `[vocab, embed]`, used forwards and, where tied, backwards."""
 
     embedding: nnx.Param[jax.Array]
+    compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters):
         self.axes = parameters.axes("embedding")
@@ -87,8 +92,13 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The rows of the tokens: `[batch, length]` to `[batch, length, embed]`."""
-        rows = jnp.take(self.embedding[...], tokens, axis=0)
-        rows = rows if self.compute_dtype is None else rows.astype(self.compute_dtype)
+        if tokens.shape[1] == 1:
+            # To exchange the few vectors is less than to gather the table.
+            rows = jnp.take(self.embedding[...], tokens, axis=0)
+            rows = rows if self.compute_dtype is None else rows.astype(self.compute_dtype)
+        else:
+            table = gathered(computed(self.embedding, self.compute_dtype), self.embedding, self.axes)
+            rows = jnp.take(table, tokens, axis=0)
         return as_outputs(rows, self.embedding, self.axes, (1,))
 
     def attend(self, x: jax.Array) -> jax.Array:

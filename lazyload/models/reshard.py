@@ -37,34 +37,36 @@ def reshard(model: Module, mesh: Mesh | None = None, *, rules: Rules | None = No
         >>> kernel = nnx.Param(np.ones((4, 2), np.float32), logical_axes=("embed", "mlp"), eager_sharding=False)
         >>> model = nnx.Linear(4, 2, use_bias=False, rngs=nnx.Rngs(0))
         >>> model.kernel = kernel
-        >>> reshard(model, Mesh(np.array(jax.devices()[:1]), ("tp",))).kernel[...].sharding.spec
-        PartitionSpec(None, 'tp')
+        >>> moved = reshard(model, Mesh(np.array(jax.devices()[:1]), ("tp",)))
+        >>> tuple(moved.kernel[...].sharding.spec)
+        (None, 'tp')
     """
     if not isinstance(model, nnx.Module):
         raise ArgumentError(f"reshard: {type(model).__name__} is no module of Flax NNX")
     mesh = mesh_or_default(mesh)
     graphdef, state = nnx.split(model)
-    leaves = nnx.to_flat_state(state)
-    values = {path: leaf.get_value() for path, leaf in leaves}
-    axes = {path: leaf.get_metadata().get("logical_axes", ()) for path, leaf in leaves}
-    # What a library for quantisation has put in the place of an array is none.
-    known = {path: axes[path] for path, value in values.items() if axes[path] and isinstance(value, jax.Array)}
-    if any(isinstance(value, jax.ShapeDtypeStruct) for value in values.values()):
-        raise ArgumentError("reshard: the model's parameters have no values; load it onto the mesh instead, with into=")
-    arrays = {_text(path): (tuple(values[path].shape), tuple(axes)) for path, axes in known.items()}
+    variables, treedef = jax.tree.flatten_with_path(state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    paths = [".".join(str(getattr(key, "key", key)) for key in path) for path, _ in variables]
+    arrays = {path: found for path, (_, variable) in zip(paths, variables, strict=True) if (found := _array(variable))}
     places = shardings(mesh, rules, arrays)
-    whole = NamedSharding(mesh, PartitionSpec())
-    targets = {path: jax.tree.map(lambda _, at=path: places.get(_text(at), whole), values[path]) for path in values}
-    moved: dict[Any, Any] = jax.device_put(values, targets)
-    resharded: Module = nnx.merge(graphdef, state)
-    parameters = {path: node for path, node in nnx.iter_graph(resharded) if isinstance(node, nnx.Variable)}
-    for path, array in moved.items():
-        if path in known:
-            place(parameters[path], array)
-        else:
-            parameters[path].set_value(array)
+    targets = [places.get(path, NamedSharding(mesh, PartitionSpec())) for path in paths]
+    moved = jax.device_put([variable for _, variable in variables], targets)
+    for path, variable in zip(paths, moved, strict=True):
+        if path in arrays:
+            place(variable, variable[...])
+    resharded: Module = nnx.merge(graphdef, jax.tree.unflatten(treedef, moved))
     return resharded
 
 
-def _text(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
+def _array(variable: nnx.Variable[Any]) -> tuple[tuple[int, ...], tuple[str, ...]] | None:
+    """Shape and logical axes; None where these are not known, or quantisation has put something else in its place.
+
+    Raises:
+        ArgumentError: It has no value.
+    """
+    leaves = jax.tree.leaves(variable)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        raise ArgumentError("reshard: the model's parameters have no values; load it onto the mesh instead, with into=")
+    # Of LoRA's parameters qwix says what it says of the kernels beside them, which have other dimensions.
+    axes = () if isinstance(variable, nnx.LoRAParam) else tuple(variable.get_metadata().get("logical_axes", ()))
+    return (tuple(leaves[0].shape), axes) if axes and len(leaves) == 1 else None

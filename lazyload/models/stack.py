@@ -88,7 +88,8 @@ class Stack:
 
         The caches go around in it as a whole, so that they can be changed where they are.
         """
-        modules, states = nnx.split(list(layers))
+        modules: Any
+        modules, states = nnx.split(nnx.List(layers))
         own = [f"layer_{stack[0]}" for stack in cycle]
         caches = {name: dict(self.kept[name]) for name in own if name in self.kept and self.has_cache}
         ends = {name: cache.pop("end_index") for name, cache in caches.items()}
@@ -141,9 +142,9 @@ def _at(tree: Any, number: jax.Array | int) -> Any:
 
 def _put(stacked: LayerCache, layer: LayerCache, number: jax.Array) -> LayerCache:
     """Stacked arrays with one layer replaced."""
-    return jax.tree.map(
-        lambda arrays, array: jax.lax.dynamic_update_index_in_dim(arrays, array, number, 0), stacked, layer
-    )
+    return {
+        name: jax.lax.dynamic_update_index_in_dim(arrays, layer[name], number, 0) for name, arrays in stacked.items()
+    }
 
 
 def _require_unchanged(before: Any, layer: nnx.Module) -> None:

@@ -209,3 +209,38 @@ def test_more_tokens_than_the_cache_holds(name):
         model(TOKENS[:, 8:9], cache=full)
     # Compiled, it shows in the result.
     assert np.all(np.isnan(run(model, TOKENS[:, 8:9], cache=full)[0]))
+
+
+def call(model, **options):
+    graphdef, state = nnx.split(model)
+    return jax.jit(lambda state: nnx.merge(graphdef, state)(TOKENS, **options)[0])(state)
+
+
+@pytest.mark.parametrize("name", ["plain", "gemma2"])
+def test_hidden_states_become_the_logits_whole_or_in_chunks(name):
+    model = decoder(CONFIGS[name])
+    logits, hidden = call(model), call(model, skip_lm_head=True)
+    assert hidden.shape == (*TOKENS.shape, 32)
+    chunks = [model.compute_final_logits(hidden[:, start : start + 5]) for start in range(0, 12, 5)]
+    np.testing.assert_allclose(np.concatenate(chunks, axis=1), logits, atol=1e-5)
+    np.testing.assert_allclose(call(model, decode_only_last_token=True), logits[:, -1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "gemma2"])
+def test_the_output_projection_can_be_replaced_tied_or_not(name):
+    model = decoder(CONFIGS[name])
+    assert (model.lm_head.in_features, model.lm_head.out_features) == (32, 64)
+    hidden = call(model, skip_lm_head=True)
+    model.lm_head = nnx.Linear(32, 1, use_bias=False, rngs=nnx.Rngs(0))
+    assert call(model).shape == (*TOKENS.shape, 1)
+    np.testing.assert_allclose(call(model), hidden @ model.lm_head.kernel[...], atol=1e-5)
+
+
+def test_images_are_refused():
+    with pytest.raises(InputError, match="a model of text alone"):
+        decoder(CONFIGS["plain"])(TOKENS, images=np.zeros((4, 8, 8, 3)))
+
+
+def test_a_decoder_that_was_not_loaded_has_no_names_in_other_programs():
+    with pytest.raises(InputError, match=r"lazyload\.from_pretrained has loaded"):
+        decoder(CONFIGS["plain"]).to_hf_mappings()

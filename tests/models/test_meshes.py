@@ -7,34 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from support.decoders import CONFIGS, TOKENS, abstract, build, decode, run, weights
-
-RULES = {
-    "embed": "fsdp",
-    "mlp": "tp",
-    "expert_mlp": "tp",
-    "head": "tp",
-    "vocab": "tp",
-    "expert": "expert",
-    "ple_vocab": "tp",
-    "ple_embed": "fsdp",
-}
-MESHES = {"fsdp=4,tp=2": ((4, 2), ("fsdp", "tp")), "fsdp=2,expert=2,tp=2": ((2, 2, 2), ("fsdp", "expert", "tp"))}
-
-
-def mesh_named(name, axis_type):
-    shape, names = MESHES[name]
-    return jax.make_mesh(shape, names, axis_types=(axis_type,) * len(names))
-
-
-def on_mesh(config, mesh):
-    arrays = {}
-    params = {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(abstract(config)))}
-    for path, array in weights(config).items():
-        axes = [RULES.get(axis) if RULES.get(axis) in mesh.shape else None for axis in params[path].logical_axes]
-        axes = [axis if axis not in axes[:number] else None for number, axis in enumerate(axes)]
-        arrays[path] = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
-    return build(config, jnp.float32, arrays)
+from support.decoders import CONFIGS, TOKENS, build, decode, run, weights
+from support.meshes import mesh_named, on_mesh
 
 
 def on_one_device(config):

