@@ -11,9 +11,14 @@ from flax import nnx
 from lazyload.architecture import (
     MLP,
     Attention,
+    CompressedAttention,
+    CompressedIndexer,
+    Compressor,
     DecoderConfig,
     Experts,
     GatedDeltaNet,
+    HyperConnection,
+    HyperHead,
     Indexer,
     LatentAttention,
     Layer,
@@ -27,6 +32,7 @@ from lazyload.architecture import (
 )
 from lazyload.models.decoder import Decoder
 from lazyload.models.fill import fill
+from lazyload.models.parameters import STORED
 
 ROPE = Rope(theta=1e4, dim=8)
 TOKENS = (np.arange(48).reshape(4, 12) * 7 % 61).astype(np.int32)
@@ -43,6 +49,17 @@ LATENT = LatentAttention(
     rope=Rope(theta=1e4, dim=4, interleaved=True),
 )
 INDEXER = Indexer(num_heads=2, head_dim=6, num_selected=5, rope=Rope(theta=1e4, dim=4))
+LOCAL = CompressedAttention(
+    num_heads=4, head_dim=8, q_rank=12, num_groups=2, o_rank=5, window=4, rope=Rope(theta=1e4, dim=4, interleaved=True)
+)
+HEAVY = replace(LOCAL, compressor=Compressor(rate=3, dim=8))
+SPARSE = replace(
+    LOCAL,
+    compressor=Compressor(rate=2, dim=8, overlapping=True),
+    indexer=CompressedIndexer(
+        num_heads=3, compressor=Compressor(rate=2, dim=6, overlapping=True, prefix="index_"), num_selected=2
+    ),
+)
 MAMBA = Mamba2(num_heads=4, head_dim=6, num_groups=2, state_dim=5, conv_width=4)
 DENSE = MLP(mlp_dim=48)
 EXPERTS = Experts(num_experts=8, num_selected=2, mlp_dim=16)
@@ -116,6 +133,14 @@ def _llama4() -> DecoderConfig:
     return config(layer(mixer), layer(plain, experts))
 
 
+def _deepseek_v4() -> DecoderConfig:
+    experts = replace(EXPERTS, shared_mlp_dim=16, scores="sqrtsoftplus", scale=1.5, limit=0.5)
+    by_token, by_router = replace(experts, by_token=True), replace(experts, selection_bias=True)
+    streams = {"hyper_connection": HyperConnection(num_streams=3, num_iterations=5)}
+    layers = [layer(LOCAL, by_token, **streams), layer(HEAVY, **streams), layer(SPARSE, by_router, **streams)]
+    return config(*layers, hyper_head=HyperHead(num_streams=3))
+
+
 CONFIGS = {
     "plain": config(),
     "gemma2": _gemma2(),
@@ -124,6 +149,7 @@ CONFIGS = {
     "gpt_oss": _gpt_oss(),
     "deepseek": _deepseek(),
     "deepseek_v32": config(layer(replace(LATENT, indexer=INDEXER)), layer(replace(LATENT, shares_selection=True))),
+    "deepseek_v4": _deepseek_v4(),
     "qwen3_5": config(layer(replace(DELTA_NET, fused=False)), layer(replace(ATTENTION, gated=True))),
     "parallel": _parallel(),
     "granite4": config(layer(replace(MAMBA, proj_bias=True), residual_scale=0.5), layer(), layer(MAMBA)),
@@ -140,6 +166,8 @@ CONFIGS = {
 FULL_BLOCKS = (
     replace(ATTENTION, qk_norm="head", qkv_bias=True, o_bias=True, sinks=True),
     replace(LATENT, a_bias=True, o_bias=True, indexer=INDEXER),
+    HEAVY,
+    SPARSE,
     DELTA_NET,
     replace(DELTA_NET, fused=False),
     replace(MAMBA, proj_bias=True),
@@ -156,8 +184,10 @@ FULL_BLOCKS = (
         expert_scale=True,
         bias=True,
     ),
+    replace(EXPERTS, by_token=True),
     PerLayerInput(dim=6),
     PerLayerEmbedding(vocab_size=62, num_layers=4, dim=6),
+    HyperHead(num_streams=3),
 )
 """Every block with everything that it can have."""
 
@@ -167,7 +197,7 @@ def abstract(config: DecoderConfig) -> Decoder:
 
 
 def parameter_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    return {".".join(map(str, path)): param.shape for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    return {".".join(map(str, path)): param.shape for path, param in nnx.to_flat_state(nnx.state(model, STORED))}
 
 
 def build(config: DecoderConfig, dtype: Any, arrays: dict[str, jax.Array]) -> Decoder:
@@ -177,10 +207,13 @@ def build(config: DecoderConfig, dtype: Any, arrays: dict[str, jax.Array]) -> De
 def weights(config: DecoderConfig) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     shapes = parameter_shapes(abstract(config))
-    return {
+    made = {
         path: (random.normal(size=shape) * 0.2 + _around_one(path, config)).astype(np.float32)
         for path, shape in shapes.items()
     }
+    tables = {path: random.permuted(np.tile(np.arange(shape[1] * 4), (shape[0], 1)), axis=1)[:, : shape[1]]
+              for path, shape in shapes.items() if path.endswith("token_experts")}
+    return made | {path: table.astype(np.int32) for path, table in tables.items()}
 
 
 def _around_one(path: str, config: DecoderConfig) -> bool:
