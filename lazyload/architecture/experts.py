@@ -106,9 +106,7 @@ class Experts:
         """The shared expert, where there is one."""
         if not self.shared_mlp_dim:
             return None
-        return MLP(
-            mlp_dim=self.shared_mlp_dim, activation=self.activation, bias=self.shared_bias, limit=self.limit
-        )
+        return MLP(mlp_dim=self.shared_mlp_dim, activation=self.activation, bias=self.shared_bias, limit=self.limit)
 
     @property
     def axes(self) -> Mapping[str, int]:

@@ -94,7 +94,9 @@ def _kinds(fields: Fields) -> list[str]:
         unknown = [ratio for ratio in ratios if ratio not in _OF_RATIO]
         if unknown:
             known = ", ".join(map(str, _OF_RATIO))
-            raise ConfigError(f"{fields.where}: compress_ratios holds {unknown[0]!r}, which is not implemented; {known} are")
+            raise ConfigError(
+                f"{fields.where}: compress_ratios holds {unknown[0]!r}, which is not implemented; {known} are"
+            )
         default = [_OF_RATIO[ratio] for ratio in ratios]
     return _of_layers(fields, "layer_types", default, (_LOCAL, _SPARSE, _HEAVY), default_name="compress_ratios")
 
@@ -117,9 +119,7 @@ def _of_layers(
 
 def _rates(fields: Fields) -> dict[str, int]:
     """How many tokens make a window in each kind of layer."""
-    given = Fields(
-        fields.optional("compress_rates", dict) or _USUAL_RATES, where=f"{fields.where}: compress_rates"
-    )
+    given = Fields(fields.optional("compress_rates", dict) or _USUAL_RATES, where=f"{fields.where}: compress_rates")
     old = {_SPARSE: "compress_rate_csa", _HEAVY: "compress_rate_hca"}
     rates = {kind: fields.size(name) if name in fields else given.size(kind) for kind, name in old.items()}
     fields.ignore(*old.values())
@@ -156,8 +156,8 @@ def _ropes(fields: Fields) -> Mapping[str, Rope]:
     for name in _ROPES:
         if ropes[name].kind in ("dynamic", "longrope"):
             raise ConfigError(
-                f"{fields.where}: rope_parameters ({name}): {ropes[name].kind!r} depends on the sequence's length, which "
-                "is not implemented for keys of windows"
+                f"{fields.where}: rope_parameters ({name}): {ropes[name].kind!r} depends on the sequence's length, "
+                "which is not implemented for keys of windows"
             )
     return ropes
 

@@ -1,4 +1,4 @@
-"""DeepSeek V4: several residual streams, keys of windows of tokens, and experts that the first layers choose by token."""
+"""DeepSeek V4: several residual streams, keys of windows of tokens, and experts that some layers choose by token."""
 
 from collections.abc import Mapping
 from dataclasses import replace

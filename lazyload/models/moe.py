@@ -77,9 +77,7 @@ class MixtureOfExperts(nnx.Module):
         if block.shared_gate:
             self.shared_gate = Projection(parameters["shared_gate"])
 
-    def __call__(
-        self, x: jax.Array, routed_by: jax.Array | None = None, tokens: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, routed_by: jax.Array | None = None, tokens: jax.Array | None = None) -> jax.Array:
         """`[batch, length, embed]` to the same. Routing, and the sum over a token's experts, are in float32.
 
         Args:

@@ -166,7 +166,6 @@ CONFIGS = {
 FULL_BLOCKS = (
     replace(ATTENTION, qk_norm="head", qkv_bias=True, o_bias=True, sinks=True),
     replace(LATENT, a_bias=True, o_bias=True, indexer=INDEXER),
-    HEAVY,
     SPARSE,
     DELTA_NET,
     replace(DELTA_NET, fused=False),
@@ -211,9 +210,11 @@ def weights(config: DecoderConfig) -> dict[str, np.ndarray]:
         path: (random.normal(size=shape) * 0.2 + _around_one(path, config)).astype(np.float32)
         for path, shape in shapes.items()
     }
-    tables = {path: random.permuted(np.tile(np.arange(shape[1] * 4), (shape[0], 1)), axis=1)[:, : shape[1]]
-              for path, shape in shapes.items() if path.endswith("token_experts")}
-    return made | {path: table.astype(np.int32) for path, table in tables.items()}
+    for path in (path for path in made if path.endswith("token_experts")):
+        rows, selected = shapes[path]
+        every = np.tile(np.arange(EXPERTS.num_experts, dtype=np.int32), (rows, 1))
+        made[path] = random.permuted(every, axis=1)[:, :selected]
+    return made
 
 
 def _around_one(path: str, config: DecoderConfig) -> bool:
