@@ -1,7 +1,7 @@
 """DeepSeek V4's attention: one key, which is the value, too; its own tokens nearby, and compressed ones further back.
 
-There is compressed sparse attention (CSA: overlapping windows and an indexer) and heavily compressed attention (HCA: longer
-windows); transformers' `modeling_deepseek_v4.py` (5.24) names the sections of the paper.
+There is compressed sparse attention (CSA: overlapping windows and an indexer) and heavily compressed attention (HCA:
+longer windows); transformers' `modeling_deepseek_v4.py` (5.24) names the sections of the paper.
 """
 
 from collections.abc import Mapping

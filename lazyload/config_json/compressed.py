@@ -16,6 +16,7 @@ from lazyload.errors import ConfigError
 
 _LOCAL, _SPARSE, _HEAVY = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
 _OF_RATIO = {0: _LOCAL, 4: _SPARSE, 128: _HEAVY}
+_ROPES = ("main", "compress")
 _USUAL_RATES = {kind: rate for rate, kind in _OF_RATIO.items() if rate}
 
 
@@ -160,6 +161,3 @@ def _ropes(fields: Fields) -> Mapping[str, Rope]:
                 "which is not implemented for keys of windows"
             )
     return ropes
-
-
-_ROPES = ("main", "compress")

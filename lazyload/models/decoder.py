@@ -41,6 +41,7 @@ BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Experts: moe.MixtureOfExperts,
     architecture.PerLayerInput: per_layer_input.PerLayerInput,
     architecture.PerLayerEmbedding: per_layer_input.PerLayerEmbedding,
+    architecture.HyperHead: HyperHead,
 }
 """The module of every block; it is made from the block and its `Parameters`."""
 
@@ -150,7 +151,7 @@ class Decoder(nnx.Module):
     embed: Embedding
     per_layer_embedding: nnx.Module
     layers: nnx.List[DecoderLayer]
-    hyper_head: HyperHead
+    hyper_head: nnx.Module
     final_norm: RMSNorm | LayerNorm
     lm_head: Projection
     logits_bias: nnx.Param[jax.Array]
@@ -166,8 +167,8 @@ class Decoder(nnx.Module):
         if (inputs := config.per_layer_embedding) is not None:
             self.per_layer_embedding = BLOCKS[type(inputs)](inputs, parameters[inputs.name])
         self.layers = nnx.List([DecoderLayer(layer, declared(layer)) for layer in config.layers])
-        if config.hyper_head is not None:
-            self.hyper_head = HyperHead(config.hyper_head, parameters[config.hyper_head.name])
+        if (head := config.hyper_head) is not None:
+            self.hyper_head = BLOCKS[type(head)](head, parameters[head.name])
         self.final_norm = norm_of(parameters["final_norm"], config.norm)
         if not config.tied:
             self.lm_head = Projection(parameters["lm_head"])
