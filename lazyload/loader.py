@@ -195,7 +195,8 @@ def from_pretrained(
         dictionary of its arrays; for a target what its `build` makes; with `into` that module. Its parameters as a
         plain pytree of arrays, for optax or a step that is written in JAX alone, are `nnx.to_pure_dict(nnx.state(model,
         nnx.Param))`, and `nnx.merge(nnx.graphdef(model), parameters)` is a model again, inside `jax.jit`, too;
-        `nnx.update(model, parameters)` puts them back into this one.
+        `nnx.update(model, parameters)` puts them back into this one. DeepSeek V4 has tables of whole numbers beside
+        them, which are no parameters: `nnx.state(model)` has both.
 
     Raises:
         LazyLoadError: One of the errors in `lazyload.errors`; the cache is left as it was.

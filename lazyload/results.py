@@ -149,8 +149,8 @@ class Plan:
     def abstract(self) -> dict[str, Any]:
         """The arrays as `jax.ShapeDtypeStruct`s, with their shardings if there is a mesh: a nested dictionary.
 
-        It has the structure of what a load returns: of `nnx.to_pure_dict(nnx.state(model, nnx.Param))`, for the layout
-        `"nnx"`, and of the nested dictionary itself for others.
+        It has the structure of what a load returns: of `nnx.to_pure_dict(nnx.state(model))`, for the layout `"nnx"`,
+        and of the nested dictionary itself for others.
 
         Example:
             Compile for a mesh of 256 devices that are not there, before anything is downloaded:

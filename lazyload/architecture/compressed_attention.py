@@ -1,7 +1,7 @@
 """DeepSeek V4's attention: one key, which is the value, too; its own tokens nearby, and compressed ones further back.
 
-The model's paper calls it shared-KV attention with compressed sparse attention (CSA, overlapping windows and an indexer)
-or heavily compressed attention (HCA, longer windows): https://huggingface.co/deepseek-ai/DeepSeek-V4-Pro, section 2.3.
+There is compressed sparse attention (CSA: overlapping windows and an indexer) and heavily compressed attention (HCA:
+longer windows); transformers' `modeling_deepseek_v4.py` (5.24) names the sections of the paper.
 """
 
 from collections.abc import Mapping
@@ -86,7 +86,8 @@ class CompressedAttention:
     @property
     def scale(self) -> float:
         """What the logits are multiplied with."""
-        return self.head_dim**-0.5
+        scale: float = self.head_dim**-0.5
+        return scale
 
     @property
     def axes(self) -> Mapping[str, int]:

@@ -16,6 +16,7 @@ from lazyload.errors import ConfigError
 
 _LOCAL, _SPARSE, _HEAVY = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
 _OF_RATIO = {0: _LOCAL, 4: _SPARSE, 128: _HEAVY}
+_ROPES = ("main", "compress")
 _USUAL_RATES = {kind: rate for rate, kind in _OF_RATIO.items() if rate}
 
 
@@ -26,13 +27,16 @@ def mixers(fields: Fields) -> list[CompressedAttention]:
         ConfigError: A field is missing, or says what is not implemented.
     """
     fields.refuse("num_key_value_heads", 1)
+    heads, groups = fields.size("num_attention_heads"), fields.size("o_groups")
+    if heads % groups:
+        raise ConfigError(f"{fields.where}: num_attention_heads = {heads} is no multiple of o_groups = {groups}")
     rates = _rates(fields)
     ropes = _ropes(fields)
     plain = CompressedAttention(
-        num_heads=fields.size("num_attention_heads"),
+        num_heads=heads,
         head_dim=fields.size("head_dim"),
         q_rank=fields.size("q_lora_rank"),
-        num_groups=fields.size("o_groups"),
+        num_groups=groups,
         o_rank=fields.size("o_lora_rank"),
         window=fields.size("sliding_window"),
         rope=ropes["main"],
@@ -41,7 +45,7 @@ def mixers(fields: Fields) -> list[CompressedAttention]:
     by_kind = {_LOCAL: plain}
     for kind, rate in rates.items():
         compressor = Compressor(rate=rate, dim=plain.head_dim, overlapping=kind == _SPARSE)
-        indexer = _indexer(fields, compressor) if kind == _SPARSE else None
+        indexer = _indexer(fields, compressor, ropes["compress"].dim) if kind == _SPARSE else None
         by_kind[kind] = replace(plain, rope=ropes["compress"], compressor=compressor, indexer=indexer)
     return [by_kind[kind] for kind in _kinds(fields)]
 
@@ -72,7 +76,9 @@ def hyper_connection(fields: Fields) -> HyperConnection:
     )
 
 
-def _indexer(fields: Fields, compressor: Compressor) -> CompressedIndexer:
+def _indexer(fields: Fields, compressor: Compressor, rotated: int) -> CompressedIndexer:
+    if fields.size("index_head_dim") < rotated:
+        raise ConfigError(f"{fields.where}: index_head_dim is less than the {rotated} dimensions that are rotated")
     return CompressedIndexer(
         num_heads=fields.size("index_n_heads"),
         compressor=replace(compressor, dim=fields.size("index_head_dim"), prefix="index_"),
@@ -147,7 +153,11 @@ def _ropes(fields: Fields) -> Mapping[str, Rope]:
             "main": {"partial_rotary_factor": share, "rope_theta": base},
             "compress": {**({"attention_factor": 1.0} if is_yarn else {}), **flat, **own},
         }
-    return {name: rope.read_described(fields, described[name], head_dim) for name in _ROPES}
-
-
-_ROPES = ("main", "compress")
+    ropes = {name: rope.read_described(fields, described[name], head_dim) for name in _ROPES}
+    for name in _ROPES:
+        if ropes[name].kind in ("dynamic", "longrope"):
+            raise ConfigError(
+                f"{fields.where}: rope_parameters ({name}): {ropes[name].kind!r} depends on the sequence's length, "
+                "which is not implemented for keys of windows"
+            )
+    return ropes

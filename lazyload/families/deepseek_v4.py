@@ -1,4 +1,4 @@
-"""DeepSeek V4: several residual streams, keys of windows of tokens, and experts that the first layers choose by token."""
+"""DeepSeek V4: several residual streams, keys of windows of tokens, and experts that some layers choose by token."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ from lazyload.config_json.experts import routed_experts
 from lazyload.config_json.fields import Fields
 from lazyload.config_json.shape import decoder, norm
 from lazyload.families.family import Family
-from lazyload.layouts.layout import Layout
+from lazyload.layouts.layout import Layout, Table
 
 _DEFAULTS: Mapping[str, Any] = {
     "head_dim": 512,
@@ -58,6 +58,13 @@ _MODEL = {
     "hc_head_base": "hyper_head.pre.bias : pre_stream",
     "hc_head_scale": "hyper_head.pre.scale : one",
 }
+_AS_SAVED = (
+    ("layers.", "model.layers."),
+    ("norm.", "model.norm."),
+    ("embed.", "model.embed_tokens."),
+    ("hc_head_", "model.hc_head.hc_"),
+)
+"""What the names begin with in files that transformers 5.24 has saved, which calls `attn.kv_norm` `attn.norm`, too."""
 
 
 def deepseek_v4_config(values: Mapping[str, Any]) -> DecoderConfig:
@@ -78,7 +85,7 @@ def deepseek_v4_config(values: Mapping[str, Any]) -> DecoderConfig:
 
 
 def deepseek_v4_huggingface(config: DecoderConfig) -> Layout:
-    """DeepSeek's own names, which transformers keeps; behind the layers there may be ones for further tokens."""
+    """DeepSeek's own names, or what transformers makes of them; there may be layers that predict further tokens."""
     layer = {
         "attn_norm.weight": "attn_norm : embed",
         "ffn_norm.weight": "mlp_norm : embed",
@@ -87,13 +94,20 @@ def deepseek_v4_huggingface(config: DecoderConfig) -> Layout:
         **_connection("hc_attn", "attn_hc"),
         **_connection("hc_ffn", "mlp_hc"),
     }
-    skipped = ["mtp.*", *["head.weight"] * config.tied]
-    return Layout({**_MODEL, **_below("layers.{layer}", layer)}, name="huggingface", skipped=skipped, general=True)
+    return Layout(
+        {**_MODEL, **_below("layers.{layer}", layer)},
+        name="huggingface",
+        skipped=["mtp.*", *["head.weight"] * config.tied],
+        aliases=_AS_SAVED,
+        alternatives=[Table({"layers.{layer}.attn.norm.weight": "attn.kv_norm : head_dim"})],
+        general=True,
+    )
 
 
 def _experts(fields: Fields) -> Experts:
     """Experts whose weights are always normalized, whatever `norm_topk_prob` says, with one that sees all tokens."""
     fields.ignore("norm_topk_prob")
+    fields.refuse("intermediate_size", fields.size("moe_intermediate_size"))
     fields.refuse("n_shared_experts", 1)
     fields.refuse("topk_method", "noaux_tc")
     fields.refuse("scoring_func", "sqrtsoftplus", "sigmoid")

@@ -26,19 +26,19 @@ class Place(NamedTuple):
     Attributes:
         seen: How many tokens of each sequence came before, without padding, int32 `[batch]`.
         first: Which of the call's tokens is the first that is no padding, int32 `[batch]`.
-        count: How many are no padding, int32 `[batch]`.
+        real: How many are no padding, int32 `[batch]`.
         position: The first one's position, less its number in the sequence, int32 `[batch]`.
     """
 
     seen: jax.Array
     first: jax.Array
-    count: jax.Array
+    real: jax.Array
     position: jax.Array
 
     @property
     def after(self) -> jax.Array:
         """How many tokens of each sequence there are with the call's, int32 `[batch]`."""
-        return self.seen + self.count
+        return self.seen + self.real
 
     def complete(self, length: int, keys: int, rate: int) -> jax.Array:
         """Which windows of `rate` tokens each of the call's tokens sees, bool `[batch, length, keys]`."""
@@ -95,7 +95,7 @@ class Compressor(nnx.Module):
         keys = jax.vmap(lambda keys, made, start: jax.lax.dynamic_update_slice_in_dim(keys, made, start, axis=0))(
             cache[f"{prefix}keys"], made.astype(cache[f"{prefix}keys"].dtype), start
         )
-        last = (place.first + place.count)[:, None] + jnp.arange(past.shape[1])
+        last = (place.first + place.real)[:, None] + jnp.arange(past.shape[1])
         kept = jnp.take_along_axis(known, last[:, :, None, None], axis=1).astype(past.dtype)
         return keys.astype(x.dtype), {f"{prefix}keys": keys, f"{prefix}past": kept}
 
@@ -126,7 +126,7 @@ class Compressor(nnx.Module):
         return turn_in_place(keys[:, :, None], turned)[:, :, 0]
 
     def _of_two_windows(self, x: jax.Array) -> jax.Array:
-        """Of the window before what its tokens have for the next one's key, and of the key's own what they have for it."""
+        """What the tokens of the window before have for the next one's key, and what its own have for it."""
         dim, rate = self.block.dim, self.block.rate
         return jnp.concatenate([x[:, :, :rate, :dim], x[:, :, rate:, dim:]], axis=2)
 

@@ -71,7 +71,8 @@ class HyperConnection(nnx.Module):
         def step(_: int, matrix: jax.Array) -> jax.Array:
             return divided(divided(matrix, -1), -2)
 
-        return jax.lax.fori_loop(1, self.block.num_iterations, step, divided(matrix, -2))
+        balanced: jax.Array = jax.lax.fori_loop(1, self.block.num_iterations, step, divided(matrix, -2))
+        return balanced
 
 
 class HyperStreams(nnx.Module):

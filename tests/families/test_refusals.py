@@ -59,12 +59,13 @@ KINDS = (
     "phimoe",
     "deepseek_v32",
     "glm_moe_dsa",
+    "deepseek_v4",
 )
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Files on the hub do without.
 LEFT_OUT = {"gemma3": SIZES, "gemma3_text": ("vocab_size", "num_attention_heads")}
-# What each layer is tells how many there are.
-NOT_NEEDED = ("nemotron_h", "num_hidden_layers")
+# Only another name of what there is, and what each layer is tells how many there are.
+NOT_NEEDED = {"deepseek_v4": ("intermediate_size",), "nemotron_h": ("num_hidden_layers",)}
 EXPERTS = {
     "olmoe": ("num_experts", "num_experts_per_tok"),
     "qwen2_moe": ("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
@@ -80,6 +81,7 @@ EXPERTS = {
     "deepseek_v3": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
     "deepseek_v32": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
     "glm_moe_dsa": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "kv_lora_rank", "v_head_dim"),
+    "deepseek_v4": ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"),
 }
 
 
@@ -299,6 +301,31 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("glm_moe_dsa", "index_topk_pattern", "FSSFX"),
         ("glm_moe_dsa", "index_topk_pattern", 7),
         ("glm_moe_dsa", "index_topk_freq", -1.5),
+        ("deepseek_v4", "attention_bias", True),
+        ("deepseek_v4", "intermediate_size", 96),
+        ("deepseek_v4", "n_shared_experts", 2),
+        ("deepseek_v4", "n_group", 2),
+        ("deepseek_v4", "topk_method", "group_limited_greedy"),
+        ("deepseek_v4", "scoring_func", "softmax"),
+        ("deepseek_v4", "swiglu_limit", 0.0),
+        ("deepseek_v4", "num_key_value_heads", 2),
+        ("deepseek_v4", "o_groups", 3),
+        ("deepseek_v4", "index_topk", 0),
+        ("deepseek_v4", "index_head_dim", 4),
+        ("deepseek_v4", "sliding_window", 0),
+        ("deepseek_v4", "hc_mult", 0),
+        ("deepseek_v4", "hc_sinkhorn_iters", 1.5),
+        ("deepseek_v4", "hc_eps", 0),
+        ("deepseek_v4", "layer_types", ["sliding_attention"] * 5),
+        ("deepseek_v4", "layer_types", ["full_attention"] * 6),
+        ("deepseek_v4", "mlp_layer_types", ["dense"] * 6),
+        ("deepseek_v4", "compress_ratios", [0, 0, 4, 64, 4, 64]),
+        ("deepseek_v4", "compress_rates", {"compressed_sparse_attention": 4}),
+        ("deepseek_v4", "compress_rates", {"compressed_sparse_attention": 0, "heavily_compressed_attention": 8}),
+        ("deepseek_v4", "compress_rate_csa", 2.5),
+        ("deepseek_v4", "compress_rope_theta", 0),
+        ("deepseek_v4", "rope_parameters", {"rope_type": "dynamic", "factor": 2.0}),
+        ("deepseek_v4", "rope_parameters", {"main": {"rope_type": "default", "x": 1}, "compress": {}}),
     ],
 )
 def test_an_option_that_is_not_implemented_is_named(kind: str, field: str, value: Any) -> None:
@@ -310,7 +337,7 @@ def test_an_option_that_is_not_implemented_is_named(kind: str, field: str, value
     [
         (kind, field, value)
         for kind, field, value in itertools.product(KINDS, SIZES, [..., None])
-        if (value is None or field not in LEFT_OUT.get(kind, ())) and (kind, field) != NOT_NEEDED
+        if field not in NOT_NEEDED.get(kind, ()) and (value is None or field not in LEFT_OUT.get(kind, ()))
     ],
 )
 def test_a_size_that_is_missing_is_named(kind: str, field: str, value: Any) -> None:

@@ -813,6 +813,57 @@ def glm_moe_dsa(draw: Draw) -> Values:
     )
 
 
+def deepseek_v4(draw: Draw) -> Values:
+    values = sizes(draw, kv_heads=False)
+    del values["intermediate_size"]
+    heads, count, experts = values["num_attention_heads"], values["num_hidden_layers"], draw(st.integers(1, 5))
+    rotated = draw(st.sampled_from([2, 4]))
+    groups = draw(st.sampled_from([size for size in (1, 2, 3) if heads % size == 0]))
+    # Of which embedding keys of windows are rotated by would depend on the windows there are: refused.
+    values |= rope(draw, rotated, "default linear llama3 yarn")
+    if draw(BOTH):
+        values["qk_rope_head_dim"] = rotated
+    else:
+        values |= {"partial_rotary_factor": rotated / values["head_dim"]}
+    if draw(BOTH):
+        described = {name: scaling(draw, rotated, "default linear llama3 yarn") for name in ("main", "compress")}
+        for found in described.values():
+            found.update({"rope_theta": draw(THETAS), "partial_rotary_factor": rotated / values["head_dim"]})
+        values = {**values, "rope_parameters": described, "rope_scaling": None}
+    kinds = ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"]
+    rates = {kinds[1]: draw(st.integers(2, 5)), kinds[2]: draw(st.integers(3, 9))}
+    ratios = st.lists(st.sampled_from([0, 4, 128]), min_size=count, max_size=count + 1)
+    return (
+        values
+        | {"n_routed_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
+        | {"num_key_value_heads": 1, "moe_intermediate_size": 12, "q_lora_rank": 9, "o_lora_rank": 5}
+        | {"o_groups": groups, "sliding_window": draw(st.sampled_from([2, 5, 64]))}
+        # As in DeepSeek V3.2, many heads keep scores from being equal.
+        | {"index_n_heads": 24, "index_head_dim": rotated + draw(st.sampled_from([0, 2]))}
+        | {"index_topk": draw(st.sampled_from([1, 2, 3, 64])), "hc_mult": draw(st.integers(1, 4))}
+        | draw(st.sampled_from([{}, {"compress_rates": rates}, {"compress_rate_csa": 3, "compress_rate_hca": 6}]))
+        | draw(st.sampled_from([{}, {"compress_ratios": draw(ratios)}, {"layer_types": _drawn(draw, kinds, count)}]))
+        | draw(st.sampled_from([{}, {"num_hash_layers": draw(st.integers(0, 5))}]))
+        | maybe(
+            draw,
+            mlp_layer_types=st.just(_drawn(draw, ["hash_moe", "moe"], count)),
+            mlp_bias=BOTH,
+            hidden_act=ACTIVATIONS,
+            scoring_func=st.sampled_from(["sqrtsoftplus", "sigmoid"]),
+            norm_topk_prob=BOTH,
+            routed_scaling_factor=st.sampled_from([1.0, 2.5]),
+            swiglu_limit=st.sampled_from([0.3, 7.0]),
+            hc_sinkhorn_iters=st.integers(1, 4),
+            hc_eps=st.sampled_from([1e-6, 1e-3]),
+            compress_rope_theta=THETAS,
+        )
+    )
+
+
+def _drawn(draw: Draw, kinds: list[str], count: int) -> list[str]:
+    return draw(st.lists(st.sampled_from(kinds), min_size=count, max_size=count))
+
+
 def kimi_k25(draw: Draw) -> Values:
     text = deepseek_v3(draw)
     return multimodal(draw, draw(st.sampled_from(["kimi_k2", "deepseek_v3"])), text, KIMI_VISION) | {
@@ -1006,6 +1057,7 @@ KINDS = (
     deepseek_v3,
     deepseek_v32,
     glm_moe_dsa,
+    deepseek_v4,
     kimi_k25,
     cohere2,
     exaone4,
@@ -1047,6 +1099,16 @@ def build(kind: str, values: Values) -> Any:
             elif name.endswith(("bias", "sinks")):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
             elif name.endswith(("layer_scalar", "router.scale", "per_expert_scale", "alpha_p", "alpha_n", ".beta")):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            elif name.endswith("tid2eid"):
+                count = model.config.n_routed_experts
+                drawn = torch.stack([torch.randperm(count, generator=generator) for _ in range(len(tensor))])
+                tensor.copy_(drawn[:, : tensor.shape[1]])
+            elif name.endswith((".fn", "hc_fn")):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 1.3 / tensor.shape[-1] ** 0.5)
+            elif name.endswith((".base", "hc_base")):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+            elif name.endswith(("_hc.scale", "hc_scale")):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             elif name.endswith(".eps"):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) * -0.5)

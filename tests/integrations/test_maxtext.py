@@ -23,6 +23,7 @@ from lazyload.integrations.maxtext import HUB_IDS, with_checkpoint
 GDN = [
     f"gdn_{name}" for name in ("conv_kernel_dim", "key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads")
 ]
+INDEXER = ["indexer_n_heads", "indexer_head_dim", "indexer_topk"]
 COMPARED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "llama4_8": (
         ["base_moe_mlp_dim", "num_experts_per_tok"],
@@ -37,7 +38,11 @@ COMPARED: dict[str, tuple[list[str], dict[str, Any]]] = {
             "use_qk_norm": False,
         },
     ),
-    "deepseek_v32": (["indexer_n_heads", "indexer_head_dim", "indexer_topk"], {}),
+    "deepseek_v4_7": (
+        ["o_groups", "o_lora_rank", "mhc_expansion_rate", "first_num_hash_layers", "sliding_window_size", *INDEXER],
+        {},
+    ),
+    "deepseek_v32": (INDEXER, {}),
     "qwen3_5_moe_8": (GDN, {"inhomogeneous_layer_cycle_interval": 4, "shared_experts": 1}),
     "qwen3_next_8": (GDN, {"inhomogeneous_layer_cycle_interval": 4, "shared_experts": 1}),
     "gemma4_a4b_12": (

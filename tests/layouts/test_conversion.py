@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.in_memory import FLOAT32, SIZES, Arrays, slices
+from support.in_memory import FLOAT32, SIZES, Arrays, Sizes, slices
 
+from lazyload.errors import LayoutError
 from lazyload.layouts.conversion import resolve
 from lazyload.layouts.layout import Layout, Table
 
@@ -156,3 +157,29 @@ def test_every_slice_agrees_with_the_plain_meaning(data: st.DataObject) -> None:
     ]
     lazy.read_into(strided, index)
     np.testing.assert_array_equal(strided, expected)
+
+
+def test_what_a_format_makes_up_is_read_from_nothing_both_ways() -> None:
+    source = Layout({"a.{layer}": "q : head head_dim"})
+    target = Layout(
+        [Table({"b": "q : layer head head_dim"}), Table({"{head:c}": "q : layer head_dim ; fill 1"}, {"head": (0,)})]
+    )
+    stored = Arrays({f"a.{layer}": np.full((3, 4), np.nan, np.float32) for layer in range(4)})
+    made_up = resolve(stored, source, target, SIZES, FLOAT32).tensors["c"]
+    np.testing.assert_array_equal(made_up[:, 1:3], np.ones((4, 2), np.float32))
+    assert stored.reads == 0
+    there = {"b": np.arange(48, dtype=np.float32).reshape(4, 3, 4), "c": np.ones((4, 4), np.float32)}
+    back = resolve(Arrays(there), target, source, SIZES, FLOAT32)
+    assert back.skipped == ("c",)
+    np.testing.assert_array_equal(back.tensors["a.2"][:, :], there["b"][2])
+
+
+def test_whole_numbers_become_others_and_no_fractions() -> None:
+    source, target = Layout({"a": "t : vocab head"}), Layout({"b": "t : vocab head ; as int32"})
+    model = Sizes(SIZES.axes, layers={"t": ()})
+    numbers = np.arange(21, dtype=np.int64).reshape(7, 3)
+    (lazy,) = resolve(Arrays({"a": numbers}), source, target, model, FLOAT32).tensors.values()
+    assert lazy.dtype == np.int32
+    np.testing.assert_array_equal(lazy[:, :], numbers)
+    with pytest.raises(LayoutError, match="b: int32 cannot hold float32"):
+        resolve(Arrays({"a": numbers.astype(np.float32)}), source, target, model, FLOAT32)

@@ -104,6 +104,8 @@ def test_dtypes(name: str) -> None:
         ("q : head ; as bf16", "unknown dtype 'bf16'; 'as' knows bfloat16, float16, float32"),
         ("q : head ; as int8", "unknown dtype 'int8'; 'as' knows bfloat16, float16, float32"),
         ("q : head ; unrounded ; unrounded", "the operation 'unrounded' is given twice"),
+        ("q : head ; fill 1 ; scale 2", "'fill' and 'scale' or 'offset' exclude each other"),
+        ("q : head ; fill one", "cannot read the operation 'fill one'"),
         ("q : head ; unrounded ; as float32", "'as' and 'unrounded' exclude each other"),
         ("q : head ; pad mlp 6", "needs a dimension that is mlp alone"),
         ("q : (head head_dim) ; pad head 6", "needs a dimension that is head alone"),

@@ -26,6 +26,7 @@ def squares(graphdef):
         ("gpt_oss", "fsdp=2,expert=2,tp=2", True),
         ("gpt_oss", "fsdp=4,tp=2", False),
         ("deepseek", "fsdp=4,tp=2", True),
+        ("deepseek_v4", "fsdp=4,tp=2", True),
         ("gemma4", "fsdp=4,tp=2", False),
         ("parallel", "fsdp=4,tp=2", True),
     ],

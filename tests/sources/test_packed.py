@@ -548,7 +548,7 @@ def test_fields_without_a_meaning(scheme: Any, complaint: str) -> None:
 def test_what_packs_experts_may_stand_beside_the_scheme() -> None:
     config, stored, values = deepseek_v4_experts()
     del config["expert_dtype"]
-    with pytest.raises(CorruptSourceError, match="a.weight is of int8"):
+    with pytest.raises(CorruptSourceError, match=r"a\.weight is of int8"):
         found(config, stored)
     scheme, source = read_scheme({"expert_dtype": "fp4", "quantization_config": config}, "config.json"), Arrays(stored)
     assert scheme is not None

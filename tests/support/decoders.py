@@ -13,9 +13,14 @@ from lazyload.architecture import (
     AltUp,
     AltUpStreams,
     Attention,
+    CompressedAttention,
+    CompressedIndexer,
+    Compressor,
     DecoderConfig,
     Experts,
     GatedDeltaNet,
+    HyperConnection,
+    HyperStreams,
     Indexer,
     LatentAttention,
     Laurel,
@@ -31,6 +36,7 @@ from lazyload.architecture import (
 from lazyload.models.decoder import Decoder
 from lazyload.models.fill import fill
 from lazyload.models.kv_cache import KVCache
+from lazyload.models.parameters import STORED
 
 ROPE = Rope(theta=1e4, dim=8)
 TOKENS = (np.arange(48).reshape(4, 12) * 7 % 61).astype(np.int32)
@@ -47,6 +53,17 @@ LATENT = LatentAttention(
     rope=Rope(theta=1e4, dim=4, interleaved=True),
 )
 INDEXER = Indexer(num_heads=2, head_dim=6, num_selected=5, rope=Rope(theta=1e4, dim=4))
+LOCAL = CompressedAttention(
+    num_heads=4, head_dim=8, q_rank=12, num_groups=2, o_rank=5, window=4, rope=Rope(theta=1e4, dim=4, interleaved=True)
+)
+HEAVY = replace(LOCAL, compressor=Compressor(rate=3, dim=8))
+SPARSE = replace(
+    LOCAL,
+    compressor=Compressor(rate=2, dim=8, overlapping=True),
+    indexer=CompressedIndexer(
+        num_heads=3, compressor=Compressor(rate=2, dim=6, overlapping=True, prefix="index_"), num_selected=2
+    ),
+)
 MAMBA = Mamba2(num_heads=4, head_dim=6, num_groups=2, state_dim=5, conv_width=4)
 DENSE = MLP(mlp_dim=48)
 EXPERTS = Experts(num_experts=8, num_selected=2, mlp_dim=16)
@@ -149,6 +166,14 @@ def _llama4() -> DecoderConfig:
     return config(layer(mixer), layer(plain, experts))
 
 
+def _deepseek_v4() -> DecoderConfig:
+    experts = replace(EXPERTS, shared_mlp_dim=16, scores="sqrtsoftplus", scale=1.5, limit=0.5)
+    by_token, by_router = replace(experts, by_token=True), replace(experts, selection_bias=True)
+    streams = {"hyper_connection": HyperConnection(num_streams=3, num_iterations=5)}
+    layers = [layer(LOCAL, by_token, **streams), layer(HEAVY, **streams), layer(SPARSE, by_router, **streams)]
+    return config(*layers, streams=HyperStreams(num_streams=3))
+
+
 CONFIGS = {
     "plain": config(),
     "gemma2": _gemma2(),
@@ -158,6 +183,7 @@ CONFIGS = {
     "gpt_oss": _gpt_oss(),
     "deepseek": _deepseek(),
     "deepseek_v32": config(layer(replace(LATENT, indexer=INDEXER)), layer(replace(LATENT, shares_selection=True))),
+    "deepseek_v4": _deepseek_v4(),
     "qwen3_5": config(layer(replace(DELTA_NET, fused=False)), layer(replace(ATTENTION, gated=True))),
     "parallel": _parallel(),
     "granite4": config(layer(replace(MAMBA, proj_bias=True), residual_scale=0.5), layer(), layer(MAMBA)),
@@ -175,6 +201,7 @@ CONFIGS = {
 FULL_BLOCKS = (
     replace(ATTENTION, qk_norm="head", qkv_bias=True, o_bias=True, sinks=True),
     replace(LATENT, a_bias=True, o_bias=True, indexer=INDEXER),
+    SPARSE,
     DELTA_NET,
     replace(DELTA_NET, fused=False),
     replace(MAMBA, proj_bias=True),
@@ -192,11 +219,13 @@ FULL_BLOCKS = (
         bias=True,
     ),
     replace(EXPERTS, gated=False, latent_dim=10, latent_bias=True, shared_mlp_dim=8, shared_bias=True),
+    replace(EXPERTS, by_token=True),
     PerLayerInput(dim=6),
     PerLayerEmbedding(vocab_size=62, num_layers=4, dim=6),
     Laurel(rank=5),
     AltUp(num_streams=3),
     AltUpStreams(num_streams=3, embed_dim=32),
+    HyperStreams(num_streams=3),
 )
 """Every block with everything that it can have."""
 
@@ -206,7 +235,7 @@ def abstract(config: DecoderConfig) -> Decoder:
 
 
 def parameter_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    return {".".join(map(str, path)): param.shape for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    return {".".join(map(str, path)): param.shape for path, param in nnx.to_flat_state(nnx.state(model, STORED))}
 
 
 def build(config: DecoderConfig, dtype: Any, arrays: dict[str, jax.Array]) -> Decoder:
@@ -216,10 +245,15 @@ def build(config: DecoderConfig, dtype: Any, arrays: dict[str, jax.Array]) -> De
 def weights(config: DecoderConfig) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     shapes = parameter_shapes(abstract(config))
-    return {
+    made = {
         path: (random.normal(size=shape) * 0.2 + _around_one(path, config)).astype(np.float32)
         for path, shape in shapes.items()
     }
+    for path in (path for path in made if path.endswith("token_experts")):
+        rows, selected = shapes[path]
+        every = np.tile(np.arange(EXPERTS.num_experts, dtype=np.int32), (rows, 1))
+        made[path] = random.permuted(every, axis=1)[:, :selected]
+    return made
 
 
 def _around_one(path: str, config: DecoderConfig) -> bool:

@@ -59,7 +59,7 @@ class _Stack(NamedTuple):
 
 
 def deepseek_v4(config: DecoderConfig, scan_layers: bool, vocab_size: int | None) -> Layout:
-    """DeepSeek V4: the layers whose experts a table chooses are numbered, the others scanned in pairs or numbered, too."""
+    """DeepSeek V4: layers whose experts a table chooses are numbered, the others scanned in pairs, or numbered, too."""
     refuse("DeepSeek V4 has no biases (mlp_bias)", config, "shared.in.bias")
     tables = [Table(under("decoder.hc_head", _HEAD))]
     beside = []
@@ -168,7 +168,7 @@ def _compressor(role: str, prefix: str) -> dict[str, str]:
 
 def _connection(role: str) -> dict[str, str]:
     outputs = {"pre": "pre_stream", "post": "post_stream", "res": "(from_stream to_stream)"}
-    rows = {}
+    rows: dict[str, str] = {}
     for name, axes in outputs.items():
         own = f"{role}.{'comb' if name == 'res' else name}"
         rows |= {

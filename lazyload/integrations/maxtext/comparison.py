@@ -5,12 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lazyload.architecture import MLP, Attention, DecoderConfig, Experts, GatedDeltaNet, LatentAttention
+from lazyload.architecture import (
+    MLP,
+    Attention,
+    CompressedAttention,
+    DecoderConfig,
+    Experts,
+    GatedDeltaNet,
+    LatentAttention,
+)
 from lazyload.cache.entry import read_entry
 from lazyload.cache.manifest import Manifest, UnreadableManifestError
 from lazyload.errors import ConfigError
 from lazyload.formats import maxtext as tables
 from lazyload.formats.maxtext import MaxText
+from lazyload.formats.maxtext.deepseek_v4 import compress_ratios, hash_layers
 from lazyload.formats.maxtext.gemma4 import global_layers
 from lazyload.formats.maxtext.llama4 import CYCLE
 from lazyload.formats.maxtext.qwen3_next import cycle_of
@@ -167,10 +176,38 @@ def _expected(request: Request) -> dict[tuple[str, ...], Any]:
         expected["gdn_conv_kernel_dim",] = delta_net.conv_width
     if request.family.name == "gemma4":
         expected |= _expected_of_gemma4(model)
+    if request.family.name == "deepseek_v4":
+        expected |= _expected_of_deepseek_v4(model)
     if request.family.name == "llama4":
         # Dense layers and those with experts follow each other by turns.
         expected.pop(("first_num_dense_layers",), None)
         expected |= _expected_of_llama4(model)
+    return expected
+
+
+def _expected_of_deepseek_v4(model: DecoderConfig) -> dict[tuple[str, ...], Any]:
+    """What `config.json` says of a DeepSeek V4 beyond what other families have."""
+    mixer, streams = model.first(CompressedAttention), model.streams
+    assert mixer is not None  # the family has no other
+    assert streams is not None
+    expected: dict[tuple[str, ...], Any] = {
+        ("num_kv_heads", "base_num_kv_heads"): mixer.num_kv_heads,
+        ("head_dim",): mixer.head_dim,
+        ("q_lora_rank",): mixer.q_rank,
+        ("o_groups",): mixer.num_groups,
+        ("o_lora_rank",): mixer.o_rank,
+        ("sliding_window_size",): mixer.window,
+        ("mhc_expansion_rate",): streams.num_streams,
+        ("first_num_hash_layers",): hash_layers(model),
+        ("compress_ratios",): compress_ratios(model),
+    }
+    if mixer.rope is not None:
+        expected["qk_rope_head_dim",] = mixer.rope.dim
+    for indexer in {layer.mixer.indexer for layer in model.layers if isinstance(layer.mixer, CompressedAttention)}:
+        if indexer is not None:
+            expected["indexer_n_heads",] = indexer.num_heads
+            expected["indexer_head_dim",] = indexer.compressor.dim
+            expected["indexer_topk",] = indexer.num_selected
     return expected
 
 

@@ -2,10 +2,9 @@
 
 DeepSeek V3 made the form with a scale for each square of 128 (https://huggingface.co/deepseek-ai/DeepSeek-V3,
 README_WEIGHTS.md); `X.weight_scale_inv` is multiplied by, whatever its name says. Mistral has one scale for each
-matrix, FBGEMM one for each row. DeepSeek V4 calls them `X.scale`, has powers of two, and stores its experts in FP4: codes
-of 4 bits, two a byte, with a scale for 32 along a row (`inference/convert.py` of
-https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash). Which modules are left alone is said as transformers reads it (`should_convert_module`
-of `quantizers/quantizers_utils.py`).
+matrix, FBGEMM one for each row. DeepSeek V4 calls them `X.scale`, has powers of two, and stores its experts in FP4:
+codes of 4 bits, two a byte, with a scale for 32 along a row (transformers' `integrations/finegrained_fp8.py`). Which
+modules are left alone is said as transformers reads it (`should_convert_module` of `quantizers/quantizers_utils.py`).
 """
 
 import re
