@@ -11,20 +11,11 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.architecture import DecoderConfig, Layer
-from lazyload.models import (
-    altup,
-    attention,
-    card,
-    gated_delta_net,
-    kv_cache,
-    latent_attention,
-    laurel,
-    mamba2,
-    moe,
-    per_layer_input,
-)
+from lazyload.models import attention, card, gated_delta_net, kv_cache, latent_attention, mamba2, moe, per_layer_input
+from lazyload.models.altup import AltUp, AltUpStreams
 from lazyload.models.context import Context, checked_mask
 from lazyload.models.kv_cache import KVCache, LayerCache
+from lazyload.models.laurel import Laurel
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
 from lazyload.models.norm import LayerNorm, RMSNorm, norm_of
@@ -40,9 +31,9 @@ BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Experts: moe.MixtureOfExperts,
     architecture.PerLayerInput: per_layer_input.PerLayerInput,
     architecture.PerLayerEmbedding: per_layer_input.PerLayerEmbedding,
-    architecture.Laurel: laurel.Laurel,
-    architecture.AltUp: altup.AltUp,
-    architecture.AltUpStreams: altup.AltUpStreams,
+    architecture.Laurel: Laurel,
+    architecture.AltUp: AltUp,
+    architecture.AltUpStreams: AltUpStreams,
 }
 """The module of every block; it is made from the block and its `Parameters`."""
 
@@ -68,8 +59,8 @@ class DecoderLayer(nnx.Module):
     post_moe_norm: RMSNorm | LayerNorm | None
     post_dense_norm: RMSNorm | LayerNorm | None
     layer_scalar: nnx.Param[jax.Array] | None
-    laurel: laurel.Laurel | None
-    altup: altup.AltUp | None
+    laurel: Laurel | None
+    altup: AltUp | None
 
     def __init__(self, layer: Layer, parameters: Parameters):
         self.mixer = None if layer.mixer is None else layer.mixer.name
@@ -161,7 +152,7 @@ class Decoder(nnx.Module):
 
     embed: Embedding
     per_layer_embedding: nnx.Module
-    streams: altup.AltUpStreams
+    streams: AltUpStreams
     layers: nnx.List[DecoderLayer]
     final_norm: RMSNorm | LayerNorm
     lm_head: Projection
