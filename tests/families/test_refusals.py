@@ -224,6 +224,7 @@ def test_scalings_and_activations_that_are_not_implemented_are_named(kind: str) 
         ("nemotron_h", "ssm_state_size", 0),
         ("nemotron_h", "layer_norm_epsilon", 0.0),
         ("nemotron_h", "attn_layer_period", 2),
+        ("nemotron_h", "attention_head_dim", 48),
         ("glm4", "mlp_bias", True),
         ("glm4", "sliding_window", 128),
         ("glm4", "partial_rotary_factor", 0.2),
