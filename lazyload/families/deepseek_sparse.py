@@ -56,7 +56,9 @@ def _decoder(fields: Fields, own_indexers: Sequence[bool], *, num_heads: int, in
     # Layers that predict further tokens are not part of the model.
     fields.ignore("num_nextn_predict_layers", "num_mtp_layers", "mtp_layer_types", "mtp_mlp_layer_types")
     # transformers reads none of them: no MLP has biases, and what is rotated how is the same in all models of a kind.
-    fields.ignore("mlp_bias", "rope_interleave", "indexer_rope_interleave")
+    fields.ignore("mlp_bias")
+    fields.refuse("rope_interleave", True)
+    fields.refuse("indexer_rope_interleave", interleaved)
     fields.refuse("moe_layer_freq", 1)
     fields.size("q_lora_rank")
     count = len(own_indexers)

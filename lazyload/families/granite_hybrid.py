@@ -8,8 +8,9 @@ from typing import Any
 from lazyload.architecture import MLP, DecoderConfig, Experts, Layer, Mamba2
 from lazyload.architecture.block import Block, Mixer
 from lazyload.config_json import rope
+from lazyload.config_json.experts import experts
 from lazyload.config_json.fields import Fields
-from lazyload.config_json.shape import activation, attention, decoder, layer_types, norm, num_experts
+from lazyload.config_json.shape import activation, attention, decoder, layer_types, norm
 from lazyload.errors import ConfigError
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
@@ -63,18 +64,11 @@ def granite_hybrid_huggingface(config: DecoderConfig) -> Layout:
 
 
 def _feed_forward(fields: Fields) -> Block:
-    width, gate = fields.size("shared_intermediate_size", 1024), activation(fields)
+    width = fields.size("shared_intermediate_size", 1024)
     if fields.get("num_local_experts", 8) == 0:
         fields.ignore("num_experts_per_tok", "intermediate_size")
-        return MLP(mlp_dim=width, activation=gate)
-    return Experts(
-        num_experts=num_experts(fields, "num_local_experts"),
-        num_selected=fields.size("num_experts_per_tok"),
-        mlp_dim=fields.size("intermediate_size"),
-        activation=gate,
-        shared_mlp_dim=width,
-        scores="topk_softmax",
-    )
+        return MLP(mlp_dim=width, activation=activation(fields))
+    return experts(fields, "num_local_experts", shared_mlp_dim=width, scores="topk_softmax")
 
 
 def _mamba(fields: Fields) -> Mamba2:

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lazyload.architecture import Attention, DecoderConfig, Experts, Layer, Temperature
+from lazyload.architecture import Attention, DecoderConfig, Layer, Temperature
 from lazyload.config_json import rope
+from lazyload.config_json.experts import experts
 from lazyload.config_json.fields import Fields
 from lazyload.config_json.multimodal import text_fields
-from lazyload.config_json.shape import activation, attention, decoder, layer_types, mlp, norm, num_experts
+from lazyload.config_json.shape import attention, decoder, layer_types, mlp, norm
 from lazyload.errors import ConfigError
 from lazyload.families.family import Family
 from lazyload.formats import huggingface
@@ -58,13 +59,21 @@ def _decoder(fields: Fields) -> DecoderConfig:
     # How the experts are stored, which the tensors tell.
     fields.ignore("for_llm_compressor")
     count = fields.size("num_hidden_layers")
-    dense, experts = replace(mlp(fields), mlp_dim=fields.size("intermediate_size_mlp", 16_384)), _experts(fields)
+    dense = replace(mlp(fields), mlp_dim=fields.size("intermediate_size_mlp", 16_384))
+    routed = experts(
+        fields,
+        "num_local_experts",
+        shared_mlp_dim=fields.size("intermediate_size"),
+        scores="sigmoid",
+        normalize=False,
+        weighted_inputs=True,
+    )
     step = fields.size("interleave_moe_layer_step", 1)
     sparse = fields.optional("moe_layers", list)
     if sparse is None:
         sparse = list(range(step - 1, count, step))
     layers = [
-        Layer(mixer=mixer, feed_forward=experts if number in sparse else dense, norm=norm(fields))
+        Layer(mixer=mixer, feed_forward=routed if number in sparse else dense, norm=norm(fields))
         for number, mixer in enumerate(_mixers(fields, count))
     ]
     return decoder(fields, layers)
@@ -104,20 +113,6 @@ def _in_chunks(fields: Fields, mixers: Sequence[Attention]) -> list[Attention]:
         chunk = fields.size("attention_chunk_size")
     in_chunks = [kind == "chunked_attention" for kind in kinds]
     return [replace(m, chunk=chunk) if chunked else m for m, chunked in zip(mixers, in_chunks, strict=True)]
-
-
-def _experts(fields: Fields) -> Experts:
-    width = fields.size("intermediate_size")
-    return Experts(
-        num_experts=num_experts(fields, "num_local_experts"),
-        num_selected=fields.size("num_experts_per_tok"),
-        mlp_dim=width,
-        activation=activation(fields),
-        shared_mlp_dim=width,
-        scores="sigmoid",
-        normalize=False,
-        weighted_inputs=True,
-    )
 
 
 LLAMA4 = Family(

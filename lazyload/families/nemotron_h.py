@@ -48,6 +48,9 @@ _UNUSED = (
     # expert, always.
     "expand",
     "mamba_expand",
+    "mamba_num_groups",
+    "mamba_state_dim",
+    "norm_eps",
     "time_step_limit",
     "mamba_dt_limit",
     "mamba_proj_bias",
@@ -98,10 +101,12 @@ def nemotron_h_config(values: Mapping[str, Any]) -> DecoderConfig:
     fields.optional("rope_theta", float)
     fields.optional("rope_scaling", dict)
     fields.ignore("rope_parameters", "partial_rotary_factor")
+    mixer = attention(fields)
+    fields.refuse("attention_head_dim", mixer.head_dim)
     norm = Norm(eps=fields.positive("layer_norm_epsilon", 1e-5))
     bias = fields.get("mlp_bias", False)
     kinds = [_KINDS[kind] for kind in _block_types(fields)]
-    plain = Layer(mixer=attention(fields), feed_forward=None, norm=norm)
+    plain = Layer(mixer=mixer, feed_forward=None, norm=norm)
     layers = {"full_attention": plain, "linear_attention": replace(plain, mixer=_mamba(fields, norm))}
     if "mlp" in kinds:
         feed_forward = mlp(fields, "mlp_hidden_act", "relu2", gated=False, bias=bias)

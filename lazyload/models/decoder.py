@@ -15,24 +15,23 @@ from lazyload.architecture import DecoderConfig, Layer
 from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
 from lazyload.models import (
-    altup,
     attention,
     card,
     compressed_attention,
     gated_delta_net,
-    hyper_connection,
     kv_cache,
     latent_attention,
-    laurel,
     mamba2,
     moe,
     per_layer_input,
     weight_sync,
 )
 from lazyload.models.activations import value_of, zeros
+from lazyload.models.altup import AltUp, AltUpStreams
 from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
-from lazyload.models.hyper_connection import HyperConnection
+from lazyload.models.hyper_connection import HyperConnection, HyperStreams
 from lazyload.models.kv_cache import KVCache, LayerCache
+from lazyload.models.laurel import Laurel
 from lazyload.models.meshes import explicit_spec, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.mlp import MLP
 from lazyload.models.norm import LayerNorm, RMSNorm, norm_of
@@ -50,10 +49,10 @@ BLOCKS: Mapping[type[Any], Callable[..., nnx.Module]] = {
     architecture.Experts: moe.MixtureOfExperts,
     architecture.PerLayerInput: per_layer_input.PerLayerInput,
     architecture.PerLayerEmbedding: per_layer_input.PerLayerEmbedding,
-    architecture.Laurel: laurel.Laurel,
-    architecture.AltUp: altup.AltUp,
-    architecture.AltUpStreams: altup.AltUpStreams,
-    architecture.HyperStreams: hyper_connection.HyperStreams,
+    architecture.Laurel: Laurel,
+    architecture.AltUp: AltUp,
+    architecture.AltUpStreams: AltUpStreams,
+    architecture.HyperStreams: HyperStreams,
 }
 """The module of every block; it is made from the block and its `Parameters`."""
 
@@ -82,8 +81,8 @@ class DecoderLayer(nnx.Module):
     layer_scalar: nnx.Param[jax.Array] | None
     attn_hc: HyperConnection | None
     mlp_hc: HyperConnection | None
-    laurel: laurel.Laurel | None
-    altup: altup.AltUp | None
+    laurel: Laurel | None
+    altup: AltUp | None
 
     def __init__(self, layer: Layer, parameters: Parameters):
         self.mixer = None if layer.mixer is None else layer.mixer.name
@@ -204,7 +203,7 @@ class Decoder(nnx.Module):
     compute_dtype: np.dtype[Any] | None
     hub_names: tuple[tuple[str, str], ...]
     per_layer_embedding: nnx.Module
-    streams: altup.AltUpStreams | hyper_connection.HyperStreams
+    streams: AltUpStreams | HyperStreams
     layers: nnx.List[DecoderLayer]
     final_norm: RMSNorm | LayerNorm
     lm_head: Any

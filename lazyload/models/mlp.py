@@ -55,6 +55,7 @@ class XIELU(nnx.Module):
 class MLP(nnx.Module):
     """`down(activation(gate(x)) * up(x))`, or without a gate `down(activation(up(x)))`."""
 
+    sparsity: float
     gate_proj: Projection | None
     up_proj: Projection
     down_proj: Projection

@@ -1,7 +1,8 @@
 """The `config.json` of well-known repositories on the hub is read, and describes the published model.
 
 `hub_configs` has a file for each: the repository, its number of parameters (of tied embeddings one counts, of Gemma 3
-the text model), facts about the decoder by the attribute's path, and the `config.json`.
+the text model), facts about the decoder by the attribute's path, and the `config.json`; of Nemotron, Granite 4 and
+Seed-OSS those of its fields that public copies have kept.
 """
 
 import json

@@ -47,6 +47,17 @@ def test_former_names_of_fields(former: str, now: str, value: Any) -> None:
     assert read(**{former: value}) == read(**{now: value}) != read()
 
 
+def test_what_published_files_say_without_effect() -> None:
+    copies = {"norm_eps": 1e-5, "mamba_num_groups": 2, "mamba_state_dim": 12, "attention_head_dim": 16}
+    unused = {
+        "partial_rotary_factor": 1.0,
+        "rope_theta": 10_000,
+        "num_logits_to_keep": 1,
+        "time_step_limit": [0.1, 1.0],
+    }
+    assert read(**copies, **unused) == read()
+
+
 def test_the_least_time_step_is_the_shortest_and_there_is_no_longest() -> None:
     steps = {(layer.mixer.least_step, layer.mixer.longest_step) for layer in read(hybrid_override_pattern="M").layers}
     assert steps == {(0.001, float("inf"))}

@@ -29,6 +29,7 @@ def squares(graphdef):
         ("deepseek_v4", "fsdp=4,tp=2", True),
         ("gemma4", "fsdp=4,tp=2", False),
         ("parallel", "fsdp=4,tp=2", True),
+        ("nemotron_h", "fsdp=2,expert=2,tp=2", False),
     ],
 )
 def test_a_mesh_changes_nothing(name, mesh_name, axis_type, mesh_is_set):
