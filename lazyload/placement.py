@@ -77,7 +77,7 @@ class Placement:
         if not isinstance(request.layout, Tunix):
             return None
         if self._made is None or self._made[0] is not request:
-            from lazyload.models.tunix import abstract_module
+            from lazyload.models.tunix.module import abstract_module
 
             module = abstract_module(request.layout, request.family.name, request.architecture, self._mesh)
             self._made = request, _filling(module, request.layout)
