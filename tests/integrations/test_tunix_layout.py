@@ -123,6 +123,17 @@ def test_a_config_of_tunix_is_set_right(work: Path, caplog: pytest.LogCaptureFix
 
 
 @needs_tunix
+def test_what_is_the_same_in_other_words_is_not_told(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = load("gemma4_e2b_10", work).config
+    assert len(config.attention_pattern) == 10
+    config.attention_pattern = config.attention_pattern[:5]
+    config.num_global_kv_heads = None
+    with caplog.at_level(logging.WARNING, "lazyload"):
+        load("gemma4_e2b_10", work, lazyload.Tunix(config))
+    assert caplog.text == ""
+
+
+@needs_tunix
 def test_an_axis_that_the_mesh_lacks_splits_nothing(work: Path) -> None:
     for given in (jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,)), None):
         model = load("gemma2", work, mesh=given)

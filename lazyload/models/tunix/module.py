@@ -119,7 +119,7 @@ def _config(layout: Tunix, name: str, config: DecoderConfig, tunix: ModuleType) 
             f"lazyload.Tunix({kind.__module__}.{kind.__qualname__}): this model is a {CLASSES[name]} of Tunix; give a "
             f"{tunix.ModelConfig.__module__}.ModelConfig, or fields of it by name"
         )
-    return _corrected(layout.config, meant, CLASSES[name])
+    return _corrected(layout.config, meant, name, tunix)
 
 
 def _from_fields(
@@ -133,8 +133,9 @@ def _from_fields(
     return tunix.ModelConfig(**meant, **given)
 
 
-def _corrected(given: Any, meant: Mapping[str, Any], kind: str) -> Any:
+def _corrected(given: Any, meant: Mapping[str, Any], name: str, tunix: ModuleType) -> Any:
     """A whole config, with what `config.json` means where that is another thing."""
+    kind = CLASSES[name]
     if getattr(given, "vision_config", None) is not None:
         raise LayoutError("lazyload.Tunix: only text models are loaded; give a config with vision_config=None")
     different = {name: value for name, value in meant.items() if not _equal(getattr(given, name), value)}
@@ -146,10 +147,25 @@ def _corrected(given: Any, meant: Mapping[str, Any], kind: str) -> Any:
             f"the config of Tunix's {kind} and config.json are not of one model:"
             + "".join(f"\n  - {problem}" for problem in sizes)
         )
-    if different:
+    corrected = dataclasses.replace(given, **different)
+    # The same can be said in several ways, such as a pattern of layers.
+    if different and _computed(name, given, tunix) != _computed(name, corrected, tunix):
         said = "; ".join(f"{name} is {value}, not {getattr(given, name)}" for name, value in different.items())
         logger.warning("Tunix's %s: taken from config.json where its config says something else: %s", kind, said)
-    return dataclasses.replace(given, **different)
+    return corrected
+
+
+def _computed(name: str, given: Any, tunix: ModuleType) -> DecoderConfig:
+    """The decoder that a class is with a config.
+
+    Raises:
+        LayoutError: It is none that this library knows.
+    """
+    values = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
+    try:
+        return computed(name, values, tunix)
+    except ConfigError as error:
+        raise LayoutError(f"Tunix's {CLASSES[name]} cannot be this model: {error}") from None
 
 
 def _equal(given: Any, meant: Any) -> bool:
@@ -162,12 +178,8 @@ def _tell_differences(name: str, config: DecoderConfig, given: Any, tunix: Modul
     Raises:
         LayoutError: The class cannot be this model at all.
     """
-    values = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
     kind = f"Tunix's {CLASSES[name]}"
-    try:
-        found = differences(config, computed(name, values, tunix), kind)
-    except ConfigError as error:
-        raise LayoutError(f"{kind} cannot be this model: {error}") from None
+    found = differences(config, _computed(name, given, tunix), kind)
     if found := found + further_differences(name, config):
         logger.warning(
             "%s computes something else than config.json means, so that its logits are wrong: %s. "
