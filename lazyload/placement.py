@@ -9,7 +9,7 @@ from jax.sharding import Mesh, Sharding
 from lazyload.formats.tunix import Tunix
 from lazyload.options import LayoutOption
 from lazyload.request import Request
-from lazyload.sharding import Rules, mesh_or_default, shardings
+from lazyload.sharding import Rules, mesh_or_default, shardings, with_automatic_axes
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -30,6 +30,9 @@ class Placement:
         """
         self._filling = None if into is None else _filling(into, layout)
         self._mesh = mesh_or_default(mesh)
+        if isinstance(layout, Tunix):
+            # Tunix's classes do not run on explicit ones, which `jax.make_mesh` makes.
+            self._mesh = with_automatic_axes(self._mesh)
         self._rules = rules
         self._follows_module = mesh is None and rules is None
         self._known: tuple[Request, Mapping[str, Sharding]] | None = None
@@ -89,7 +92,7 @@ class Placement:
         if not isinstance(request.layout, Tunix):
             return None
         if self._made is None or self._made[0] is not request:
-            from lazyload.models.tunix import abstract_module
+            from lazyload.models.tunix.module import abstract_module
 
             module = abstract_module(request.layout, request.family.name, request.architecture, self._mesh)
             self._made = request, _filling(module, request.layout)

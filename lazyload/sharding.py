@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lazyload.errors import ShardingError
 from lazyload.partition import Dimension, Grid, Partition, pieces
@@ -57,6 +57,11 @@ def mesh_or_default(mesh: Mesh | None) -> Mesh:
     if mesh.empty or mesh.devices.size == 0:
         raise ShardingError("mesh: it has no devices; give jax.make_mesh((8,), ('fsdp',)), or None for all devices")
     return mesh
+
+
+def with_automatic_axes(mesh: Mesh) -> Mesh:
+    """The same mesh, none of whose axes is explicit."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def require_mesh(mesh: object) -> Mesh | AbstractMesh:

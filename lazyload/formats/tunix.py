@@ -6,7 +6,7 @@ there are as many heads of both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lazyload.architecture import MLP, Attention, DecoderConfig, Experts, Layer
@@ -107,9 +107,10 @@ class Tunix:
     """Tunix's own class for the model, such as `tunix.models.qwen3.model.Qwen3`.
 
     `from_pretrained` returns that module, with its parameters where the class puts them (its `shd_config`) unless
-    `rules=` say otherwise. Its config is what `config.json` means. What the class computes otherwise all the same is
-    logged as a warning: Tunix 0.1.7 gives Llama 3 and Qwen 3 the RoPE base 1e6 whatever the config says, and knows no
-    scaling of Llama 3.
+    `rules=` say otherwise; explicit axes of the mesh become automatic ones. The module's config is what `config.json`
+    means. What the class computes otherwise all the same is logged as a warning: Tunix 0.1.7 gives Llama 3 and Qwen 3
+    the RoPE base 1e6 whatever the config says, and knows no scaling of it in Llama 3. A plan for a mesh follows the
+    default rules instead, for which Tunix need not be installed.
 
     Attributes:
         config: Fields of Tunix's `ModelConfig` that are not `config.json`'s to say, by name (`remat_config`, `dtype`,
@@ -117,7 +118,7 @@ class Tunix:
             `config.json`. None for Tunix's defaults.
     """
 
-    config: Any = None
+    config: Any = field(default=None, hash=False)
 
     def __repr__(self) -> str:
         if isinstance(self.config, Mapping):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from lazyload.formats.tunix import CLASSES, Tunix
 from lazyload.integrations.replacement import Function, Installation, Library
 from lazyload.loader import from_pretrained
-from lazyload.models.tunix import KNOWN_VERSIONS
+from lazyload.models.tunix.module import KNOWN_VERSIONS
 from lazyload.progress import ProgressOption
 
 if TYPE_CHECKING:

@@ -61,6 +61,11 @@ def test_flags_reach_the_checkpoint(model: Path, cache: Path) -> None:
     assert json.loads(embedding.read_text())["dtype"] == "<f4"
 
 
+def test_the_layout_of_tunix_s_classes(model: Path, cache: Path) -> None:
+    plan = json.loads(command("plan", model, "--layout", "tunix", "--json", cache=cache).stdout)
+    assert plan["parameters"]["layers.0.attn.q_proj.w"]["axes"] == ["embed", "head", "head_dim"]
+
+
 def test_a_plan_as_json(model: Path, cache: Path) -> None:
     plan = json.loads(command("plan", model, "--json", cache=cache).stdout)
     assert plan["hit"] is False

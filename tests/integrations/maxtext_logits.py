@@ -127,7 +127,7 @@ def refusals(job: dict[str, Any]) -> list[str]:
 
 
 def internals(job: dict[str, Any]) -> dict[str, Any]:
-    """What `integrations/maxtext.py` relies on of MaxText's configs beyond what they document."""
+    """What `integrations/maxtext/settings.py` relies on of MaxText's configs beyond what they document."""
     config = config_of(job, 24)
     inner = config._pydantic_config
     copied = type(config)(inner.model_copy(update={"load_parameters_path": "/elsewhere"}))

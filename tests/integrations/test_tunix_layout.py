@@ -123,11 +123,29 @@ def test_a_config_of_tunix_is_set_right(work: Path, caplog: pytest.LogCaptureFix
 
 
 @needs_tunix
+def test_what_is_the_same_in_other_words_is_not_told(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = load("gemma4_e2b_10", work).config
+    assert len(config.attention_pattern) == 10
+    config.attention_pattern = config.attention_pattern[:5]
+    config.num_global_kv_heads = None
+    with caplog.at_level(logging.WARNING, "lazyload"):
+        load("gemma4_e2b_10", work, lazyload.Tunix(config))
+    assert caplog.text == ""
+
+
+@needs_tunix
 def test_an_axis_that_the_mesh_lacks_splits_nothing(work: Path) -> None:
     for given in (jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,)), None):
         model = load("gemma2", work, mesh=given)
         assert model.config.shd_config.q_weight_ndh == (None, "fsdp", None)
         assert tuple(arrays_of(model)["layers.0.attn.q_einsum.w"].sharding.spec) == (None, "fsdp", None)
+
+
+@needs_tunix
+def test_explicit_axes_become_automatic_ones(work: Path) -> None:
+    model = load("qwen2", work, mesh=jax.make_mesh((4, 2), ("fsdp", "tp")))
+    tokens, expected = checkpoints.reference("qwen2")
+    assert np.abs(logits_of(model, tokens) - expected).max() < 2e-4
 
 
 @needs_tunix
@@ -157,6 +175,14 @@ def test_what_does_not_fit_is_told_before_anything_is_converted(work: Path, tmp_
     with pytest.raises(LayoutError, match=r"Tunix's Gemma4 cannot be this model.*layer 6 attends to"):
         load("gemma4_e2b", work, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("models--*"))
+
+
+@needs_tunix
+def test_some_layers_are_a_model_of_their_own(work: Path) -> None:
+    model = load("gemma2", work, layers=range(2, 4))
+    assert model.config.num_layers == len(model.layers) == 2
+    whole, part = arrays_of(load("gemma2", work)), arrays_of(model)
+    np.testing.assert_array_equal(part["layers.1.attn.kv_einsum.w"], whole["layers.3.attn.kv_einsum.w"])
 
 
 @needs_tunix
