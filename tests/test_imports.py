@@ -21,7 +21,7 @@ ROWS = (
     ("repairing",),
     ("loader", "explanation", "saving", "tokenizing"),
     ("obtaining", "restoring"),
-    ("placement", "shown"),
+    ("low_rank", "placement", "shown"),
     ("filling",),
     ("request", "verification"),
     ("adapting", "monitoring", "options", "results"),

@@ -14,6 +14,7 @@ REASONS = {
     "peft": "could not import 'peft'",
     "namespace": "a pid namespace cannot be made here",
     "maxtext": "MaxText is not installed",
+    "tunix": "Tunix is not installed",
     "root": "root may read everything",
     "mount": "a file system cannot be mounted here",
     "tmux": "tmux is not installed",
