@@ -43,13 +43,13 @@ class Merged:
         problems: list[str] = []
         self._added: dict[str, LowRank] = {}
         for weight, low_rank in adapter.added.items():
-            name = _found(weight, base.tensors, aliases)
+            name = found(weight, base.tensors, aliases)
             if name is None:
                 problems.append(f"{weight}: the base model has no such tensor")
             elif low_rank.of_embedding and tied:
                 problems.append(f"{weight}: is the output projection, too, which PEFT leaves as it is")
-            elif _shape(low_rank, files.tensors) != base.tensors[name].shape:
-                shape, own = list(_shape(low_rank, files.tensors)), list(base.tensors[name].shape)
+            elif shape_of(low_rank, files.tensors) != base.tensors[name].shape:
+                shape, own = list(shape_of(low_rank, files.tensors)), list(base.tensors[name].shape)
                 problems.append(f"{weight}: the adapter is for shape {shape}, the base model has {own}")
             else:
                 self._added[name] = low_rank
@@ -92,7 +92,7 @@ class Merged:
         """The adapter's own tensors by the names of those whose place they take; an output projection may be new."""
         replaced = {}
         for wanted, stored in adapter.replaced.items():
-            name = _found(wanted, self._base.tensors, aliases)
+            name = found(wanted, self._base.tensors, aliases)
             if name is None and wanted.endswith("lm_head.weight"):
                 name = wanted
             elif name is None:
@@ -113,7 +113,7 @@ def warn_of_other_base(files: AdapterFiles, base: str) -> None:
         logger.warning("%s was made for %s, and is merged into %s", files.name, named, base)
 
 
-def _found(name: str, tensors: Mapping[str, Any], aliases: Sequence[tuple[str, str]]) -> str | None:
+def found(name: str, tensors: Mapping[str, Any], aliases: Sequence[tuple[str, str]]) -> str | None:
     """A tensor under the name that it has in the files, which may have another prefix than in transformers."""
     if name in tensors:
         return name
@@ -122,7 +122,7 @@ def _found(name: str, tensors: Mapping[str, Any], aliases: Sequence[tuple[str, s
     return next((each for each in (*usual, *others) if each in tensors), None)
 
 
-def _shape(low_rank: LowRank, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
+def shape_of(low_rank: LowRank, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
     """The shape of the weight that a pair of matrices is for."""
     rows, columns = tensors[low_rank.b].shape[0], tensors[low_rank.a].shape[1]
     return (columns, rows) if low_rank.of_embedding else (rows, columns)

@@ -15,6 +15,7 @@ from lazyload.cache.entry import Entry
 from lazyload.cache.termination import cleaning_up
 from lazyload.errors import ArgumentError
 from lazyload.families.family import Family
+from lazyload.formats import peft
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.formats.tunix import Tunix
@@ -39,7 +40,7 @@ from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, adapter_reference, open_request, read_config
 from lazyload.results import CachedCheckpoint, Parameter, Plan
-from lazyload.sources import ModelReference
+from lazyload.sources import ModelReference, open_adapter
 from lazyload.team import Call, Team, shown_to_peers
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
     from lazyload.architecture import DecoderConfig
+    from lazyload.low_rank import Beside
     from lazyload.models.decoder import Decoder
     from lazyload.models.stack import Remat
     from lazyload.sharding import Rules
@@ -117,6 +119,7 @@ def from_pretrained(
     config: Mapping[str, Any] | None = None,
     family: Family | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    merge: bool = True,
 ) -> Any:
     """Loads a pretrained model onto the devices of a mesh.
 
@@ -189,6 +192,8 @@ def from_pretrained(
         adapter: A LoRA adapter in PEFT's format, an id of the hub, a folder or a URL, that is merged into the weights
             while they are converted: `W + scaling * B A`, computed in float32 and rounded once. Its content is part of
             the entry's identity, and it is held in memory meanwhile.
+        merge: False leaves the weights as they are, and puts the adapter beside them as parameters of LoRA, those that
+            qwix makes and Tunix trains; for the layout `"nnx"`, and with qwix installed.
 
     Returns:
         An `nnx.Module` for `"nnx"`: `model(tokens, positions) -> (logits, cache)`; for another layout the nested
@@ -213,6 +218,7 @@ def from_pretrained(
     layout = decoder_layout(layout, scan_layers or (layout == "nnx" and getattr(into, "scan_layers", False)))
     computed = compute_dtype_of(compute_dtype, layout, into)
     require_remat(remat, layout, into)
+    _require_merge(merge, adapter, layout, into)
     placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with (
@@ -234,10 +240,11 @@ def from_pretrained(
             shown,
             layers=layers,
             compute_dtype=computed,
-            adapter=adapter_reference(adapter, token, local_files_only),
+            adapter=adapter_reference(adapter if merge else None, token, local_files_only),
         )
         with stopwatch.entering("open", open_together(call, reference, opened)) as request:
             placement.require(request)
+            kept_apart = None if merge else _beside(request, adapter_reference(adapter, token, local_files_only))
             place_together(call, request, placement)
             if not call.team.is_member:
                 built = placement.build(*arrays_elsewhere(request, placement, call))
@@ -250,12 +257,37 @@ def from_pretrained(
             stored, arrays = obtained.used
             with stopwatch.stage("build"):
                 built = placement.build(stored, arrays)
+                built = built if kept_apart is None else kept_apart.put_into(built)
                 if remat is not None:
                     built.remat = remat
             call.leave_together()
             report = _report(request, obtained, stopwatch, restored=True)
             shown.sentence = in_one_sentence(report, obtained.entry.manifest.arrays, _described(arrays))
     return built
+
+
+def _require_merge(merge: bool, adapter: object, layout: LayoutOption, into: object) -> None:
+    """Makes sure that an adapter can be kept apart, where that is asked for.
+
+    Raises:
+        ArgumentError: It cannot.
+    """
+    if not isinstance(merge, bool):
+        raise ArgumentError(f"merge={merge!r:.200}: give True or False")
+    if not merge and (adapter is None or layout != "nnx" or into is not None):
+        raise ArgumentError(
+            "merge=False puts an adapter beside the weights of a new Decoder: give adapter=, and no into= or layout="
+        )
+
+
+def _beside(request: Request, adapter: ModelReference | None) -> "Beside | None":
+    """An adapter that is not merged, once it is known to fit."""
+    if adapter is None:
+        return None
+    # Flax takes a while to import, and few calls need it before arrays are read.
+    from lazyload.low_rank import beside
+
+    return beside(request, open_adapter(adapter, peft.CONFIG, peft.WEIGHTS))
 
 
 @explains_arguments

@@ -102,6 +102,7 @@ class LoadOptions(TypedDict, total=False):
     progress: ProgressOption
     family: Family | None
     adapter: str | os.PathLike[str] | None
+    merge: bool
 
 
 class ConfigOptions(TypedDict, total=False):

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _GENERATION = "generation_config.json"
 _EXTRA = "pip install 'lazyload[tokenizer]'"
 
 
+@dataclass(frozen=True, repr=False)
 class Tokenizer:
     """The tokenizer of a model.
 
@@ -33,11 +35,9 @@ class Tokenizer:
         pad: The token that shorter prompts are padded with.
     """
 
-    def __init__(self, inner: Any, eos: tuple[int, ...], pad: int):
-        """Wraps a tokenizer that there is."""
-        self.inner = inner
-        self.eos = eos
-        self.pad = pad
+    inner: Any
+    eos: tuple[int, ...]
+    pad: int
 
     def __repr__(self) -> str:
         return f"Tokenizer({type(self.inner).__name__}, eos={self.eos}, pad={self.pad})"

@@ -22,7 +22,7 @@ ROWS = (
     ("loader", "explanation", "saving", "tokenizing"),
     ("together",),
     ("obtaining", "restoring"),
-    ("placement", "shown"),
+    ("low_rank", "placement", "shown"),
     ("filling",),
     ("request", "team", "verification"),
     ("adapting", "monitoring", "options", "results"),

@@ -123,8 +123,8 @@ def _loop(
 
     def goes_on(carry: Any) -> jax.Array:
         step, _, _, ended, _ = carry
-        unended: jax.Array = ~jnp.all(ended)
-        return unended & (step < max_new_tokens)
+        is_open: jax.Array = ~jnp.all(ended) & (step < max_new_tokens)
+        return is_open
 
     def advance(carry: Any) -> Any:
         step, token, cache, ended, new = carry

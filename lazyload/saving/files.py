@@ -103,12 +103,12 @@ def write_tensors(folder: Path, tensors: Mapping[str, Readable], max_shard_bytes
     """
     shards = _shards(tensors, max_shard_bytes)
     if len(shards) == 1:
-        return _write(folder / single_name(""), shards[0])
+        return write_one(folder / single_name(""), shards[0])
     overflowed = 0
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        overflowed += _write(folder / file, shard)
+        overflowed += write_one(folder / file, shard)
         weight_map |= dict.fromkeys(shard, file)
     counts = {
         "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors.values()),
@@ -160,7 +160,8 @@ def _as_counted(name: str) -> list[tuple[int, str]]:
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
 
 
-def _write(path: Path, tensors: Mapping[str, Readable]) -> int:
+def write_one(path: Path, tensors: Mapping[str, Readable]) -> int:
+    """Writes tensors into one file; says how many values overflow float16."""
     header, starts = header_of({name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
     parts = itertools.chain.from_iterable(_parts(tensors[name], start) for name, start in starts.items())
     scratch = Scratch()

@@ -36,7 +36,7 @@ def arrays_of(model: Any) -> dict[str, jax.Array]:
 class HeldArrays:
     """Arrays by name, as `lazyload.layouts.source.TensorSource`."""
 
-    def __init__(self, arrays: Mapping[str, jax.Array]):
+    def __init__(self, arrays: Mapping[str, jax.Array | np.ndarray]):
         """Reads nothing yet.
 
         Raises:
@@ -94,7 +94,7 @@ def _array(path: str, value: Any) -> jax.Array:
     return value  # type: ignore[no-any-return]
 
 
-def _shards(array: jax.Array) -> list[tuple[tuple[int, ...], Any]]:
+def _shards(array: jax.Array | np.ndarray) -> list[tuple[tuple[int, ...], Any]]:
     """The pieces of an array that differ, each with where it starts."""
     if not isinstance(array, jax.Array):
         return [((0,) * array.ndim, array)]

@@ -22,15 +22,17 @@ from lazyload.cache.termination import cleaning_up
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import ArgumentError, TensorMismatchError
 from lazyload.families.family import Family
+from lazyload.formats import peft
 from lazyload.layouts.boxes import normalised
 from lazyload.layouts.conversion import Conversion, resolve_backwards
 from lazyload.layouts.copying import copy_cast
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box, TensorSource
+from lazyload.low_rank import peft_files
 from lazyload.options import DTypeOption, LayoutOption, dtype_patterns, explains_arguments
 from lazyload.request import Request, open_request
 from lazyload.saving.config import config_json
-from lazyload.saving.files import Readable, new_folder, write_file, write_tensors
+from lazyload.saving.files import Readable, new_folder, write_file, write_one, write_tensors
 from lazyload.saving.held import HeldArrays, arrays_of
 from lazyload.sources import ModelReference
 from lazyload.sources.beside import files_beside
@@ -60,6 +62,8 @@ def save_pretrained(
     local_files_only: bool = False,
     config: Mapping[str, Any] | None = None,
     family: Family | None = None,
+    adapter_only: bool = False,
+    lora_alpha: float | None = None,
 ) -> Path:
     """Writes a model as the hub would hold it: safetensors, `config.json`, and what stands beside them.
 
@@ -85,6 +89,9 @@ def save_pretrained(
         local_files_only: Whether the hub must not be asked.
         config: Fields of `config.json` that had other values when the model was loaded; they are written so.
         family: The architecture, where it is none of those that are known.
+        adapter_only: Whether only the `nnx.LoRAParam`s of a module are written, as an adapter that PEFT loads; by the
+            names of the text model.
+        lora_alpha: With `adapter_only`, the alpha that LoRA was made with.
 
     Returns:
         The folder.
@@ -96,13 +103,32 @@ def save_pretrained(
         >>> lazyload.save_pretrained(model, "trained", like="Qwen/Qwen3-8B")  # doctest: +SKIP
     """
     target = folder_of(folder)
+    if (lora_alpha is not None) != adapter_only:
+        raise ArgumentError("adapter_only=True and lora_alpha= belong together: give the alpha that LoRA was made with")
     most = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
-    arrays = HeldArrays(arrays_of(model))
     reference = ModelReference(like, revision, token, local_files_only, subfolder or "", variant or "")
     with open_request(reference, "bfloat16", layout, None, None, family, config=config, dry_run=True) as opened:
+        if lora_alpha is not None:
+            _write_adapter(model, opened, target, lora_alpha)
+            return target
+        arrays = HeldArrays(arrays_of(model))
         request = request_for(arrays, opened, getattr(model, "config", None))
         write_checkpoint(arrays, request, target, Manner(dtype, most, config))
     return target
+
+
+def _write_adapter(model: Any, request: Request, folder: Path, alpha: float) -> None:
+    """Writes the LoRA of a module as PEFT has it.
+
+    Raises:
+        InputError: There is none.
+    """
+    config, arrays = peft_files(model, request, alpha)
+    held = HeldArrays(arrays)
+    tensors = {name: Kept(held, name) for name in arrays}
+    with cleaning_up(), new_folder(folder, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
+        write_file(temporary / peft.CONFIG, config)
+        write_one(temporary / peft.WEIGHTS, tensors)
 
 
 @dataclass(frozen=True)
