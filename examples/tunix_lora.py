@@ -39,7 +39,7 @@ def main() -> None:
     quantised = {} if arguments.weights == "plain" else {"weight_qtype": arguments.weights, "tile_size": 32}
     provider = qwix.LoraProvider(module_path=MODULES, rank=8, alpha=16.0, **quantised)
     with mesh:
-        model = qwix.apply_lora_to_model(base, provider, **base.get_model_input())
+        model = qwix.apply_lora_to_model(base, provider, rngs=nnx.Rngs(0), **base.get_model_input())
         model = reshard_model_to_mesh(model, mesh)
         show_sizes(model)
         before = loss(model)

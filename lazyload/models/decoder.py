@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
@@ -141,6 +142,7 @@ class Decoder(nnx.Module):
 
     remat: Remat
     embed: Embedding
+    compute_dtype: np.dtype[Any] | None
     hub_names: tuple[tuple[str, str], ...]
     per_layer_embedding: nnx.Module
     layers: nnx.List[DecoderLayer]

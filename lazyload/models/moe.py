@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
+from jax.typing import DTypeLike
 
 from lazyload.architecture import Experts
 from lazyload.models.activations import value_of
@@ -28,6 +29,7 @@ class ExpertProjection(nnx.Module):
     axes: tuple[str, ...]
     kernel: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array] | None
+    compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters):
         zeros = nnx.initializers.zeros_init()

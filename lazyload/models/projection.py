@@ -6,6 +6,7 @@ from string import ascii_lowercase
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from lazyload.models.activations import as_outputs, gathered, value_of
 from lazyload.models.parameters import Parameters, computed
@@ -17,10 +18,12 @@ class Projection(nnx.Module):
     Attributes:
         kernel: The inputs' dimensions, then the outputs'.
         bias: The outputs' dimensions; None for a map without one.
+        compute_dtype: What both are converted to where they are multiplied with and added; None for nothing.
     """
 
     kernel: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array] | None
+    compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters, *, inputs: int = 1):
         """`inputs` is the number of the kernel's leading dimensions that are summed over."""
@@ -80,6 +83,7 @@ class Embedding(nnx.Module):
     """A table of token vectors, `[vocab, embed]`, used forwards and, where tied, backwards."""
 
     embedding: nnx.Param[jax.Array]
+    compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters):
         self.axes = parameters.axes("embedding")

@@ -126,7 +126,7 @@ def test_sft_compiles_one_train_step_and_leaves_every_array_where_it_is(load, ca
 def with_lora(model, mesh, **options):
     provider = qwix.LoraProvider(module_path=MODULES, rank=4, alpha=8.0, **options)
     with mesh:
-        adapted = qwix.apply_lora_to_model(model, provider, **model.get_model_input())
+        adapted = qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(0), **model.get_model_input())
         return reshard.reshard_model_to_mesh(adapted, mesh)
 
 
@@ -152,7 +152,7 @@ def test_lora_on_explicit_axes(load):
     model = load(mesh=mesh)
     provider = qwix.LoraProvider(module_path=MODULES, rank=4, alpha=8.0)
     with jax.set_mesh(mesh):
-        adapted = qwix.apply_lora_to_model(model, provider, **model.get_model_input())
+        adapted = qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(0), **model.get_model_input())
     assert len(arrays(adapted, nnx.LoRAParam)) == 2 * 2 * 7
 
 
