@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lazyload.architecture import MLP, Attention, DecoderConfig, Experts, GatedDeltaNet, LatentAttention
+from lazyload.bucket.path import Folder, bucket_path, is_url
 from lazyload.cache.entry import read_entry
 from lazyload.cache.manifest import Manifest, UnreadableManifestError
-from lazyload.errors import ConfigError
+from lazyload.errors import CacheError, ConfigError
 from lazyload.formats import maxtext as tables
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.maxtext.gemma4 import global_layers
@@ -124,7 +125,7 @@ def with_checkpoint(
         {'model_name': 'qwen3-8b', 'convert_checkpoint_if_possible': False}
     """
     if path := _get(config, "load_parameters_path"):
-        _check_entry(config, Path(path))
+        _check_entry(config, _folder(path))
         return config
     if not _get(config, "convert_checkpoint_if_possible"):
         return config
@@ -201,7 +202,15 @@ def _model(config: Any) -> str:
     raise ConfigError(f"model_name={name!r} does not say which checkpoint is meant; give model=, a hub id or a folder")
 
 
-def _check_entry(config: Any, path: Path) -> None:
+def _folder(path: str) -> Folder:
+    if is_url(path):
+        # What no cache can be in is MaxText's to open.
+        with contextlib.suppress(CacheError):
+            return bucket_path(path)
+    return Path(path)
+
+
+def _check_entry(config: Any, path: Folder) -> None:
     """Compares a config with the converted checkpoint that it names; other checkpoints are MaxText's to check."""
     manifest = _manifest(path)
     if manifest is None:
@@ -225,10 +234,10 @@ def _check_entry(config: Any, path: Path) -> None:
         )
 
 
-def _manifest(checkpoint: Path) -> Manifest | None:
+def _manifest(checkpoint: Folder) -> Manifest | None:
     """The manifest of the cache's entry that a checkpoint is, directly or as the item of a composite one."""
     for folder in (checkpoint.parent, checkpoint.parent.parent):
-        with contextlib.suppress(UnreadableManifestError):
+        with contextlib.suppress(UnreadableManifestError, CacheError):
             return read_entry(folder).manifest
     return None
 

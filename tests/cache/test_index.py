@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from support.entries import COMMITS, publish
 
-from lazyload.cache import looking
-from lazyload.cache import index
+from lazyload.cache import index, looking
 from lazyload.cache.cache import Cache
 
 MODELS = 12
