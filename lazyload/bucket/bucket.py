@@ -25,7 +25,9 @@ logger = logging.getLogger("lazyload")
 MOST_AT_ONCE = 32
 """Requests under way at a time."""
 
-_TRIES = 4
+_TRIES = 2
+"""Of what gcsfs or s3fs has given up, after tries of its own for half a minute."""
+
 _FIRST_WAIT_SECONDS = 0.5
 
 _EXTRAS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
@@ -250,8 +252,8 @@ class Bucket:
                 f"({_CREDENTIALS[self.scheme]}), or another cache_dir (LAZYLOAD_CACHE)",
             )
         return CacheError(
-            f"{where} cannot be reached: {type(error).__name__}: {said}; it was tried {_TRIES} times: call again, and "
-            "see what is between here and the store"
+            f"{where} cannot be reached: {type(error).__name__}: {said}; it was tried again and again: call again "
+            "later, and see what is between here and the store"
         )
 
 

@@ -3,7 +3,7 @@
 import functools
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 from lazyload.bucket.bucket import Bucket
@@ -75,14 +75,6 @@ class BucketPath:
     def with_name(self, name: str) -> "BucketPath":
         """What is beside it by another name."""
         return self.parent / name
-
-    def is_relative_to(self, other: object) -> bool:
-        """Whether it is the folder `other`, or in that."""
-        return isinstance(other, BucketPath) and f"{self}/".startswith(f"{other}/")
-
-    def relative_to(self, folder: "BucketPath") -> PurePosixPath:
-        """The rest of it below a folder that it is in."""
-        return PurePosixPath(str(self)).relative_to(str(folder))
 
     def exists(self) -> bool:
         """Whether there is such an object, or any below it."""

@@ -156,8 +156,7 @@ class Cache:
         Raises:
             CacheError: There may be one, but it cannot be looked at now, or was made by a newer version.
         """
-        name = folder_name(model) if model else ""
-        for folder in (folder for root in self._roots(shared=True) for folder in root.find(key.digest, name)):
+        for folder in self._folders_of(key, folder_name(model) if model else ""):
             try:
                 entry = read_entry(folder)
                 problems = _fewest(map(entry.differences, forms)) or entry.lost_files()
@@ -183,6 +182,16 @@ class Cache:
                 f", and {len(problems) - 1} more" if len(problems) > 1 else "",
             )
         return None
+
+    def _folders_of(self, key: Key, name: str) -> Iterator[Folder]:
+        """The folders that may hold the entry of a key; of several roots, without a bucket that is out of reach."""
+        for root in self._roots(shared=True):
+            try:
+                yield from root.find(key.digest, name)
+            except CacheError as error:
+                if isinstance(root.folder, Path) or not self._shared:
+                    raise
+                logger.warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
 
     def explain(self, key: Key, model: str) -> list[str]:
         """Why there is no entry of a key: how it differs from the entries of the same model, the closest one."""
@@ -210,14 +219,12 @@ class Cache:
 
     def recall(self, model: str, revision: str | None) -> list[Entry]:
         """The entries of a hub model and revision (branch, tag or commit), the newest first."""
-        wanted = revision or "main"
-        found = []
-        for listed in self._look(model, shared=True)[0]:
-            branch = listed.manifest.source.get("revision") or "main"
-            match listed.manifest.fields.get("source"):
-                case {"id": str(name), "commit": str(commit)} if name == model and wanted in (commit, branch):
-                    with contextlib.suppress(UnreadableManifestError):
-                        found.append(listed if isinstance(listed, Entry) else read_entry(listed.folder))
+        wanted, name = revision or "main", folder_name(model)
+        found: list[Entry] = []
+        for root in self._roots(shared=True):
+            # A disk in front answers without its bucket, and so without a network.
+            if not found or isinstance(root.folder, Path):
+                found += _of_revision(look_at(root, name)[0], model, wanted)
         return sorted(found, key=lambda entry: entry.manifest.created, reverse=True)
 
     @contextlib.contextmanager
@@ -489,6 +496,16 @@ class Cache:
 
 def _by_model_and_age(entry: Listed) -> tuple[str, str]:
     return entry.model, entry.manifest.created
+
+
+def _of_revision(entries: Iterable[Listed], model: str, wanted: str) -> Iterator[Entry]:
+    """Those of a hub model and revision."""
+    for listed in entries:
+        branch = listed.manifest.source.get("revision") or "main"
+        match listed.manifest.fields.get("source"):
+            case {"id": str(name), "commit": str(commit)} if name == model and wanted in (commit, branch):
+                with contextlib.suppress(UnreadableManifestError):
+                    yield listed if isinstance(listed, Entry) else read_entry(listed.folder)
 
 
 def _fewest(problems: Iterable[list[str]]) -> list[str]:

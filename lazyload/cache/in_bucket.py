@@ -9,6 +9,7 @@ models--Qwen--Qwen3-8B/<key>/manifest.json                 there = the entry is 
 
 import contextlib
 import hashlib
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from lazyload.cache.manifest import Summary
 from lazyload.errors import CacheError
 
 LAST_USED = "last-used"
+
+_SECONDS_BETWEEN_NOTES = 60.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,10 @@ class InBucket:
         return None
 
     def note_use(self) -> None:
-        """Writes the object for that."""
+        """Writes the object for that, unless somebody has just done so: stores take one write of an object a second."""
+        used = self.last_used()
+        if used is not None and abs(time.time() - used) < _SECONDS_BETWEEN_NOTES:
+            return
         with contextlib.suppress(CacheError):
             (self.folder / LAST_USED).write_bytes(b"used")
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from lazyload.bucket.path import BucketPath, Folder, bucket_path, is_url
+from lazyload.bucket.path import Folder, bucket_path, is_url
 from lazyload.cache.bucket_root import BucketRoot
 from lazyload.cache.disk_root import DiskRoot
 from lazyload.cache.entry import Entry
@@ -142,8 +142,3 @@ def _root(chosen: str) -> Root:
         raise CacheError(f"{chosen}: TensorStore reads no paths with a backslash; give another cache_dir")
     path = Path(chosen).expanduser().absolute()
     return DiskRoot(path.resolve() if ".." in path.parts else path)
-
-
-def is_in_bucket(folder: Folder) -> bool:
-    """Whether a folder is in a bucket."""
-    return isinstance(folder, BucketPath)

@@ -21,6 +21,7 @@ from lazyload.checkpoint.ranges import file_of, range_of
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.checkpoint.uncompressed import database, padded
 from lazyload.checkpoint.zarr import encoded_metadata, metadata_key
+from lazyload.errors import CacheError
 from lazyload.layouts.scratch import Scratch
 from lazyload.layouts.source import Box
 from lazyload.storage import Storage
@@ -115,6 +116,7 @@ class ObjectWriter:
         self._sizes: dict[str, int] = {}
         self._missing: Counter[str] = Counter()
         self._objects: dict[str, bytearray] = {}
+        self._written: dict[str, int] = {}
         for record in records.values() if storage.ocdbt else ():
             for number in range(math.prod(record.grid)):
                 file, offset = file_of(record, number)
@@ -151,18 +153,19 @@ class ObjectWriter:
                     return
                 del self._objects[file]
             content = memoryview(whole)
-        (self._folder / file).write_bytes(content)
+        self._write(file, content)
 
     def finish(self) -> None:
-        """Writes what is around the chunks.
+        """Writes what is around the chunks, and makes sure that all that has been written is there, as it was.
 
         Raises:
-            CacheError: The bucket cannot be written to.
+            CacheError: The bucket cannot be written to, or something has been removed or changed.
         """
         bucket = self._folder.bucket
         if self._storage.ocdbt:
             for file, content in database_files(database(self._records, self._storage), data_file(0)).items():
-                (self._folder / file).write_bytes(content)
+                self._write(file, content)
+            self._require_written()
             return
         metadata = {
             f"{path}/{metadata_key(self._storage)}": encoded_metadata(
@@ -170,5 +173,24 @@ class ObjectWriter:
             )
             for path, record in self._records.items()
         }
-        for _ in bucket.at_once(lambda name: (self._folder / name).write_bytes(metadata[name]), metadata):
+        for _ in bucket.at_once(lambda name: self._write(name, metadata[name]), metadata):
             pass
+        self._require_written()
+
+    def _write(self, file: str, content: bytes | memoryview) -> None:
+        (self._folder / file).write_bytes(content)
+        with self._lock:
+            self._written[file] = len(content)
+
+    def _require_written(self) -> None:
+        found = self._folder.bucket.below(f"{self._folder.key}/")
+        for file, size in self._written.items():
+            if file not in found:
+                raise self._changed(f"{file} has been removed")
+            if found[file].size != size:
+                raise self._changed(f"{file} has {found[file].size} bytes, was written with {size}")
+
+    def _changed(self, what: str) -> CacheError:
+        return CacheError(
+            f"{self._folder} was changed while it was written ({what}); call again, and see who removes objects there"
+        )

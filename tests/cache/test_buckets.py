@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import entries
+from support import buckets, entries
 from support.cloud_storage import CloudStorage, Fault
 
 from lazyload.bucket import bucket as requests
@@ -193,12 +193,14 @@ def test_pruning_beside_loads_loses_nothing(cloud: CloudStorage) -> None:
     threads = [threading.Thread(target=task) for task in (load, load, load, prune, prune)]
     for thread in threads:
         thread.start()
-    time.sleep(4)
+    deadline = time.monotonic() + 60
+    while len(loads) < 20 and not problems and time.monotonic() < deadline:
+        time.sleep(0.05)
     stop.set()
     for thread in threads:
         thread.join()
     assert problems == []
-    assert len(loads) > 10
+    assert len(loads) >= 20
 
 
 def test_an_entry_that_is_leased_while_it_is_removed_comes_back(
@@ -237,6 +239,19 @@ def test_without_credentials(cloud: CloudStorage) -> None:
         Cache(ROOT).entries()
     with pytest.raises(CacheAccessError, match=r"gs://bucket/cache/\.locks/.*access is denied"), Cache(ROOT).lock(KEY):
         pass
+
+
+def test_at_amazon_too(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache("s3://no-such-bucket/cache")
+    for call in (cache.entries, lambda: cache.lock(KEY).__enter__()):
+        with pytest.raises(CacheError, match="s3://no-such-bucket: there is no such bucket"):
+            call()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    buckets.forget_connections()
+    with pytest.raises(CacheAccessError, match=r"access is denied.*AWS_ACCESS_KEY_ID"):
+        Cache(s3_root).entries()
 
 
 def test_a_bucket_that_is_read_only_gives_hits_only(cloud: CloudStorage) -> None:
@@ -331,6 +346,22 @@ def test_several_writable_and_read_only_roots(
     with caplog.at_level(logging.WARNING, "lazyload"), cache.lock(KEY), cache.staging(KEY, "org/model", 1) as staging:
         assert staging.path.is_relative_to(tmp_path), "the last one that can be written to"
     assert "access is denied" in caplog.text
+
+
+def test_a_bucket_out_of_reach_does_not_keep_the_disk_in_front_from_answering(
+    cloud: CloudStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LAZYLOAD_CACHE", f"{tmp_path}:{ROOT}")
+    entry = entries.publish(tmp_path)
+    cloud.faults = [Fault("reset", ".*", times=1000)]
+    cache = Cache()
+    assert cache.recall("org/model", None) == [entry]
+    assert cache.find(Key(entry.manifest.fields), model="org/model") == entry
+    assert len(cloud.faults) == 1, "nobody has asked it"
+    assert cloud.faults[0].times == 1000
+    with caplog.at_level(logging.WARNING, "lazyload"):
+        assert cache.find(KEY) is None
+    assert "not looking for a cached checkpoint in gs://bucket/cache" in caplog.text
 
 
 @pytest.mark.parametrize("full", [OSError(28, "No space left on device")])

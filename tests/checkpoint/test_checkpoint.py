@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from support.in_memory import STORAGES, lazy
 
-from lazyload.checkpoint import compressed, ranges, uncompressed
+from lazyload.checkpoint import compressed, files
 from lazyload.checkpoint import read as reading
 from lazyload.checkpoint.assembly import Assembly
 from lazyload.checkpoint.chunks import boxes, choose_chunks
@@ -146,15 +146,16 @@ def test_a_process_reads_only_what_its_devices_hold(
     mesh = jax.make_mesh((8,), ("x",))
     own = {device for device in mesh.devices.flat if device.id < 2}
     read_bytes: list[int] = []
+    fill = files.read_at
 
     def read_at(descriptor: int, offset: int, parts: Sequence[memoryview]) -> None:
         read_bytes.append(sum(map(len, parts)))
-        ranges.read_at(descriptor, offset, parts)
+        fill(descriptor, offset, parts)
 
     def indices_of_own(self: NamedSharding, shape: tuple[int, ...]) -> dict[jax.Device, Any]:
         return {device: index for device, index in self.devices_indices_map(shape).items() if device in own}
 
-    monkeypatch.setattr(uncompressed, "read_at", read_at)
+    monkeypatch.setattr(files, "read_at", read_at)
     monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map", indices_of_own)
     monkeypatch.setattr(Assembly, "array", lambda self: jax.numpy.zeros(1))
     read(tmp_path, records, {"rows": NamedSharding(mesh, PartitionSpec("x"))}, storage)

@@ -37,7 +37,7 @@ def running_s3() -> str:
     return f"http://{host}:{port}"
 
 
-def _forget_connections() -> None:
+def forget_connections() -> None:
     """What fsspec keeps of file systems speaks of earlier environments."""
     import fsspec
 
@@ -54,7 +54,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[CloudStorage]:
         monkeypatch.setenv(name, value)
     # Some of it is read when it is imported.
     pytest.importorskip("gcsfs", reason=f"{NO_CLIENT}: gcsfs")
-    _forget_connections()
+    forget_connections()
     # The bucket is another one for the library now.
     monkeypatch.setattr("lazyload.cache.bucket_root._tried", set())
     yield store
@@ -70,7 +70,7 @@ def s3_root(monkeypatch: pytest.MonkeyPatch) -> str:
 
     for name, value in (S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": address}).items():
         monkeypatch.setenv(name, value)
-    _forget_connections()
+    forget_connections()
     client = boto3.client("s3")
     client.create_bucket(Bucket="bucket")
     for found in client.list_objects_v2(Bucket="bucket").get("Contents", ()):

@@ -387,8 +387,8 @@ def _content_in(body: bytes, kind: str) -> bytes:
     part = body[body.index(boundary, len(boundary)) + len(boundary) : body.rindex(boundary)]
     for empty_line in (b"\r\n\r\n", b"\n\n"):
         if empty_line in part[:400]:
-            content = part[part.index(empty_line) + len(empty_line) :]
-            return content[:-2] if content.endswith(b"\r\n") else content[:-1]
+            # The content may end as a line does, too.
+            return part[part.index(empty_line) + len(empty_line) : -len(empty_line) // 2]
     raise ValueError("an upload without a content")
 
 

@@ -8,7 +8,6 @@ What decides the checkpoint is read off the config, so that a run restores with 
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lazyload.errors import ConfigError
@@ -142,7 +141,7 @@ def with_checkpoint(
         {'model_name': 'qwen3-8b', 'convert_checkpoint_if_possible': False}
     """
     if path := get(config, "load_parameters_path"):
-        require_entry(config, Path(path))
+        require_entry(config, path)
         return config
     if not get(config, "convert_checkpoint_if_possible"):
         return config

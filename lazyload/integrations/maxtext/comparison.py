@@ -14,9 +14,10 @@ from lazyload.architecture import (
     GatedDeltaNet,
     LatentAttention,
 )
+from lazyload.bucket.path import Folder, bucket_path, is_url
 from lazyload.cache.entry import read_entry
 from lazyload.cache.manifest import Manifest, UnreadableManifestError
-from lazyload.errors import ConfigError
+from lazyload.errors import CacheError, ConfigError
 from lazyload.formats import maxtext as tables
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.maxtext.deepseek_v4 import compress_ratios, hash_layers
@@ -30,9 +31,9 @@ from lazyload.results import CachedCheckpoint
 from lazyload.storage import Storage
 
 
-def require_entry(config: Any, path: Path) -> None:
+def require_entry(config: Any, path: str) -> None:
     """Compares a config with the converted checkpoint that it names; other checkpoints are MaxText's to check."""
-    manifest = _manifest(path)
+    manifest = _manifest(_folder(path))
     if manifest is None:
         return
     stored, asked = {"layout": manifest.fields.get("layout")}, {}
@@ -54,10 +55,18 @@ def require_entry(config: Any, path: Path) -> None:
         )
 
 
-def _manifest(checkpoint: Path) -> Manifest | None:
+def _folder(path: str) -> Folder:
+    if is_url(path):
+        # What no cache can be in is MaxText's to open.
+        with contextlib.suppress(CacheError):
+            return bucket_path(path)
+    return Path(path)
+
+
+def _manifest(checkpoint: Folder) -> Manifest | None:
     """The manifest of the cache's entry that a checkpoint is, directly or as the item of a composite one."""
     for folder in (checkpoint.parent, checkpoint.parent.parent):
-        with contextlib.suppress(UnreadableManifestError):
+        with contextlib.suppress(UnreadableManifestError, CacheError):
             return read_entry(folder).manifest
     return None
 
