@@ -29,7 +29,9 @@ def arrays_of(model: Any) -> dict[str, jax.Array]:
                 f"{path} is one of LoRA's parameters: save these alone with adapter_only=True, and load the base model "
                 "with adapter=FOLDER to save both as one"
             )
-        found[path] = _array(path, leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf)
+        # Of what is quantised there are several: numbers and their scales.
+        held = jax.tree.leaves(leaf)
+        found[path] = _array(path, held[0] if len(held) == 1 else leaf)
     return found
 
 
