@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from lazyload.cache.entry import Entry
 from lazyload.cache.termination import cleaning_up
+from lazyload.checkpoint.chunks import choose_chunks
+from lazyload.checkpoint.reads import Kind
 from lazyload.errors import ArgumentError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.layout import Layout
+from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box
 from lazyload.monitoring import tell
 from lazyload.obtaining import Manner, Obtained, obtain
@@ -28,6 +31,7 @@ from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_rep
 from lazyload.request import Request, open_request, read_config
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.sources import ModelReference
+from lazyload.storage import Storage
 from lazyload.team import Call, Team, shown_to_peers
 
 if TYPE_CHECKING:
@@ -197,7 +201,7 @@ def from_pretrained(
                 call.leave_together()
                 return built
 
-            restoring = Restoring(request, placement, verify, shown, stopwatch)
+            restoring = Restoring(request, placement, verify, shown, stopwatch, call)
             manner = Manner(force_convert, keep_source, lock_timeout, shown, stopwatch)
             obtained = obtain_together(request, restoring, manner, call)
             stored, arrays = obtained.used
@@ -375,10 +379,17 @@ def plan(
         mesh=mesh,
         rules=rules,
         _key=key,
+        _kinds={path: _kind(lazy, request.storage) for path, lazy in conversion.tensors.items()},
     )
     # Rules that do not fit the model are refused here.
     _ = made.shardings
     return made
+
+
+def _kind(lazy: LazyTensor, storage: Storage) -> Kind:
+    """How an array would be stored."""
+    chunks = choose_chunks(lazy.shape, lazy.dtype.itemsize, lazy.split_order, storage.chunk_bytes or 1)
+    return Kind(lazy.shape, chunks, lazy.dtype.itemsize)
 
 
 def _require_rules_of_a_mesh(mesh: object, rules: object) -> None:
