@@ -42,10 +42,8 @@ def load(model: str, cache: str | None) -> None:
     for call in ("first", "second"):
         arrays = lazyload.from_pretrained(model, mesh=mesh, layout=lazyload.MaxText(), cache_dir=cache)
         kept = sum(shard.data.nbytes for array in jax.tree.leaves(arrays) for shard in array.addressable_shards)
-        print(
-            f"process {jax.process_index()}, {call} load: keeps {kept / 1e6:.1f} MB; {lazyload.last_report()}",
-            flush=True,
-        )
+        did = lazyload.last_report()
+        print(f"process {jax.process_index()}, {call} load: keeps {kept / 1e6:.1f} MB; {did}", flush=True)
 
 
 def start(count: int) -> int:
@@ -56,11 +54,10 @@ def start(count: int) -> int:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         script = "import jax; jax.config.update('jax_num_cpu_devices', 2); import multi_host; multi_host.main()"
+        here = pathlib.Path(__file__).parent
         common = [str(model), "--coordinator", address, "--processes", str(count), "--cache", f"{folder}/cache"]
         running = [
-            subprocess.Popen(
-                [sys.executable, "-c", script, *common, "--process", str(index)], cwd=pathlib.Path(__file__).parent
-            )
+            subprocess.Popen([sys.executable, "-c", script, *common, "--process", str(index)], cwd=here)
             for index in range(count)
         ]
         return next((status for status in [process.wait() for process in running] if status), 0)

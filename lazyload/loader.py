@@ -7,7 +7,10 @@ reads its own from the entry.
 
 import functools
 import logging
+import math
 import os
+import resource
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
@@ -208,7 +211,9 @@ def from_pretrained(
             with stopwatch.stage("build"):
                 built = placement.build(stored, arrays)
             call.leave_together()
-            report = _report(request, obtained, stopwatch, restored=True)
+            report = _report(
+                request, obtained, stopwatch, restored=True, from_cache=restoring.nbytes_read, kept=_nbytes_kept(arrays)
+            )
             shown.sentence = in_one_sentence(report, obtained.entry.manifest.arrays, _described(arrays))
     return built
 
@@ -456,7 +461,15 @@ def config(
     return read_config(reference, cache_dir, family, config, layers)
 
 
-def _report(request: Request, obtained: Obtained[Any], stopwatch: Stopwatch, *, restored: bool = False) -> LoadReport:
+def _report(
+    request: Request,
+    obtained: Obtained[Any],
+    stopwatch: Stopwatch,
+    *,
+    restored: bool = False,
+    from_cache: int = 0,
+    kept: int = 0,
+) -> LoadReport:
     """Remembers what the load did, logs it in a line, and tells JAX."""
     entry, reasons = obtained.entry, obtained.reasons
     nbytes = entry.nbytes
@@ -470,12 +483,28 @@ def _report(request: Request, obtained: Obtained[Any], stopwatch: Stopwatch, *, 
         bytes_read=request.source.nbytes_read,
         bytes_written=0 if reasons is None else nbytes,
         bytes_restored=nbytes if restored else 0,
+        bytes_from_cache=from_cache,
+        bytes_kept=kept,
+        # In kilobytes on Linux, in bytes on macOS.
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         _arrays=entry.manifest.arrays,
     )
     set_last_report(report)
     logger.info("%s", report)
     tell(report)
     return report
+
+
+def _nbytes_kept(arrays: "Mapping[str, jax.Array]") -> int:
+    """Bytes of arrays that this process's devices hold, each shard once."""
+    return sum(
+        math.prod(stop - start for start, stop in limits) * array.dtype.itemsize
+        for array in arrays.values()
+        for limits in {
+            tuple(cut.indices(size)[:2] for cut, size in zip(index or (), array.shape, strict=True))
+            for index in array.sharding.addressable_devices_indices_map(array.shape).values()
+        }
+    )
 
 
 def _described(arrays: "Mapping[str, jax.Array]") -> str:

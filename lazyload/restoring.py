@@ -39,7 +39,11 @@ class Restored(NamedTuple):
 
 
 class Restoring:
-    """What `from_pretrained` does with its entry; see `lazyload.obtaining.Use`."""
+    """What `from_pretrained` does with its entry; see `lazyload.obtaining.Use`.
+
+    Attributes:
+        nbytes_read: Bytes of arrays that this process has read from the cache.
+    """
 
     def __init__(
         self,
@@ -65,12 +69,14 @@ class Restoring:
         """
         if is_pathways(os.environ):
             require_visible(request.cache.root)
+        self.nbytes_read = 0
         self._request = request
         self._placement = placement
         self._verify = verify
         self._progress = progress
         self._stopwatch = stopwatch
         self._call = call
+        self._lock = threading.Lock()
         self._delivery: Delivery | None = None
         if request.layout == "nnx":
             _import_meanwhile("lazyload.models.decoder")
@@ -102,13 +108,26 @@ class Restoring:
                 return Restored(stored, arrays)
             if all_read:
                 meet = functools.partial(self._call.agree, fields={})
-                arrays = read_once(entry.path, records, places, stored.storage, advance=advance, meet=meet)
+                arrays = read_once(
+                    entry.path, records, places, stored.storage, advance=advance, count=self._count, meet=meet
+                )
                 return Restored(stored, arrays)
             if self._verify:
                 entry.require_undamaged_files()
-            return Restored(
-                stored, read(entry.path, records, places, stored.storage, verify=self._verify, advance=advance)
+            arrays = read(
+                entry.path,
+                records,
+                places,
+                stored.storage,
+                verify=self._verify,
+                advance=advance,
+                count=self._count,
             )
+            return Restored(stored, arrays)
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self.nbytes_read += nbytes
 
     def _all_read(self) -> bool:
         """Whether several processes are about to read, so that they can share that."""

@@ -30,6 +30,7 @@ def read_once(
     storage: Storage,
     *,
     advance: Advance,
+    count: Advance,
     meet: Callable[[str], None],
 ) -> dict[str, jax.Array]:
     """Restores a checkpoint in all processes of a mesh at the same time; see `lazyload.checkpoint.read.read`.
@@ -40,6 +41,7 @@ def read_once(
         shardings: Where each of them goes.
         storage: How they are stored.
         advance: Called with the number of bytes of every chunk that is read, or is not needed here.
+        count: Called with the numbers of bytes that this process reads.
         meet: Called with a name before devices exchange anything; returns once all processes have called it.
 
     Raises:
@@ -51,9 +53,10 @@ def read_once(
         if are_ranges(storage) and (place := place_to_read(ArrayRecord.from_dict(arrays[path]), final))
     }
     direct = {path: place for path, place in shardings.items() if path not in first_places}
-    found = read(folder, arrays, direct, storage, advance=advance)
+    found = read(folder, arrays, direct, storage, advance=advance, count=count)
     for number, group in enumerate(_groups(first_places, arrays)):
-        parts = read(folder, arrays, {path: first_places[path] for path in group}, storage, advance=advance)
+        places = {path: first_places[path] for path in group}
+        parts = read(folder, arrays, places, storage, advance=advance, count=count)
         meet(f"exchange.{number}")
         for path in group:
             found[path] = _moved(parts.pop(path), shardings[path])

@@ -49,6 +49,7 @@ def read(
     *,
     verify: bool = False,
     advance: Advance = lambda nbytes: None,
+    count: Advance = lambda nbytes: None,
 ) -> dict[str, jax.Array]:
     """Restores a checkpoint.
 
@@ -60,6 +61,7 @@ def read(
         verify: Whether to compare every array with its checksum; then all its chunks are read, needed here or not.
         advance: Called with the number of bytes of every chunk that is read, or is not needed here, from any thread;
             under Pathways once, in the end.
+        count: Called with the numbers of bytes of arrays that this process reads, from any thread; not under Pathways.
 
     Returns:
         The arrays on their devices.
@@ -75,7 +77,7 @@ def read(
         return restored
     records = _records(folder, arrays, shardings)
     with _reader(folder, storage) as reader:
-        return _Reading(folder, records, shardings, reader, verify, advance).run()
+        return _Reading(folder, records, shardings, reader, verify, advance, count).run()
 
 
 def _reader(folder: Path, storage: Storage) -> "UncompressedReader | CompressedReader":
@@ -134,6 +136,7 @@ class _Reading:
         reader: "UncompressedReader | CompressedReader",
         verify: bool,
         advance: Advance,
+        count: Advance,
     ):
         self._folder = folder
         self._records = records
@@ -141,6 +144,7 @@ class _Reading:
         self._reader = reader
         self._verify = verify
         self._advance = advance
+        self._count = count
         self._budget = _Budget(_BYTES_IN_FLIGHT)
         self._lock = threading.Lock()
         self._assemblies: dict[str, Assembly] = {}
@@ -201,6 +205,7 @@ class _Reading:
                 with explained(self._folder, piece.path):
                     stretches += self._read_or_put_off(piece)
             self._reader.fill(stretches)
+            self._count(sum(len(stretch.memory) for stretch in stretches))
             for piece in batch:
                 self._advance(piece.nbytes)
                 with self._lock:
@@ -233,6 +238,7 @@ class _Reading:
             if self._verify:
                 checksum = chunk_checksum(np.ascontiguousarray(values), checksum)
             assembly.put(box, values)
+            self._count(values.nbytes)
         if self._verify:
             self._checksums[piece.path][piece.number] = checksum
         return ()

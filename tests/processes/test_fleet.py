@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,10 @@ def test_a_fleet_reads_each_byte_once(four: Fleet, large: str, tmp_path: Path, s
     answers = four.run(load)
     require_equal(answers, in_one_process(large))
     assert sum(answer["read"] for answer in answers) < 1.2 * size + 4 * 200_000
+    assert sum(answer["bytes_from_cache"] for answer in answers) < 1.2 * size  # Small arrays are not worth it.
+    for answer in answers:
+        kept = {(path, str(place)): place for path, shards in answer["shards"].items() for place, _ in shards}
+        assert answer["bytes_kept"] == sum(2 * np.prod(np.diff(place)) for place in kept.values())
 
 
 @pytest.mark.parametrize("full", [0, 1])
@@ -349,6 +355,18 @@ def test_four_processes_of_four_devices(model: str, tmp_path: Path) -> None:
     with fleet(4, 4, tmp_path) as running:
         for shape in ([16], [4, 4]):
             require_equal(running.run({**command(model, tmp_path / "cache"), "mesh": shape}), expected)
+
+
+def test_the_example_runs() -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment.pop("XLA_FLAGS", None)
+    example = [sys.executable, root / "examples" / "multi_host.py", "--try", "2"]
+    ran = subprocess.run(example, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for index in range(2):
+        assert f"process {index}, first load: keeps 3.1 MB" in ran.stdout
+        assert f"process {index}, second load: keeps 3.1 MB" in ran.stdout
 
 
 def test_killed_processes_are_noticed_by_all(four: Fleet, model: str, tmp_path: Path) -> None:
