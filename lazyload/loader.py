@@ -7,12 +7,17 @@ reads its own from the entry.
 
 import functools
 import logging
+import math
 import os
+import resource
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from lazyload.cache.entry import Entry
 from lazyload.cache.termination import cleaning_up
+from lazyload.checkpoint.chunks import choose_chunks
+from lazyload.checkpoint.reads import Kind
 from lazyload.errors import ArgumentError
 from lazyload.families.family import Family
 from lazyload.formats import peft
@@ -21,6 +26,7 @@ from lazyload.formats.target import Target
 from lazyload.formats.tunix import Tunix
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.layout import Layout
+from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box
 from lazyload.monitoring import tell
 from lazyload.obtaining import Manner, Obtained, obtain
@@ -41,6 +47,7 @@ from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_rep
 from lazyload.request import Request, adapter_reference, open_request, read_config
 from lazyload.results import CachedCheckpoint, Parameter, Plan
 from lazyload.sources import ModelReference, open_adapter
+from lazyload.storage import Storage
 from lazyload.team import Call, Team, shown_to_peers
 
 if TYPE_CHECKING:
@@ -251,7 +258,7 @@ def from_pretrained(
                 call.leave_together()
                 return built
 
-            restoring = Restoring(request, placement, verify, shown, stopwatch)
+            restoring = Restoring(request, placement, verify, shown, stopwatch, call)
             manner = Manner(force_convert, keep_source, lock_timeout, shown, stopwatch)
             obtained = obtain_together(request, restoring, manner, call)
             stored, arrays = obtained.used
@@ -261,7 +268,9 @@ def from_pretrained(
                 if remat is not None:
                     built.remat = remat
             call.leave_together()
-            report = _report(request, obtained, stopwatch, restored=True)
+            report = _report(
+                request, obtained, stopwatch, restored=True, from_cache=restoring.nbytes_read, kept=_nbytes_kept(arrays)
+            )
             shown.sentence = in_one_sentence(report, obtained.entry.manifest.arrays, _described(arrays))
     return built
 
@@ -483,10 +492,17 @@ def plan(
         mesh=mesh,
         rules=rules,
         _key=key,
+        _kinds={path: _kind(lazy, request.storage) for path, lazy in conversion.tensors.items()},
     )
     # Rules that do not fit the model are refused here.
     _ = made.shardings
     return made
+
+
+def _kind(lazy: LazyTensor, storage: Storage) -> Kind:
+    """How an array would be stored."""
+    chunks = choose_chunks(lazy.shape, lazy.dtype.itemsize, lazy.split_order, storage.chunk_bytes or 1)
+    return Kind(lazy.shape, chunks, lazy.dtype.itemsize)
 
 
 def _require_rules_of_a_mesh(mesh: object, rules: object) -> None:
@@ -553,7 +569,15 @@ def config(
     return read_config(reference, cache_dir, family, config, layers)
 
 
-def _report(request: Request, obtained: Obtained[Any], stopwatch: Stopwatch, *, restored: bool = False) -> LoadReport:
+def _report(
+    request: Request,
+    obtained: Obtained[Any],
+    stopwatch: Stopwatch,
+    *,
+    restored: bool = False,
+    from_cache: int = 0,
+    kept: int = 0,
+) -> LoadReport:
     """Remembers what the load did, logs it in a line, and tells JAX."""
     entry, reasons = obtained.entry, obtained.reasons
     nbytes = entry.nbytes
@@ -567,12 +591,28 @@ def _report(request: Request, obtained: Obtained[Any], stopwatch: Stopwatch, *, 
         bytes_read=request.source.nbytes_read,
         bytes_written=0 if reasons is None else nbytes,
         bytes_restored=nbytes if restored else 0,
+        bytes_from_cache=from_cache,
+        bytes_kept=kept,
+        # In kilobytes on Linux, in bytes on macOS.
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         _arrays=entry.manifest.arrays,
     )
     set_last_report(report)
     logger.info("%s", report)
     tell(report)
     return report
+
+
+def _nbytes_kept(arrays: "Mapping[str, jax.Array]") -> int:
+    """Bytes of arrays that this process's devices hold, each shard once."""
+    return sum(
+        math.prod(stop - start for start, stop in limits) * array.dtype.itemsize
+        for array in arrays.values()
+        for limits in {
+            tuple(cut.indices(size)[:2] for cut, size in zip(index or (), array.shape, strict=True))
+            for index in array.sharding.addressable_devices_indices_map(array.shape).values()
+        }
+    )
 
 
 def _described(arrays: "Mapping[str, jax.Array]") -> str:

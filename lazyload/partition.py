@@ -57,6 +57,15 @@ class Grid:
             found.setdefault(piece, []).append(device)
         return {piece: tuple(devices) for piece, devices in sorted(found.items())}
 
+    def limits(self, partition: Partition) -> list[tuple[tuple[int, int], ...]]:
+        """Start and stop of what each device holds of an array, along each dimension; by the devices' order."""
+        found = []
+        for place in itertools.product(*map(range, self.axes.values())):
+            at = dict(zip(self.axes, place, strict=True))
+            extents = [(self._part(one, at), one.size // one.parts(self.axes)) for one in partition]
+            found.append(tuple((part * extent, (part + 1) * extent) for part, extent in extents))
+        return found
+
     def _part(self, dimension: Dimension, at: Mapping[str, int]) -> int:
         """The part of a dimension that the device at a place of the mesh holds."""
         part = 0

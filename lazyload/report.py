@@ -36,7 +36,10 @@ class LoadReport:
         seconds: Wall-clock seconds of each stage that took place, in order: `open`, `fetch`, `convert`, `restore`...
         bytes_read: Bytes of source weights that were read.
         bytes_written: Bytes of arrays that were written to the cache.
-        bytes_restored: Bytes of arrays that were read from the cache, each array once.
+        bytes_restored: Bytes of arrays that were restored, each array once.
+        bytes_from_cache: Bytes of arrays that this process read from the cache for that; not known under Pathways.
+        bytes_kept: Bytes of them that this process's devices hold, each shard once.
+        peak_bytes: The most memory that this process has had until then, devices that have their own not counted.
     """
 
     model: str
@@ -48,6 +51,9 @@ class LoadReport:
     bytes_read: int
     bytes_written: int
     bytes_restored: int
+    bytes_from_cache: int = 0
+    bytes_kept: int = 0
+    peak_bytes: int = field(default=0, compare=False)
     _arrays: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
 
     @property

@@ -1,6 +1,7 @@
 """Restoring: a call's entry becomes arrays on devices, read from the cache, or delivered while it is converted."""
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 
 from lazyload.cache.entry import Entry
 from lazyload.checkpoint.delivery import Delivery
+from lazyload.checkpoint.exchange import read_once
 from lazyload.checkpoint.pathways import require_visible
 from lazyload.checkpoint.read import read
 from lazyload.layouts.conversion import Conversion
@@ -22,6 +24,7 @@ from lazyload.progress import CallProgress
 from lazyload.report import Stopwatch
 from lazyload.request import Request
 from lazyload.storage import is_pathways
+from lazyload.team import Call
 
 
 class Restored(NamedTuple):
@@ -37,10 +40,20 @@ class Restored(NamedTuple):
 
 
 class Restoring:
-    """What `from_pretrained` does with its entry; see `lazyload.obtaining.Use`."""
+    """What `from_pretrained` does with its entry; see `lazyload.obtaining.Use`.
+
+    Attributes:
+        nbytes_read: Bytes of arrays that this process has read from the cache.
+    """
 
     def __init__(
-        self, request: Request, placement: Placement, verify: bool, progress: CallProgress, stopwatch: Stopwatch
+        self,
+        request: Request,
+        placement: Placement,
+        verify: bool,
+        progress: CallProgress,
+        stopwatch: Stopwatch,
+        call: Call,
     ):
         """Begins to import what the model will be built with, once it is clear that the cache can be read.
 
@@ -50,17 +63,21 @@ class Restoring:
             verify: Whether what is restored is compared with its checksums.
             progress: The call's progress.
             stopwatch: What measures its stages.
+            call: The processes that restore together.
 
         Raises:
             CacheError: Under Pathways, the workers cannot see the cache.
         """
         if is_pathways(os.environ):
             require_visible(request.cache.root)
+        self.nbytes_read = 0
         self._request = request
         self._placement = placement
         self._verify = verify
         self._progress = progress
         self._stopwatch = stopwatch
+        self._call = call
+        self._lock = threading.Lock()
         self._delivery: Delivery | None = None
         if request.layout in DECODERS:
             _import_meanwhile("lazyload.models.decoder")
@@ -84,16 +101,41 @@ class Restoring:
         records = entry.manifest.arrays
         stored = self._request.as_stored(records)
         places = self._placement.of(stored)
+        all_read = self._all_read()
         with self._stopwatch.stage("restore"), self._progress.stage("restore", entry.nbytes) as advance:
             if self._delivery:
                 arrays = self._delivery.arrays()
                 advance(entry.nbytes)
                 return Restored(stored, arrays)
+            if all_read:
+                meet = functools.partial(self._call.agree, fields={})
+                arrays = read_once(
+                    entry.path, records, places, stored.storage, advance=advance, count=self._count, meet=meet
+                )
+                return Restored(stored, arrays)
             if self._verify:
                 entry.require_undamaged_files()
-            return Restored(
-                stored, read(entry.path, records, places, stored.storage, verify=self._verify, advance=advance)
+            arrays = read(
+                entry.path,
+                records,
+                places,
+                stored.storage,
+                verify=self._verify,
+                advance=advance,
+                count=self._count,
             )
+            return Restored(stored, arrays)
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self.nbytes_read += nbytes
+
+    def _all_read(self) -> bool:
+        """Whether several processes are about to read, so that they can share that."""
+        if self._call.is_alone:
+            return False
+        reads = not (self._delivery or self._verify or is_pathways(os.environ))
+        return self._call.all("read", reads)
 
 
 def _import_meanwhile(name: str) -> None:

@@ -5,15 +5,17 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lazyload.bucket.path import Folder
 from lazyload.cache.entry import Entry
 from lazyload.cache.manifest import Manifest
+from lazyload.checkpoint.reads import Kind, better_split, nbytes_read
 from lazyload.display import text, weights
 from lazyload.display.html import Html, facts, page
 from lazyload.display.picture import Picture
 from lazyload.display.values import named
+from lazyload.errors import ArgumentError
 from lazyload.partition import pieces
 
 if TYPE_CHECKING:
@@ -84,6 +86,18 @@ class Parameter:
     sources: tuple[str, ...]
 
 
+class FleetReads(NamedTuple):
+    """Bytes that all hosts of a fleet read together.
+
+    Attributes:
+        apart: If each read what its devices need.
+        together: As they do: each byte about once, where devices exchange what they need.
+    """
+
+    apart: int
+    together: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a load would do.
@@ -116,6 +130,7 @@ class Plan:
     mesh: "Mesh | AbstractMesh | None" = None
     rules: "Rules | None" = None
     _key: Callable[[], str] = field(repr=False, compare=False, kw_only=True)
+    _kinds: Mapping[str, Kind] = field(repr=False, compare=False, kw_only=True)
 
     @functools.cached_property
     def key(self) -> str:
@@ -145,6 +160,31 @@ class Plan:
 
         places = partitions(self.mesh, self.rules, self._axes)
         return sum(self.parameters[path].nbytes // pieces(place, self.mesh.shape) for path, place in places.items())
+
+    def bytes_read(self, hosts: int) -> FleetReads:
+        """What the hosts of a fleet read together of the converted checkpoint, if it is stored uncompressed.
+
+        Args:
+            hosts: How many there are; each has so many of the mesh's devices, in their order.
+
+        Raises:
+            ArgumentError: There is no mesh, or its devices are not divided by the hosts.
+        """
+        if self.mesh is None or hosts < 1 or self.mesh.size % hosts:
+            devices = "no mesh" if self.mesh is None else f"a mesh of {self.mesh.size} devices"
+            raise ArgumentError(f"hosts={hosts}: there is {devices}; give a mesh whose devices the hosts divide")
+        from lazyload.sharding import grid_of, partitions
+
+        owners = [device * hosts // self.mesh.size for device in range(self.mesh.size)]
+        grid = grid_of(self.mesh)
+        apart = together = 0
+        for path, place in partitions(self.mesh, self.rules, self._axes).items():
+            kind, limits = self._kinds[path], grid.limits(place)
+            split = better_split(kind, limits, owners)
+            nbytes = nbytes_read(kind, limits, owners)
+            apart += nbytes
+            together += nbytes_read(kind, split.limits(kind, len(owners)), owners) if split else nbytes
+        return FleetReads(apart, together)
 
     def abstract(self) -> dict[str, Any]:
         """The arrays as `jax.ShapeDtypeStruct`s, with their shardings if there is a mesh: a nested dictionary.

@@ -221,6 +221,21 @@ class Call:
         else:
             self.answer(stage, Key(fields).differences(Key(self.hear(stage))))
 
+    def all(self, stage: str, value: bool) -> bool:
+        """Whether something is so in all processes.
+
+        Raises:
+            LazyLoadError: Somebody has failed, or shows no sign of life.
+        """
+        if self.is_alone:
+            return value
+        if not self.leads:
+            self.say(f"{stage}.own", value)
+            return bool(self.hear(stage))
+        found = all([value, *self.hear_others(f"{stage}.own").values()])
+        self.say(stage, found)
+        return found
+
     def answer(self, stage: str, differences: Sequence[str]) -> None:
         """Tells the first process how this one differs from what it said, and waits for what follows from that."""
         self.say(f"{stage}.compared", {"differences": list(differences), "host": socket.gethostname()})

@@ -213,7 +213,9 @@ class _Agreed:
                 self._apart,
                 text.size((self._apart - 1) * nbytes),
             )
-        self._use.begin(request, conversion)
+        if self._apart > 1 or not self._call.leads:
+            # Where others restore what this process converts, all of them share the reading.
+            self._use.begin(request, conversion)
 
     def take(self, path: str, box: "Box", values: np.ndarray) -> None:
         """Passes a box on."""

@@ -48,6 +48,8 @@ def test_the_first_call_converts_and_the_second_reads_no_source_weights(qwen: Pa
     report = lazyload.last_report()
     assert report.hit
     assert report.bytes_read == report.bytes_written == 0
+    assert report.bytes_from_cache >= report.bytes_kept == report.bytes_restored
+    assert report.peak_bytes > report.bytes_kept
     assert "convert" not in report.seconds
     for (path, one), other in zip(leaves(first).items(), leaves(second).values(), strict=True):
         np.testing.assert_array_equal(one, other, err_msg=path)

@@ -53,7 +53,7 @@ class HyperConnection:
 
 @dataclass(frozen=True, kw_only=True)
 class HyperStreams:
-    """The streams are all the embedding at first; what makes one of them in the end is their sum, weighted by the token.
+    """All streams are the embedding at first; in the end their sum, weighted by what the token says, is one.
 
     Attributes:
         num_streams: How many streams there are.

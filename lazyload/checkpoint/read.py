@@ -48,6 +48,7 @@ def read(
     *,
     verify: bool = False,
     advance: Advance = lambda nbytes: None,
+    count: Advance = lambda nbytes: None,
 ) -> dict[str, jax.Array]:
     """Restores a checkpoint.
 
@@ -59,6 +60,7 @@ def read(
         verify: Whether to compare every array with its checksum; then all its chunks are read, needed here or not.
         advance: Called with the number of bytes of every chunk that is read, or is not needed here, from any thread;
             under Pathways once, in the end.
+        count: Called with the numbers of bytes of arrays that this process reads, from any thread; not under Pathways.
 
     Returns:
         The arrays on their devices.
@@ -74,7 +76,7 @@ def read(
         return restored
     records = _records(folder, arrays, shardings)
     with _reader(folder, storage) as reader:
-        return _Reading(folder, records, shardings, reader, verify, advance).run()
+        return _Reading(folder, records, shardings, reader, verify, advance, count).run()
 
 
 def _reader(folder: Folder, storage: Storage) -> "UncompressedReader | CompressedReader":
@@ -137,6 +139,7 @@ class _Reading:
         reader: "UncompressedReader | CompressedReader",
         verify: bool,
         advance: Advance,
+        count: Advance,
     ):
         self._folder = folder
         self._records = records
@@ -144,6 +147,7 @@ class _Reading:
         self._reader = reader
         self._verify = verify
         self._advance = advance
+        self._count = count
         self._budget = _Budget(_BYTES_IN_FLIGHT)
         self._lock = threading.Lock()
         self._assemblies: dict[str, Assembly] = {}
@@ -212,6 +216,7 @@ class _Reading:
             with explained(self._folder, batch[0].path):
                 self._reader.expect(stretches, [(piece, self._records[piece.path]) for piece in others])
             self._reader.fill(stretches)
+            self._count(sum(len(stretch.memory) for stretch in stretches))
             for piece in others:
                 with explained(self._folder, piece.path):
                     self._read_strips(piece)
@@ -249,6 +254,7 @@ class _Reading:
             if self._verify:
                 checksum = chunk_checksum(np.ascontiguousarray(values), checksum)
             assembly.put(box, values)
+            self._count(values.nbytes)
         if self._verify:
             self._checksums[piece.path][piece.number] = checksum
 

@@ -20,7 +20,7 @@ from lazyload.bucket.path import Folder
 from lazyload.checkpoint.damage import explained
 from lazyload.checkpoint.files import OpenFiles, write_at
 from lazyload.checkpoint.ocdbt import Reference, data_file, database_files
-from lazyload.checkpoint.pieces import Piece, Stretch
+from lazyload.checkpoint.pieces import Piece, Stretch, start_of_stretch
 from lazyload.checkpoint.ranges import file_of, range_of
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.checkpoint.zarr import chunk_key, encoded_metadata, metadata_key
@@ -111,7 +111,7 @@ class UncompressedReader:
         self._require_whole(file, record)
         found = []
         for view, where in assembly.parts(piece.box):
-            start = _start_of_stretch(where, record.chunks)
+            start = start_of_stretch(where, record.chunks)
             if start is None or not view.flags.c_contiguous:
                 return None
             memory = view.reshape(-1).view(np.uint8).data
@@ -169,17 +169,6 @@ class UncompressedReader:
         """Makes sure that a file which is a chunk has its size."""
         if not self._storage.ocdbt:
             self._files.require_size(file, record.chunk_nbytes)
-
-
-def _start_of_stretch(where: Sequence[slice], stored: Sequence[int]) -> int | None:
-    """Where a box of a chunk begins, in elements, if it is one stretch of the chunk as it is stored; else None."""
-    start, is_stretch, is_cut = 0, True, False
-    for cut, size in zip(where, stored, strict=True):
-        extent = cut.stop - cut.start
-        is_stretch = is_stretch and (not is_cut or extent == size)
-        is_cut = is_cut or extent > 1
-        start = start * size + cut.start
-    return start if is_stretch else None
 
 
 def _runs(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:

@@ -70,13 +70,20 @@ def plan(
             help="A mesh to ask about, such as fsdp=4,tp=2: what each of its devices would hold. It needs no devices.",
         ),
     ] = None,
+    hosts: Annotated[
+        int | None,
+        typer.Option(
+            metavar="COUNT", help="So many hosts share the devices of --mesh: what they would read of the checkpoint."
+        ),
+    ] = None,
 ) -> None:
     """Say what a conversion would do, reading nothing but headers."""
     import lazyload
 
     made = lazyload.plan(**options.arguments(), mesh=values.mesh(mesh))
+    reads = None if hosts is None else made.bytes_read(hosts)
     if as_json:
-        print(json.dumps(_plan_fields(made), indent=1))
+        print(json.dumps(_plan_fields(made) | ({} if reads is None else {"bytes_read": reads._asdict()}), indent=1))
         return
     if full:
         _print_arrays(made)
@@ -86,6 +93,9 @@ def plan(
         each = "" if made.bytes_per_device is None else f", {text.size(made.bytes_per_device)} on each device"
         count = f"{len(made.parameters)} arrays, {text.size(made.nbytes)}"
         print(f"\n{text.printable(made.model)}: family {made.family}, layout {made.layout}, {count}{each}")
+    if reads is not None and hosts is not None:
+        ratios = [f"{text.size(nbytes)} ({nbytes / made.nbytes:.2f} times all arrays)" for nbytes in reads]
+        print(f"{hosts} hosts together read {ratios[1]} of the converted checkpoint; each for itself {ratios[0]}")
     if made.other_layers:
         print(f"skipped, of other layers: {len(made.other_layers)} tensors, such as {made.other_layers[0]}")
     if skipped := sorted({*made.skipped}.difference(made.other_layers)):

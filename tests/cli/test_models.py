@@ -66,6 +66,15 @@ def test_the_layout_of_tunix_s_classes(model: Path, cache: Path) -> None:
     assert plan["parameters"]["layers.0.attn.q_proj.w"]["axes"] == ["embed", "head", "head_dim"]
 
 
+def test_a_plan_says_what_hosts_read(model: Path, cache: Path) -> None:
+    asked = ("plan", model, "--mesh", "fsdp=4", "--hosts")
+    size = json.loads(command("plan", model, "--json", cache=cache).stdout)["nbytes"]
+    assert "2 hosts together read" in command(*asked, "2", cache=cache).stdout
+    reads = json.loads(command(*asked, "4", "--json", cache=cache).stdout)["bytes_read"]
+    assert size <= reads["together"] <= reads["apart"] <= 4 * size
+    assert "a mesh of 4 devices" in command(*asked, "3", cache=cache, code=1).stderr
+
+
 def test_a_plan_as_json(model: Path, cache: Path) -> None:
     plan = json.loads(command("plan", model, "--json", cache=cache).stdout)
     assert plan["hit"] is False

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from support import tiny
 from support.fleet import Answer, Fleet, fleet
 from support.hub import Hub
-from support.large import write_large_llama
+from support.large import LLAMA, write
 
 import lazyload
 from lazyload.cache.manifest import checksum_of
@@ -26,6 +28,16 @@ SOON = 5.0
 """Seconds after which all have raised what one of them has raised."""
 
 PATIENCE = 2.0
+
+LARGE = {
+    **LLAMA,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 4096,
+    "num_hidden_layers": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +53,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of many chunks."""
-    return str(write_large_llama(tmp_path_factory.mktemp("large"), gigabytes=0.1))
+    """Of many chunks, where these are small."""
+    return str(write(tmp_path_factory.mktemp("large"), LARGE))
 
 
 @pytest.fixture(scope="module")
@@ -223,12 +235,28 @@ def test_a_conversion_that_fails_fails_in_all(two: Fleet, model: str, tmp_path: 
 @pytest.mark.parametrize("storage", [{}, {"ocdbt": False}], ids=str)
 def test_each_converts_a_share(four: Fleet, large: str, tmp_path: Path, storage: Mapping[str, Any]) -> None:
     lazyload.convert(large, cache_dir=tmp_path)  # So that it is known what the folder contains.
-    answers = four.run(command(large, tmp_path, storage=storage))
+    answers = four.run(command(large, tmp_path, storage={"chunk_bytes": 1 << 16, **storage}))
     size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
     for answer in answers:
         assert 0 < answer["bytes_read"] < 1.05 * size / 4, [other["bytes_read"] / size for other in answers]
     require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
     assert not any(found.problems for found in lazyload.verify(large, cache_dir=tmp_path))
+
+
+@pytest.mark.parametrize("shape", [[8], [2, 4], [1, 8]], ids=str)
+@pytest.mark.parametrize("is_set", [False, True], ids=["", "set_mesh"])
+def test_a_fleet_reads_each_byte_once(four: Fleet, large: str, tmp_path: Path, shape: list[int], is_set: bool) -> None:
+    convert(large, tmp_path)
+    load = {**command(large, tmp_path), "mesh": shape, "set_mesh": is_set}
+    size = lazyload.plan(large).nbytes
+    four.run(load)  # So that everything is imported.
+    answers = four.run(load)
+    require_equal(answers, in_one_process(large))
+    assert sum(answer["read"] for answer in answers) < 1.2 * size + 4 * 200_000
+    assert sum(answer["bytes_from_cache"] for answer in answers) < 1.2 * size  # Small arrays are not worth it.
+    for answer in answers:
+        kept = {(path, str(place)): place for path, shards in answer["shards"].items() for place, _ in shards}
+        assert answer["bytes_kept"] == sum(2 * np.prod(np.diff(place)) for place in kept.values())
 
 
 @pytest.mark.parametrize("full", [0, 1])
@@ -327,6 +355,18 @@ def test_four_processes_of_four_devices(model: str, tmp_path: Path) -> None:
     with fleet(4, 4, tmp_path) as running:
         for shape in ([16], [4, 4]):
             require_equal(running.run({**command(model, tmp_path / "cache"), "mesh": shape}), expected)
+
+
+def test_the_example_runs() -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment.pop("XLA_FLAGS", None)
+    example = [sys.executable, root / "examples" / "multi_host.py", "--try", "2"]
+    ran = subprocess.run(example, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for index in range(2):
+        assert f"process {index}, first load: keeps 3.1 MB" in ran.stdout
+        assert f"process {index}, second load: keeps 3.1 MB" in ran.stdout
 
 
 def test_killed_processes_are_noticed_by_all(four: Fleet, model: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ A command is a JSON object:
     options      further arguments of the call
     processes    whose devices the mesh has, by index; all, if there is none
     mesh         its shape, axes "fsdp" and "tp"; one axis, if there is none
+    set_mesh     whether it is set, rather than given
     environment  variables while the call runs
     fault        what happens to this process: "kill", "stop" or "raise" with a stage, "slow" with seconds a report
     most_bytes   what a file that this process writes may have at most
@@ -75,9 +76,12 @@ def called(command: Mapping[str, Any]) -> dict[str, Any]:
         case "convert":
             return {"path": str(lazyload.convert(command["model"], **options).path)}
         case _:
-            arrays = lazyload.from_pretrained(
-                command["model"], mesh=mesh(command), layout=lazyload.MaxText(), **options
-            )
+            options |= {"layout": lazyload.MaxText()}
+            if command.get("set_mesh"):
+                with jax.set_mesh(mesh(command)):
+                    arrays = lazyload.from_pretrained(command["model"], **options)
+            else:
+                arrays = lazyload.from_pretrained(command["model"], mesh=mesh(command), **options)
             member = jax.process_index() in command.get("processes", range(jax.process_count()))
             return {
                 "shards": dict(shards(arrays)),

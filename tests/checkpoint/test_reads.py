@@ -1,0 +1,94 @@
+"""What a fleet reads: what is predicted is what is read, and every array can be read about once."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from support.in_memory import lazy
+
+from lazyload.checkpoint.assembly import Assembly, HostMemory
+from lazyload.checkpoint.chunks import boxes
+from lazyload.checkpoint.pieces import Piece
+from lazyload.checkpoint.reads import Kind, Split, better_split, nbytes_read
+from lazyload.checkpoint.records import ArrayRecord
+from lazyload.checkpoint.uncompressed import UncompressedReader
+from lazyload.checkpoint.write import write
+from lazyload.storage import Storage
+
+SPECS = [PartitionSpec(), PartitionSpec("x"), PartitionSpec(None, "x"), PartitionSpec(None, None, "x")]
+CASES = [
+    *((shape, spec) for shape in ((48, 8, 64), (8, 48, 64)) for spec in SPECS),
+    *(((1, 512, 64), spec) for spec in SPECS[2:]),
+]
+
+
+@pytest.mark.parametrize(("shape", "spec"), CASES, ids=str)
+def test_what_is_predicted_is_what_is_read(tmp_path: Path, shape: tuple[int, ...], spec: PartitionSpec) -> None:
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    storage = Storage(True, True, "none", 16384)
+    record = ArrayRecord.from_dict(write(tmp_path, lazy({"a": array}), storage)["a"])
+    kind = Kind(shape, tuple(record.chunks), 4)
+    for device in jax.devices():
+        place = jax.sharding.SingleDeviceSharding(device)
+        index = NamedSharding(jax.make_mesh((8,), ("x",)), spec).devices_indices_map(shape)[device]
+        limits = tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
+        assembly = Assembly(shape, np.dtype(np.float32), place, HostMemory())
+        assembly._shards = {limits: np.empty([high - low for low, high in limits], np.float32)}
+        with UncompressedReader(tmp_path, storage) as reader:
+            assert nbytes_read(kind, [limits], [0]) == sum(
+                read_of(reader, Piece("a", number, box, 0), record, assembly)
+                for number, box in enumerate(boxes(shape, record.chunks))
+            )
+
+
+def read_of(reader: UncompressedReader, piece: Piece, record: ArrayRecord, assembly: Assembly) -> int:
+    """The bytes that are read of a chunk, but for rows that are read because strips hold several."""
+    stretches = reader.stretches(piece, record, assembly)
+    if stretches is not None:
+        return sum(len(stretch.memory) for stretch in stretches)
+    axis = next(number for number, size in enumerate(record.chunks) if size > 1)
+    (limits,) = assembly._shards
+    rows = min(piece.box[axis].stop, limits[axis][1]) - max(piece.box[axis].start, limits[axis][0])
+    return rows * int(np.prod(record.chunks[axis + 1 :])) * 4
+
+
+def columns(shape: tuple[int, ...], devices: int) -> list[tuple[tuple[int, int], ...]]:
+    """The last dimension in equal parts."""
+    size = shape[-1] // devices
+    return [(*[(0, extent) for extent in shape[:-1]], (n * size, (n + 1) * size)) for n in range(devices)]
+
+
+def test_an_array_that_is_split_across_its_rows_is_read_by_rows() -> None:
+    kind, owners = Kind((28672, 8192), (1024, 8192), 2), [device // 4 for device in range(256)]
+    limits = columns(kind.shape, 256)
+    assert nbytes_read(kind, limits, owners) == 64 * kind.nbytes
+    split = better_split(kind, limits, owners)
+    assert split == Split(0, 256)
+    assert nbytes_read(kind, split.limits(kind, 256), owners) == kind.nbytes
+
+
+def test_rows_that_devices_do_not_divide_go_to_fewer_of_them() -> None:
+    kind, owners = Kind((151936, 4096), (2048, 4096), 2), [device // 4 for device in range(256)]
+    split = better_split(kind, columns(kind.shape, 256), owners)
+    assert split == Split(0, 128)
+    assert nbytes_read(kind, split.limits(kind, 256), owners) == kind.nbytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Kind((4096,), (4096,), 2), "it is small"),
+        (Kind((8191, 8192), (1024, 8192), 2), "nothing divides its rows"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_read_as_it_is(kind: Kind, why: str) -> None:
+    limits = [tuple((0, size) for size in kind.shape)] * 8
+    assert better_split(kind, limits, range(8)) is None, why
+
+
+def test_what_every_process_reads_its_own_of_is_not_exchanged() -> None:
+    kind = Kind((8192, 8192), (1024, 8192), 2)
+    assert better_split(kind, Split(0, 8).limits(kind, 8), range(8)) is None
