@@ -23,6 +23,7 @@ class Projection(nnx.Module):
 
     kernel: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array] | None
+    axes: tuple[str, ...]
     compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters, *, inputs: int = 1):
@@ -83,6 +84,7 @@ class Embedding(nnx.Module):
     """A table of token vectors, `[vocab, embed]`, used forwards and, where tied, backwards."""
 
     embedding: nnx.Param[jax.Array]
+    axes: tuple[str, ...]
     compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters):
