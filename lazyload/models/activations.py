@@ -33,14 +33,6 @@ def as_outputs(y: jax.Array, kernel: Any, axes: Sequence[str], outputs: Iterable
     return constrain(y, _batch(axes, over), None, *(() if is_spread(axes[n]) else over[n] for n in outputs))
 
 
-def gathered(array: jax.Array, param: Any, axes: Sequence[str]) -> jax.Array:
-    """A parameter's array, no longer spread beside the data: as a product would have it gathered, and a lookup not."""
-    if automatic_mesh() is None:
-        return array
-    over = partition(param, axes)
-    return constrain(array, *(() if is_spread(axis) else names for axis, names in zip(axes, over, strict=True)))
-
-
 def value_of(param: nnx.Param[jax.Array]) -> jax.Array:
     """A parameter's array, said to lie where the parameter lies, so that its gradient does, too.
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def mesh_of(array: jax.Array | jax.ShapeDtypeStruct) -> AbstractContextManager[Any]:
+def mesh_of(array: object) -> AbstractContextManager[Any]:
     """Sets the mesh that the array lies on, unless a mesh is set or the array lies on none."""
     if not isinstance(array, jax.Array):
         return nullcontext()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from lazyload.models.activations import as_outputs, gathered, value_of
+from lazyload.models.activations import as_outputs, value_of
 from lazyload.models.parameters import Parameters, computed
 
 
@@ -23,6 +23,7 @@ class Projection(nnx.Module):
 
     kernel: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array] | None
+    axes: tuple[str, ...]
     compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters, *, inputs: int = 1):
@@ -83,6 +84,7 @@ class Embedding(nnx.Module):
     """A table of token vectors, `[vocab, embed]`, used forwards and, where tied, backwards."""
 
     embedding: nnx.Param[jax.Array]
+    axes: tuple[str, ...]
     compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters):
@@ -92,13 +94,8 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """The rows of the tokens: `[batch, length]` to `[batch, length, embed]`."""
-        if tokens.shape[1] == 1:
-            # To exchange the few vectors is less than to gather the table.
-            rows = jnp.take(self.embedding[...], tokens, axis=0)
-            rows = rows if self.compute_dtype is None else rows.astype(self.compute_dtype)
-        else:
-            table = gathered(computed(self.embedding, self.compute_dtype), self.embedding, self.axes)
-            rows = jnp.take(table, tokens, axis=0)
+        rows = jnp.take(self.embedding[...], tokens, axis=0)
+        rows = rows if self.compute_dtype is None else rows.astype(self.compute_dtype)
         return as_outputs(rows, self.embedding, self.axes, (1,))
 
     def attend(self, x: jax.Array) -> jax.Array:

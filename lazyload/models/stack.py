@@ -52,7 +52,7 @@ class Stack:
         self.context = context
         self.inputs = inputs
         self.kept: KVCache = {} if cache is None else dict(cache)
-        self.has_cache = cache is not None
+        self.has_cache: bool = cache is not None
         self._remat = remat
         for layer in config.layers:
             context.rotation(getattr(layer.mixer, "rope", None))

@@ -42,7 +42,8 @@ def test_parameters_are_gathered_and_activations_are_not_exchanged():
     mesh = mesh_named("fsdp=4,tp=2", AxisType.Auto)
     step, state = step_of(by_rules(config(*(layer(),) * 3), mesh))
     text = step.lower(state, tokens_on(mesh)).compile().as_text()
-    assert not re.findall(r" all-to-all(?:-start)?\(", text)
+    # Those of the embedding's lookup and of its gradient, however many layers there are.
+    assert len(re.findall(r" all-to-all(?:-start)?\(", text)) <= 2
     # Every device has the hidden units of its own sequences and of its own part of the MLP.
     assert "f32[1,12,24]" in text
     assert "f32[4,12,24]" not in text

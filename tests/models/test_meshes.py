@@ -10,6 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.decoders import CONFIGS, TOKENS, build, decode, run, weights
 from support.meshes import mesh_named, on_mesh
 
+from lazyload.models.meshes import run_with_automatic_axes
+
 
 def on_one_device(config):
     return build(config, jnp.float32, {path: jnp.asarray(array) for path, array in weights(config).items()})
@@ -76,3 +78,19 @@ def test_no_device_gathers_all_experts(axis_type):
     gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
     assert gathered
     assert not [shape for shape in gathered if re.match(r"8,(32|16|8),(32|16|8)$", shape)]
+
+
+def test_what_a_call_on_explicit_axes_adds_to_the_module_stays():
+    def adding(module, x):
+        module.seen = nnx.Intermediate(module.seen[...] + x if hasattr(module, "seen") else x)
+        module.adapter = nnx.LoRAParam(x + 1)
+        return x * 2
+
+    module = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    with jax.set_mesh(jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Explicit,))):
+        x = jax.device_put(jnp.arange(8.0), PartitionSpec("fsdp"))
+        for _ in range(2):
+            y = run_with_automatic_axes(adding, module, x, out_specs=PartitionSpec("fsdp"))
+    assert y.sharding.spec == PartitionSpec("fsdp")
+    np.testing.assert_array_equal(module.seen[...], 2 * np.arange(8.0))
+    np.testing.assert_array_equal(module.adapter[...], np.arange(8.0) + 1)
