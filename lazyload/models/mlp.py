@@ -54,6 +54,7 @@ class XIELU(nnx.Module):
 class MLP(nnx.Module):
     """`down(activation(gate(x)) * up(x))`, or without a gate `down(activation(up(x)))`."""
 
+    limit: float | None
     gate_proj: Projection | None
     up_proj: Projection
     down_proj: Projection
