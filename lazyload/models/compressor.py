@@ -63,13 +63,15 @@ def place_of(context: Context, seen: jax.Array | None) -> Place:
 class Compressor(nnx.Module):
     """Makes a key of each window: a mixture of its tokens' vectors, weighted in each dimension by their gates."""
 
+    rope: Rope | None
     kv_proj: Projection
     gate_proj: Projection
     position_bias: nnx.Param[jax.Array]
     kv_norm: RMSNorm
 
     def __init__(self, block: architecture.Compressor, rope: Rope | None, norm: Norm, parameters: Parameters):
-        self.block, self.rope = block, rope
+        self.block = block
+        self.rope = rope
         self.kv_proj = Projection(parameters["kv_proj"])
         self.gate_proj = Projection(parameters["gate_proj"])
         self.position_bias = parameters.declare("position_bias", nnx.initializers.zeros_init())
@@ -134,12 +136,14 @@ class Compressor(nnx.Module):
 class CompressedIndexer(nnx.Module):
     """Selects the compressed keys with the largest scores; a score is that of `lazyload.models.indexer.Indexer`."""
 
+    rope: Rope | None
     compressor: Compressor
     q_b_proj: Projection
     weights_proj: Projection
 
     def __init__(self, block: architecture.CompressedIndexer, rope: Rope | None, norm: Norm, parameters: Parameters):
-        self.block, self.rope = block, rope
+        self.block = block
+        self.rope = rope
         self.compressor = Compressor(block.compressor, rope, norm, parameters["compressor"])
         self.q_b_proj = Projection(parameters["q_b_proj"])
         self.weights_proj = Projection(parameters["weights_proj"])

@@ -56,6 +56,7 @@ class MLP(nnx.Module):
     """`down(activation(gate(x)) * up(x))`, or without a gate `down(activation(up(x)))`."""
 
     sparsity: float
+    limit: float | None
     gate_proj: Projection | None
     up_proj: Projection
     down_proj: Projection

@@ -14,12 +14,17 @@ from lazyload.models.fill import fill
 def rounded(name):
     """The weights of a configuration, in float32, with values that bfloat16 has, too."""
     return {
-        path: jnp.asarray(array, jnp.bfloat16).astype(jnp.float32) for path, array in weights(CONFIGS[name]).items()
+        path: jnp.asarray(array) if is_table(array) else jnp.asarray(array, jnp.bfloat16).astype(jnp.float32)
+        for path, array in weights(CONFIGS[name]).items()
     }
 
 
+def is_table(array):
+    return jnp.issubdtype(array.dtype, jnp.integer)
+
+
 def mixed(name, dtype_of):
-    arrays = {path: array.astype(dtype_of(path)) for path, array in rounded(name).items()}
+    arrays = {path: array if is_table(array) else array.astype(dtype_of(path)) for path, array in rounded(name).items()}
     return build(CONFIGS[name], jnp.bfloat16, arrays)
 
 
