@@ -50,6 +50,27 @@ def test_padded_prompts_are_continued_as_if_each_were_alone(kind: str) -> None:
     assert made[:, 6:].tolist() == one_by_one(model, [PROMPTS[0], PROMPTS[1, 2:]], 5)
 
 
+class Counting(nnx.Module):
+    """Says that the next token is the next position."""
+
+    def __init__(self) -> None:
+        self.config = CONFIGS["plain"]
+        self.embed = nnx.Embed(64, 1, rngs=nnx.Rngs(0))
+
+    def init_cache(self, *_: object) -> dict[str, jax.Array]:
+        return {}
+
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, cache: object, mask: object
+    ) -> tuple[jax.Array, object]:
+        return jax.nn.one_hot(positions + 1, 64), cache
+
+
+def test_positions_begin_behind_the_padding() -> None:
+    made = np.asarray(lazyload.generate(Counting(), PROMPTS, 4, pad=0))
+    assert made[:, 6:].tolist() == [[6, 7, 8, 9], [4, 5, 6, 7]]
+
+
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_on_a_mesh(axis_type: AxisType, plain: lazyload.Decoder, tmp_path: Path) -> None:
     source = checkpoints.make("llama3", tmp_path)
