@@ -29,12 +29,12 @@ KEY = Key({"dtype": "bfloat16"})
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has requests be tried again at once, by gcsfs, too."""
-    import gcsfs.retry
+    retry = pytest.importorskip("gcsfs.retry", reason=f"{buckets.NO_CLIENT}: gcsfs")
 
     async def at_once(seconds: float) -> None:
         """Does not wait."""
 
-    monkeypatch.setattr(gcsfs.retry, "asyncio", SimpleNamespace(sleep=at_once))
+    monkeypatch.setattr(retry, "asyncio", SimpleNamespace(sleep=at_once))
     monkeypatch.setattr(requests, "_FIRST_WAIT_SECONDS", 0.0)
 
 

@@ -1,5 +1,6 @@
 """Roots of caches on loopback: a folder on the disk, a bucket of Cloud Storage's kind, and one of S3's kind."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -42,7 +43,8 @@ def forget_connections() -> None:
     import fsspec
 
     for protocol in ("gs", "s3"):
-        fsspec.get_filesystem_class(protocol).clear_instance_cache()
+        with contextlib.suppress(ImportError):
+            fsspec.get_filesystem_class(protocol).clear_instance_cache()
 
 
 @pytest.fixture
