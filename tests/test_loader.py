@@ -227,6 +227,7 @@ def test_a_layout_of_one_s_own_without_a_builder_gives_the_tree(qwen: Path, tmp_
         ({"rules": {"embed": "nowhere"}}, errors.ShardingError, "nowhere"),
         ({"rules": {"width": "fsdp"}}, errors.ShardingError, "width"),
         ({"cache_dir": "/proc/nothing/cache"}, errors.CacheError, "/proc/nothing"),
+        ({"patience": 0}, errors.ArgumentError, "patience=0: give a number of seconds"),
     ],
 )
 def test_bad_arguments_are_errors_before_any_work(
