@@ -42,7 +42,7 @@ _LAZY = {
     "Tokenizer": "lazyload.tokenizing",
     "Tunix": "lazyload.formats.tunix",
     "Verification": "lazyload.verification",
-    "config": "lazyload.loader",
+    "config": "lazyload.planning",
     "convert": "lazyload.loader",
     "explain": "lazyload.explanation",
     "export": "lazyload.saving.export",
@@ -50,7 +50,7 @@ _LAZY = {
     "from_pretrained": "lazyload.loader",
     "generate": "lazyload.models.generate",
     "last_report": "lazyload.report",
-    "plan": "lazyload.loader",
+    "plan": "lazyload.planning",
     "register": "lazyload.families",
     "repair": "lazyload.repairing",
     "reshard": "lazyload.models.reshard",
@@ -75,11 +75,12 @@ if TYPE_CHECKING:
     from lazyload.formats.target import Target
     from lazyload.formats.tunix import Tunix
     from lazyload.layouts.layout import Layout, Table
-    from lazyload.loader import config, convert, from_pretrained, plan
+    from lazyload.loader import convert, from_pretrained
     from lazyload.models.decoder import Decoder
     from lazyload.models.fill import fill
     from lazyload.models.generate import generate
     from lazyload.models.reshard import reshard
+    from lazyload.planning import config, plan
     from lazyload.progress import Progress
     from lazyload.repairing import Repair, repair
     from lazyload.report import LoadReport, last_report

@@ -24,8 +24,9 @@ from lazyload.errors import (
 )
 from lazyload.formats import tunix
 from lazyload.formats.maxtext import MaxText
-from lazyload.loader import convert, plan
+from lazyload.loader import convert
 from lazyload.options import DECODERS, LayoutOption
+from lazyload.planning import plan
 from lazyload.progress import ProgressOption
 from lazyload.storage import Storage
 from lazyload.verification import Verification, verify

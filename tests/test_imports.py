@@ -19,7 +19,7 @@ ROWS = (
     ("cli", "integrations"),
     ("lazyload",),
     ("repairing",),
-    ("loader", "explanation", "saving", "tokenizing"),
+    ("loader", "planning", "explanation", "saving", "tokenizing"),
     ("together",),
     ("obtaining", "restoring"),
     ("low_rank", "placement", "shown"),
