@@ -119,15 +119,17 @@ def bucket_path(url: str) -> BucketPath:
         CacheError: It is none of a bucket.
     """
     match = _URL.fullmatch(url)
+    # Who writes secrets into a URL does not want to read them in messages.
+    shown = re.sub("//[^/]*@", "//...@", url)
     scheme = _SCHEMES.get(match["scheme"].lower()) if match else None
     if match is None or scheme is None:
         raise CacheError(
-            f"{url}: a cache is a folder, or in a bucket; give a path, gs://bucket/path or s3://bucket/path"
+            f"{shown}: a cache is a folder, or in a bucket; give a path, gs://bucket/path or s3://bucket/path"
         )
     name, _, key = match["rest"].lstrip("/").partition("/")
     parts = [part for part in key.split("/") if part]
-    if not name or re.search(r"[\s?#*\\]", url) or {".", ".."} & {name, *parts}:
-        raise CacheError(f"{url} is not the URL of a folder in a bucket; give {scheme}://bucket/path")
+    if not re.fullmatch(r"[\w.-]+", name) or re.search(r"[\s?#*\\]", url) or {".", ".."} & {name, *parts}:
+        raise CacheError(f"{shown} is not the URL of a folder in a bucket; give {scheme}://bucket/path")
     return BucketPath(Bucket(scheme, name), "/".join(parts))
 
 

@@ -116,8 +116,24 @@ def chosen_roots(root: str | os.PathLike[str] | None) -> list[Root]:
     chosen = os.fspath(root) if root is not None else os.environ.get("LAZYLOAD_CACHE")
     if not chosen:
         return [_root(default_root())]
-    several = [chosen] if root is not None else re.split(f"{re.escape(os.pathsep)}(?!//)", chosen)
+    several = [chosen] if root is not None else _parts(chosen)
     return [_root(part) for part in several if part] or [_root(chosen)]
+
+
+def _parts(chosen: str) -> list[str]:
+    """What stands between colons that are not those of URLs.
+
+    Example:
+        >>> _parts("/local:gs://bucket/path:/own")
+        ['/local', 'gs://bucket/path', '/own']
+    """
+    parts: list[str] = []
+    for part in chosen.split(os.pathsep):
+        if parts and part.startswith("/") and re.fullmatch("[A-Za-z][A-Za-z0-9+.-]+", parts[-1]):
+            parts[-1] += f":{part}"
+        else:
+            parts.append(part)
+    return parts
 
 
 def default_root() -> str:

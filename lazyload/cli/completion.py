@@ -4,6 +4,7 @@ A shell waits for the answer, so nothing but the cache's folders and one manifes
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from lazyload.cache.cache import Cache
 from lazyload.cache.filters import FIELDS
@@ -27,9 +28,10 @@ def filters(incomplete: str) -> list[str]:
 
 
 def _names() -> tuple[list[str], list[str]]:
-    # A command line that is still being typed gets no errors.
+    # A command line that is still being typed gets no errors, and does not wait for a network.
     try:
-        return Cache().names()
+        cache = Cache()
+        return cache.names() if isinstance(cache.root, Path) else ([], [])
     except LazyLoadError:
         return [], []
 

@@ -279,14 +279,24 @@ def test_without_its_client_the_error_names_the_extra(
 
 
 @pytest.mark.parametrize(
-    "url", ["https://host/cache", "gs:/bucket/cache", "gs://", "gs://bucket/../x", "memory://x", "gs://bucket/a b"]
+    "url",
+    [
+        "https://host/cache",
+        "gs:/bucket/cache",
+        "gs://",
+        "gs://bucket/../x",
+        "memory://x",
+        "gs://bucket/a b",
+        "gs://me:secret@bucket/x",
+    ],
 )
 def test_what_is_no_bucket_is_refused(url: str) -> None:
     if url == "gs:/bucket/cache":
         assert str(Cache(url).root) == "gs://bucket/cache", "what pathlib makes of it"
         return
-    with pytest.raises(CacheError, match=r"gs://bucket/path"):
+    with pytest.raises(CacheError, match=r"gs://bucket/path") as raised:
         Cache(url)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", [429, 500, 503, "reset", "truncated", "slow"])

@@ -77,7 +77,7 @@ def test_nothing_that_is_missing_keeps_it_from_answering(tmp_path: Path, monkeyp
 
 def test_a_cache_that_cannot_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "error" in env(Path("s3://bucket/cache"), "--timeout", "0")["cache"]
+    assert "error" in env(Path("https://host/cache"), "--timeout", "0")["cache"]
     assert env(tmp_path / "file", "--timeout", "0")["cache"]
 
 
