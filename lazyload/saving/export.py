@@ -9,6 +9,7 @@ from lazyload.cache.quantities import parse_size
 from lazyload.errors import LayoutError, TensorMismatchError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
+from lazyload.formats.tunix import Tunix
 from lazyload.options import DTypeOption, LayoutOption, explains_arguments
 from lazyload.request import Request, open_request
 from lazyload.saving.save import SHARD_SIZE, Manner, folder_of, request_for, write_checkpoint
@@ -38,8 +39,8 @@ def export(
     """Writes an Orbax checkpoint as the checkpoint that the hub would hold, in bounded memory and on no device.
 
     The checkpoint is one that `lazyload.convert` has made, or that MaxText, or a training loop with this library's
-    decoder, has saved: with plain arrays and in the layout's tree. Beside the parameters it may hold an optimizer's
-    state, which is left out.
+    decoder or Tunix's classes, has saved: with plain arrays and in the layout's tree. Beside the parameters it may hold an
+    optimizer's state, which is left out.
 
     Args:
         checkpoint: The folder of an Orbax checkpoint: of one step, or of one of its items.
@@ -48,7 +49,7 @@ def export(
         revision: A branch, tag or commit of it.
         subfolder: Where in the repository or folder it lies.
         variant: Which of its files of weights.
-        layout: The layout of the Orbax checkpoint; None for `"nnx"` or `MaxText`, whichever has its paths.
+        layout: The layout of the Orbax checkpoint; None for `"nnx"`, `MaxText` or `Tunix`, whichever has its paths.
         dtype: What floating-point tensors are written as; None for the dtypes of the arrays.
         max_shard_size: The size of a file at most, in bytes or as a text.
         token: A hub token.
@@ -89,21 +90,24 @@ def _layout_of(arrays: StoredArrays, request: Request) -> LayoutOption:
         try:
             wanted = request.in_layout(layout).axes
         except LayoutError:
-            # MaxText has no such layout for this family.
+            # MaxText or Tunix has no such layout for this family.
             continue
         if wanted.keys() <= set(arrays.paths):
             return layout
     raise LayoutError(
-        f"{arrays.folder}: its paths are neither those of layout 'nnx' nor of MaxText for {request.source.name}; it "
-        f"has {', '.join(arrays.paths[:3])}; give like= what it was made from, and layout= where it is another one"
+        f"{arrays.folder}: its paths are none of those that layout 'nnx', MaxText or Tunix have for "
+        f"{request.source.name}; it has {', '.join(arrays.paths[:3])}; give like= what it was made from, and layout= "
+        "where it is another one"
     )
 
 
 def _known(arrays: StoredArrays) -> Iterator[LayoutOption]:
     yield "nnx"
+    yield "nnx-scanned"
     rows = arrays.rows(_EMBEDDING) if _EMBEDDING in arrays.paths else None
     for scan_layers in (True, False):
         yield MaxText(scan_layers, vocab_size=rows)
+    yield Tunix()
 
 
 def _parameters(arrays: StoredArrays, request: Request) -> list[str]:

@@ -29,7 +29,7 @@ from lazyload.layouts.copying import copy_cast
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box, TensorSource
 from lazyload.low_rank import peft_files
-from lazyload.options import DTypeOption, LayoutOption, dtype_patterns, explains_arguments
+from lazyload.options import DTypeOption, LayoutOption, decoder_layout, dtype_patterns, explains_arguments
 from lazyload.request import Request, open_request
 from lazyload.saving.config import config_json
 from lazyload.saving.files import Readable, new_folder, write_file, write_one, write_tensors
@@ -81,7 +81,8 @@ def save_pretrained(
         revision: A branch, tag or commit of it.
         subfolder: Where in the repository or folder it lies.
         variant: Which of its files of weights.
-        layout: The layout by whose paths the arrays are named, as `from_pretrained` was given it.
+        layout: The layout by whose paths the arrays are named, as `from_pretrained` was given it. A `Decoder` knows
+            itself whether its layers are stacked.
         dtype: What floating-point tensors are written as; None for the dtypes of the arrays. What the layout keeps in
             a dtype of its own, such as `delta.a_log`, is written as wide as `like` has it at least.
         max_shard_size: The size of a file at most, in bytes or as a text.
@@ -107,6 +108,7 @@ def save_pretrained(
         raise ArgumentError("adapter_only=True and lora_alpha= belong together: give the alpha that LoRA was made with")
     most = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
     reference = ModelReference(like, revision, token, local_files_only, subfolder or "", variant or "")
+    layout = decoder_layout(layout, layout == "nnx" and getattr(model, "scan_layers", False))
     with open_request(reference, "bfloat16", layout, None, None, family, config=config, dry_run=True) as opened:
         if lora_alpha is not None:
             _write_adapter(model, opened, target, lora_alpha)

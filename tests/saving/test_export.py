@@ -26,7 +26,10 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 @pytest.mark.parametrize("storage", [{}, {"ocdbt": False, "zarr3": False, "compression": "zstd"}])
-@pytest.mark.parametrize("layout", ["nnx", lazyload.MaxText(), lazyload.MaxText(scan_layers=False, vocab_size=640)])
+@pytest.mark.parametrize(
+    "layout",
+    ["nnx", "nnx-scanned", lazyload.MaxText(), lazyload.MaxText(scan_layers=False, vocab_size=640), lazyload.Tunix()],
+)
 def test_what_was_converted_comes_back(layout: Any, storage: dict[str, Any], root: Path, tmp_path: Path) -> None:
     source = checkpoints.make("qwen3", root)
     converted = lazyload.convert(source, layout=layout, storage=storage, cache_dir=root / "cache")

@@ -66,6 +66,17 @@ def test_files_are_as_large_as_is_asked_for(model: lazyload.Decoder, source: Pat
     assert all(path.stat().st_size < max(100_000, largest) + 8192 for path in files)
 
 
+def test_layers_that_are_stacked_are_written_one_by_one(
+    model: lazyload.Decoder, source: Path, root: Path, tmp_path: Path
+) -> None:
+    stacked = lazyload.from_pretrained(source, cache_dir=root / "cache", scan_layers=True)
+    saved = [lazyload.save_pretrained(each, tmp_path / str(n), like=source) for n, each in enumerate((model, stacked))]
+    apart, together = map(stored.tensors, saved)
+    assert {name: values.tobytes() for name, values in together.items()} == {
+        name: values.tobytes() for name, values in apart.items()
+    }
+
+
 def test_what_was_trained_is_what_is_saved(source: Path, root: Path, tmp_path: Path) -> None:
     model = lazyload.from_pretrained(source, cache_dir=root / "cache", dtype="float32")
     state = nnx.state(model, nnx.Param)
