@@ -326,3 +326,27 @@ def test_a_family_that_maxtext_does_not_convert(name: str) -> None:
     with pytest.raises(LayoutError, match=rf"'{family.name}' has no MaxText layout; these have one: .*llama") as caught:
         MaxText().layout(family.name, config)
     assert family.name not in str(caught.value).partition("these have one: ")[2].split(", ")
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_layer_types": ["moe", *["hash_moe"] * 3, *["moe"] * 3]}, "in its first layers"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"compress_rates": {"compressed_sparse_attention": 8, "heavily_compressed_attention": 128}}, "rates say 8"),
+    ],
+)
+def test_what_maxtext_s_deepseek_v4_has_not(changes: dict[str, Any], message: str, scan_layers: bool) -> None:
+    family, config = read(spec("deepseek_v4_7"), **changes)
+    with pytest.raises(LayoutError, match=message):
+        MaxText(scan_layers).layout(family.name, config)
+
+
+def test_deepseek_v4_is_scanned_in_pairs_of_fixed_windows() -> None:
+    family, config = read(spec("deepseek_v4"))
+    assert "decoder.layers_3.self_attention.hca_compressor.position_bias" in shapes(
+        MaxText(scan_layers=False).layout(family.name, config), config
+    )
+    with pytest.raises(LayoutError, match=r"128 and 4 tokens.*from 2 on are of 4, 8, 4, 8. Use scan_layers=False"):
+        MaxText().layout(family.name, config)
