@@ -39,8 +39,8 @@ def export(
     """Writes an Orbax checkpoint as the checkpoint that the hub would hold, in bounded memory and on no device.
 
     The checkpoint is one that `lazyload.convert` has made, or that MaxText, or a training loop with this library's
-    decoder or Tunix's classes, has saved: with plain arrays and in the layout's tree. Beside the parameters it may hold an
-    optimizer's state, which is left out.
+    decoder or Tunix's classes, has saved: with plain arrays and in the layout's tree. Beside the parameters it may hold
+    an optimizer's state, which is left out.
 
     Args:
         checkpoint: The folder of an Orbax checkpoint: of one step, or of one of its items.
