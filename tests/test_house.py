@@ -6,7 +6,7 @@ from support import readme_tables
 from support.decoders import FULL_BLOCKS
 
 import lazyload
-from lazyload.models.decoder import BLOCKS
+from lazyload.models.layer import BLOCKS
 
 HOUSE = Path(lazyload.__file__).with_name("README.md").read_text()
 

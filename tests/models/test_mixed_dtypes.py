@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 from support.decoders import CONFIGS, TOKENS, build, run, weights
 
-from lazyload.models.decoder import Decoder, DecoderLayer
+from lazyload.models.decoder import Decoder
 from lazyload.models.fill import fill
+from lazyload.models.layer import DecoderLayer
 
 
 def rounded(name):
