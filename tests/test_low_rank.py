@@ -37,6 +37,7 @@ def test_an_adapter_that_is_saved_is_merged_as_it_was(base: Path, tmp_path: Path
         np.testing.assert_allclose(found[f"{name}.weight"], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_peft_loads_it(base: Path, tmp_path: Path) -> None:
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers", minversion="5.24")

@@ -9,6 +9,7 @@ from lazyload.architecture.altup import AltUp, AltUpStreams
 from lazyload.architecture.attention import Attention
 from lazyload.architecture.block import Block, CacheArray, Mixer
 from lazyload.architecture.checks import require, require_positive
+from lazyload.architecture.compressed_attention import CompressedAttention
 from lazyload.architecture.experts import Experts
 from lazyload.architecture.head import ScoreHead
 from lazyload.architecture.hyper_connection import HyperConnection, HyperStreams
@@ -383,7 +384,7 @@ class DecoderConfig:
         return max(indexing, default=None)
 
     def _first_attention(self, attribute: str) -> int:
-        attention = self.first(Attention) or self.first(LatentAttention)
+        attention = self.first(Attention) or self.first(LatentAttention) or self.first(CompressedAttention)
         return getattr(attention, attribute, 0)
 
 

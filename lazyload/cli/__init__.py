@@ -99,7 +99,7 @@ add(
     app,
     exporting.export,
     "lazyload export run/checkpoints/100 --to trained --like Qwen/Qwen3-8B",
-    "lazyload export ./maxtext/0/items --to trained --like google/gemma-3-4b-it --dtype bfloat16",
+    "lazyload export maxtext/0/items --to trained --like google/gemma-2-2b",
 )
 add(app, environment.env, "lazyload env", "lazyload env --json --timeout 0")
 

@@ -23,7 +23,9 @@ def export(
     variant: Annotated[str | None, typer.Option(help="Files of weights of that name: fp16.")] = None,
     layout: Annotated[
         str | None,
-        typer.Option(help="nnx, maxtext or maxtext-unscanned.", show_default="the one whose paths it has"),
+        typer.Option(
+            help="nnx, nnx-scanned, maxtext, maxtext-unscanned or tunix.", show_default="the one whose paths it has"
+        ),
     ] = None,
     vocab_size: Annotated[
         int | None, typer.Option(help="MaxText's vocab_size, where it is larger than the model's.")
@@ -39,7 +41,7 @@ def export(
     token: Token = None,
     local_files_only: LocalFilesOnly = False,
 ) -> None:
-    """Write an Orbax checkpoint as the Hugging Face checkpoint that the hub would hold.
+    """Write an Orbax checkpoint as the hub would hold it.
 
     It is one that convert has made, or that MaxText or a training loop has saved. The folder's path is printed.
     """

@@ -9,6 +9,7 @@ from flax import nnx
 
 from lazyload.errors import InputError, SaveError
 from lazyload.layouts.source import Box, TensorInfo
+from lazyload.models.parameters import STORED
 
 
 def arrays_of(model: Any) -> dict[str, jax.Array]:
@@ -17,7 +18,7 @@ def arrays_of(model: Any) -> dict[str, jax.Array]:
     Raises:
         InputError: Something is no array: it has no values, or is quantised; or the module has LoRA's parameters.
     """
-    state = nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model
+    state = nnx.state(model, STORED) if isinstance(model, nnx.Module) else model
     leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     if not leaves:
         raise InputError(f"there are no arrays in what is to be saved, {type(model).__name__}")

@@ -288,7 +288,7 @@ def _main_dtype(conversion: Conversion, arrays: TensorSource) -> np.dtype:
 def _dtype(name: str, lazy: LazyTensor, main: np.dtype, wanted: np.dtype | None, like: TensorSource) -> np.dtype:
     """What a tensor is written as."""
     if not _is_floating(lazy.dtype):
-        return lazy.dtype
+        return like.tensors[name].dtype if name in like.tensors else lazy.dtype
     if _has_own_dtype(lazy):
         return _wider(main, like.tensors[name].dtype if name in like.tensors else main)
     stored = [lazy.source.tensors[source].dtype for source in lazy.sources]

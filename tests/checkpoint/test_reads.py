@@ -10,6 +10,7 @@ from support.in_memory import lazy
 
 from lazyload.checkpoint.assembly import Assembly, HostMemory
 from lazyload.checkpoint.chunks import boxes
+from lazyload.checkpoint.files import FileRanges
 from lazyload.checkpoint.pieces import Piece
 from lazyload.checkpoint.reads import Kind, Split, better_split, nbytes_read
 from lazyload.checkpoint.records import ArrayRecord
@@ -36,7 +37,7 @@ def test_what_is_predicted_is_what_is_read(tmp_path: Path, shape: tuple[int, ...
         limits = tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
         assembly = Assembly(shape, np.dtype(np.float32), place, HostMemory())
         assembly._shards = {limits: np.empty([high - low for low, high in limits], np.float32)}
-        with UncompressedReader(tmp_path, storage) as reader:
+        with UncompressedReader(tmp_path, storage, FileRanges(tmp_path)) as reader:
             assert nbytes_read(kind, [limits], [0]) == sum(
                 read_of(reader, Piece("a", number, box, 0), record, assembly)
                 for number, box in enumerate(boxes(shape, record.chunks))

@@ -19,6 +19,7 @@ COMMANDS = [
     ["convert"],
     ["plan"],
     ["explain"],
+    ["export"],
     ["env"],
     ["cache", "ls"],
     ["cache", "rm"],

@@ -20,7 +20,7 @@ from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.models.arrays import arrays_of
 from lazyload.models.decoder import Decoder
 
-SHORT = 2000
+SHORT = 2400
 """Bytes of a repr at most."""
 
 

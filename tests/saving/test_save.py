@@ -1,6 +1,7 @@
 """`lazyload.save_pretrained`: what is written, from what, and what is refused before anything is."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,9 @@ rest = peak_megabytes()
 lazyload.save_pretrained(model, root / "saved", like=source)
 print(peak_megabytes() - rest)
 """
-    ran = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False, env=environment
+    )
     assert ran.returncode == 0, ran.stderr
     assert float(ran.stdout) < 256, "of a model of 500 MB"
