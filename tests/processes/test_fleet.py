@@ -365,8 +365,8 @@ def test_the_example_runs() -> None:
     ran = subprocess.run(example, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
     for index in range(2):
-        assert f"process {index}, first load: keeps 3.1 MB" in ran.stdout
-        assert f"process {index}, second load: keeps 3.1 MB" in ran.stdout
+        assert f"process {index}, first load: keeps 3.2 MB" in ran.stdout
+        assert f"process {index}, second load: keeps 3.2 MB" in ran.stdout
 
 
 def test_killed_processes_are_noticed_by_all(four: Fleet, model: str, tmp_path: Path) -> None:
