@@ -15,6 +15,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices share few cores here, and XLA ends a process in which some wait for the others for too long.
 _FLAGS = {
     "xla_force_host_platform_device_count": 8,
+    # Most of the time goes into compiling what runs for milliseconds.
+    "xla_backend_optimization_level": 0,
     "xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
     "xla_cpu_collective_call_terminate_timeout_seconds": 900,
 }

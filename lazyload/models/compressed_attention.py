@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lazyload import architecture
+from lazyload.errors import InputError
 from lazyload.models.attention import attend
 from lazyload.models.compressor import CompressedIndexer, Compressor, Place, place_of
 from lazyload.models.context import Context
@@ -59,7 +60,16 @@ class CompressedAttention(nnx.Module):
             self.indexer = CompressedIndexer(block.indexer, block.rope, block.norm, parameters["indexer"])
 
     def __call__(self, x: jax.Array, context: Context, cache: LayerCache | None) -> tuple[jax.Array, LayerCache | None]:
-        """Attends from `x`, `[batch, length, embed]`; arguments and results are those of `Attention`."""
+        """Attends from `x`, `[batch, length, embed]`; arguments and results are those of `Attention`.
+
+        Raises:
+            InputError: Several documents are packed into a row: windows of tokens would hold tokens of two.
+        """
+        if context.segment_ids is not None:
+            raise InputError(
+                "segment_ids: compressed attention (DeepSeek V4) does not take rows of several documents; give each "
+                "document a row of its own"
+            )
         latent = self.q_a_norm(self.q_a_proj(x))
         query = self.q_b_proj(latent)
         query = self._rotated(normalized(query, self.block.norm.eps).astype(query.dtype), context)

@@ -224,7 +224,7 @@ class Decoder(nnx.Module):
 
         Raises:
             InputError: The tokens do not fit into the cache, the mask or the segments have another shape, there are
-                segments and a cache, or there are images.
+                segments and a cache or compressed attention, or there are images.
         """
         if images is not None:
             raise InputError("there are images, and this is a model of text alone: give images=None")

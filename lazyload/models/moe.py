@@ -108,7 +108,7 @@ class MixtureOfExperts(nnx.Module):
             shared = shared * jax.nn.sigmoid(self.shared_gate(x))
         return y + shared
 
-    def _route(self, x: jax.Array, tokens: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def _route(self, x: jax.Array, tokens: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         batch, length, embed = x.shape
         flat = x.reshape(batch * length, embed).astype(jnp.float32)
         if self.block.router_norm is not None:

@@ -1,5 +1,9 @@
-"""Every golden checkpoint, loaded as a user loads it, says what transformers says of the same bytes."""
+"""Every golden checkpoint, loaded as a user loads it, says what transformers says of the same bytes.
 
+`LAZYLOAD_EVERY=5` takes every fifth one.
+"""
+
+import os
 from pathlib import Path
 
 import jax
@@ -13,8 +17,8 @@ import lazyload
 
 TOLERANCE = 2e-4
 # The query and the key of one row's first token are almost orthogonal, and the norm of their product undoes that it is
-# small: rounding counts a thousandfold there, and JAX 0.8 and 0.12 round in another order.
-TOLERANCES = {} if (0, 9) <= jax.__version_info__ < (0, 12) else {"qwen3_next_8": 4e-4}
+# small: rounding counts a thousandfold there, whose order is the compiler's choice.
+TOLERANCES = {"qwen3_next_8": 4e-4}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def test_all_cases_are_here() -> None:
     assert len(checkpoints.NAMES) == 85
 
 
-@pytest.mark.parametrize("name", checkpoints.NAMES)
+@pytest.mark.parametrize("name", checkpoints.NAMES[:: int(os.environ.get("LAZYLOAD_EVERY", "1"))])
 def test_logits(name: str, folder: Path) -> None:
     model = checkpoints.make(name, folder)
     tokens, expected = checkpoints.reference(name)

@@ -31,7 +31,7 @@ transformers = pytest.importorskip("transformers", minversion="5.24")
 
 TOLERANCE = 2e-4
 LENGTH = 20
-EXAMPLES = int(os.environ.get("LAZYLOAD_EXAMPLES", "2"))
+EXAMPLES = int(os.environ.get("LAZYLOAD_EXAMPLES", "1"))
 
 Values = dict[str, Any]
 Draw = Callable[[st.SearchStrategy[Any]], Any]

@@ -151,7 +151,7 @@ def test_values_that_do_not_fit(changes, message):
 
 
 def test_streams_need_a_head():
-    with pytest.raises(ConfigError, match="streams = None does not fit layers that expect 3"):
+    with pytest.raises(ConfigError, match="streams = None does not fit layers that expect 2"):
         config(layer(hyper_connection=HyperConnection(num_streams=2)))
 
 
