@@ -219,7 +219,7 @@ def from_pretrained(
     layout = decoder_layout(layout, scan_layers or (layout == "nnx" and getattr(into, "scan_layers", False)))
     computed = compute_dtype_of(compute_dtype, layout, into)
     require_remat(remat, layout, into)
-    _require_merge(merge, adapter, layout, into)
+    _require_merge(merge, adapter, layout, into, layers)
     placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with (
@@ -249,6 +249,8 @@ def from_pretrained(
             place_together(call, request, placement)
             if not call.team.is_member:
                 built = placement.build(*arrays_elsewhere(request, placement, call))
+                if remat is not None:
+                    built.remat = remat
                 call.leave_together()
                 return built
 
@@ -269,7 +271,7 @@ def from_pretrained(
     return built
 
 
-def _require_merge(merge: bool, adapter: object, layout: LayoutOption, into: object) -> None:
+def _require_merge(merge: bool, adapter: object, layout: LayoutOption, into: object, layers: object) -> None:
     """Makes sure that an adapter can be kept apart, where that is asked for.
 
     Raises:
@@ -277,9 +279,10 @@ def _require_merge(merge: bool, adapter: object, layout: LayoutOption, into: obj
     """
     if not isinstance(merge, bool):
         raise ArgumentError(f"merge={merge!r:.200}: give True or False")
-    if not merge and (adapter is None or layout != "nnx" or into is not None):
+    if not merge and (adapter is None or layout != "nnx" or into is not None or layers is not None):
         raise ArgumentError(
-            "merge=False puts an adapter beside the weights of a new Decoder: give adapter=, and no into= or layout="
+            "merge=False puts an adapter beside the weights of a new, whole Decoder: give adapter=, and no into=, "
+            "layout=, layers= or scan_layers="
         )
 
 

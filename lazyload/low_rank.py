@@ -8,10 +8,11 @@ matrices, `[rank, in]` and `[out, rank]`.
 import collections
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,18 @@ from lazyload.layouts.conversion import resolve
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box, TensorInfo
 from lazyload.layouts.unroll import unroll
+from lazyload.models.arrays import require_here
 from lazyload.request import Request
 from lazyload.sources import AdapterFiles
 
 if TYPE_CHECKING:
     from lazyload.models.decoder import Decoder
 
+Number = TypeVar("Number", int, float)
+
 _A, _B = "_lora_a", "_lora_b"
+_ALPHA = "lora_alpha"
+"""Of a parameter `_lora_a` that came from an adapter: what it was made with."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,8 @@ class Beside:
         tuned: Decoder = qwix.apply_lora_to_model(model, qwix.LoraProvider(rules), rngs=nnx.Rngs(0), **inputs)
         made = {path: node for path, node in lora_parameters(tuned).items() if path.endswith((_A, _B))}
         for kernel, pair in self.pairs.items():
+            # For `peft_files`: qwix keeps it where nobody finds it.
+            made[kernel.path + _A].set_metadata(_ALPHA, pair.scaling * self.files.tensors[pair.a].shape[0])
             for ending, name in ((_A, pair.a), (_B, pair.b)):
                 _set(made[kernel.path + ending], self._whole(name).T)
         return tuned
@@ -137,14 +145,18 @@ def peft_files(model: nnx.Module, request: Request, alpha: float) -> tuple[bytes
     Args:
         model: The module.
         request: The call that loads its base model.
-        alpha: What LoRA was made with; the product of its matrices is multiplied by it over the rank.
+        alpha: What LoRA was made with; the product of its matrices is multiplied by it over the rank. What came from an
+            adapter is known to have been made with an alpha of its own.
 
     Raises:
         InputError: The module has no parameters of LoRA, or some beside what is no matrix of the checkpoint.
+        SaveError: A part of them lies on devices of another process.
     """
-    parameters = {path: np.asarray(node[...]) for path, node in lora_parameters(model).items()}
+    nodes = lora_parameters(model)
+    require_here({path: node[...] for path, node in nodes.items()})
+    parameters = {path: np.asarray(node[...]) for path, node in nodes.items()}
     names = {kernel.path: name for name, kernel in kernels_of(request).items()}
-    tensors, ranks = {}, {}
+    tensors, ranks, alphas = {}, {}, {}
     for path in sorted(parameters):
         if not path.endswith(_A):
             continue
@@ -153,12 +165,12 @@ def peft_files(model: nnx.Module, request: Request, alpha: float) -> tuple[bytes
             raise InputError(f"{path}: PEFT has no adapter for it, because {kernel} is no matrix of the checkpoint")
         a, b = parameters[path], parameters[kernel + _B]
         rank, module = a.shape[-1], names[kernel].removesuffix(".weight")
-        ranks[module] = rank
+        ranks[module], alphas[module] = rank, float(nodes[path].get_metadata().get(_ALPHA, alpha))
         tensors[f"{peft.PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.reshape(-1, rank).T)
         tensors[f"{peft.PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b.reshape(rank, -1).T)
     if len(tensors) != len(parameters) or not tensors:
         raise InputError("adapter_only=True: the model has no parameters of LoRA, such as qwix makes, or others, too")
-    return _config(ranks, alpha, request.source.name), tensors
+    return _config(ranks, alphas, request.source.name), tensors
 
 
 def lora_parameters(model: nnx.Module) -> dict[str, Any]:
@@ -186,7 +198,11 @@ def _matrix_of(lazy: LazyTensor) -> str | None:
     if len(lazy.regions) != 1 or len(lazy.regions[0].contributions) != 1:
         return None
     (given,) = lazy.regions[0].contributions.values()
-    stored = [[axis.name for axis in dimension] for dimension in given.pattern.dimensions]
+    dimensions = given.pattern.dimensions
+    # Of a fused matrix an array is a part.
+    if [math.prod(axis.size for axis in dimension) for dimension in dimensions] != list(given.pattern.sizes):
+        return None
+    stored = [[axis.name for axis in dimension] for dimension in dimensions]
     if len(stored) != 2 or [axis.name for axis in lazy.regions[0].pattern.axes] != stored[1] + stored[0]:
         return None
     return given.tensor
@@ -198,17 +214,17 @@ def _set(parameter: Any, matrix: np.ndarray) -> None:
     parameter[...] = jax.device_put(jnp.asarray(matrix, old.dtype).reshape(old.shape), old.sharding)
 
 
-def _config(ranks: Mapping[str, int], alpha: float, base: str) -> bytes:
-    rank = collections.Counter(ranks.values()).most_common(1)[0][0]
-    others = {re.escape(module.partition(".")[2]): own for module, own in ranks.items() if own != rank}
+def _config(ranks: Mapping[str, int], alphas: Mapping[str, float], base: str) -> bytes:
+    rank, other_ranks = _usual(ranks)
+    alpha, other_alphas = _usual(alphas)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": others,
-        "alpha_pattern": {},
+        "rank_pattern": other_ranks,
+        "alpha_pattern": other_alphas,
         "target_modules": sorted(ranks),
         "bias": "none",
         "use_rslora": False,
@@ -216,3 +232,9 @@ def _config(ranks: Mapping[str, int], alpha: float, base: str) -> bytes:
         "inference_mode": True,
     }
     return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _usual(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
+    """The value of most modules, and those of the others by what PEFT takes for a pattern of their names."""
+    usual = collections.Counter(values.values()).most_common(1)[0][0]
+    return usual, {re.escape(module.partition(".")[2]): own for module, own in values.items() if own != usual}

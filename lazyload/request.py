@@ -229,7 +229,10 @@ class Request:
         Raises:
             LayoutError: The model has no such layout.
         """
-        return replace(self, layout=layout, target=_target(layout, self.family, self.architecture))
+        whole = _with_all_parameters(layout, self.whole)
+        architecture = self.architecture if whole is self.whole else _part(whole, self.layers)
+        target = _target(layout, self.family, architecture)
+        return replace(self, layout=layout, whole=whole, architecture=architecture, target=target)
 
     def as_stored(self, arrays: Collection[str]) -> "Request":
         """The request for what an entry of this key holds.
@@ -309,9 +312,7 @@ def open_request(
             warn_of_other_base(adapter_files, source.name)
         values = overridden(source.config, config)
         family = family or families.find(values)
-        whole = family.read(values)
-        if isinstance(layout, Tunix):
-            whole = layout.with_all_parameters(whole)
+        whole = _with_all_parameters(layout, family.read(values))
         layers = _fewer(layers, whole)
         architecture = _part(whole, layers)
         if layers is not None and isinstance(layout, MaxText):
@@ -349,6 +350,11 @@ def open_request(
             fields=fields,
             adapter=adapter_files,
         )
+
+
+def _with_all_parameters(layout: LayoutOption, whole: Any) -> Any:
+    """A model as a layout has it: classes of others may have parameters that nobody reads."""
+    return layout.with_all_parameters(whole) if isinstance(layout, Tunix) else whole
 
 
 def adapter_reference(

@@ -43,7 +43,13 @@ class Tokenizer:
         return f"Tokenizer({type(self.inner).__name__}, eos={self.eos}, pad={self.pad})"
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, with those that the model wants at its start."""
+        """The tokens of a text, with those that the model wants at its start.
+
+        Raises:
+            ArgumentError: It is no text.
+        """
+        if not isinstance(text, str):
+            raise ArgumentError(f"text={text!r:.100}: give a text")
         encoded = self.inner.encode(text)
         # That of tokenizers says more than the tokens.
         return list(getattr(encoded, "ids", encoded))
@@ -81,13 +87,21 @@ class Tokenizer:
         Raises:
             MissingPackageError: transformers is not installed, which knows how to write conversations.
             SourceNotFoundError: The model has no template for them.
+            ArgumentError: The model's template refuses them.
         """
         if not hasattr(self.inner, "apply_chat_template"):
             raise MissingPackageError("conversations are written by transformers: pip install transformers jinja2")
         if not self.inner.chat_template:
             raise SourceNotFoundError("the model has no chat template; encode a text")
         # Its template may write the tokens of the start itself, and so they are not added once more.
-        text = self.inner.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        try:
+            text = self.inner.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except ImportError as error:
+            raise MissingPackageError(f"conversations need more than transformers: {error}") from error
+        # A template raises what it likes, and what Jinja raises where it does not fit.
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ArgumentError(f"messages: the model's chat template refuses them: {what}") from error
         return list(self.inner.encode(text, add_special_tokens=False))
 
 

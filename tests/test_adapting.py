@@ -151,6 +151,11 @@ def test_an_embedding(tmp_path: Path) -> None:
         ({"peft_type": "IA3"}, UnsupportedFormatError, "peft_type is 'IA3'"),
         ({"r": 8}, TensorMismatchError, "but the rank of .* is 8"),
         ({"r": 0}, UnsupportedFormatError, "r=0"),
+        ({"r": 4.5}, UnsupportedFormatError, "r=4.5; it is a whole number"),
+        ({"rank_pattern": {"q_proj": "x"}}, UnsupportedFormatError, "'x' in rank_pattern for 'q_proj'"),
+        ({"rank_pattern": ["a"]}, UnsupportedFormatError, "it is an object"),
+        ({"alpha_pattern": {"q_proj": None}}, UnsupportedFormatError, "None in alpha_pattern"),
+        ({"alpha_pattern": {"(": 2}}, UnsupportedFormatError, "a regular expression"),
     ],
 )
 def test_configs_that_are_refused(

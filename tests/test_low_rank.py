@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support import checkpoints, stored
 from support.lora import ALPHA, PATHS, TENSORS, save
 
 import lazyload
 from lazyload.errors import ArgumentError, InputError, MissingPackageError, TensorMismatchError
+from lazyload.formats import peft
 
 
 @pytest.fixture
@@ -63,8 +64,12 @@ def test_what_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         lazyload.save_pretrained(plain, tmp_path / "x", like=base, adapter_only=True, lora_alpha=1.0)
     with pytest.raises(ArgumentError, match="give adapter="):
         lazyload.from_pretrained(base, merge=False, **options)
-    with pytest.raises(ArgumentError, match="no into= or layout="):
-        lazyload.from_pretrained(base, adapter=folder, merge=False, layout=lazyload.MaxText(), **options)
+    for asked in ({"layout": lazyload.MaxText()}, {"layers": range(1)}, {"scan_layers": True}):
+        with pytest.raises(ArgumentError, match="no into=, layout=, layers= or scan_layers="):
+            lazyload.from_pretrained(base, adapter=folder, merge=False, **asked, **options)
+    for alpha in (0, "x", True):
+        with pytest.raises(ArgumentError, match="give a number above 0"):
+            lazyload.save_pretrained(model, tmp_path / "x", like=base, adapter_only=True, lora_alpha=alpha)
     monkeypatch.setattr("lazyload.low_rank.importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match="pip install qwix"):
         lazyload.from_pretrained(base, adapter=folder, merge=False, **options)
@@ -72,3 +77,18 @@ def test_what_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     other = checkpoints.make("phi3", tmp_path)
     with pytest.raises(TensorMismatchError, match="cannot stand beside"):
         lazyload.from_pretrained(other, adapter=folder, merge=False, **options)
+
+
+def test_a_part_of_a_fused_matrix_is_no_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazyload.low_rank.importlib.util.find_spec", lambda name: name)
+    base = checkpoints.make("phi3", tmp_path)
+    fused = stored.tensors(base)["model.layers.0.self_attn.qkv_proj.weight"]
+    module = "base_model.model.model.layers.0.self_attn.qkv_proj"
+    halves = {"A": np.zeros((4, fused.shape[1]), np.float32), "B": np.zeros((fused.shape[0], 4), np.float32)}
+    (tmp_path / "fused").mkdir()
+    save_file({f"{module}.lora_{half}.weight": a for half, a in halves.items()}, tmp_path / "fused" / peft.WEIGHTS)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["qkv_proj"]}
+    (tmp_path / "fused" / peft.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(TensorMismatchError) as caught:
+        lazyload.from_pretrained(base, adapter=tmp_path / "fused", merge=False, cache_dir=tmp_path / "cache")
+    assert "is no matrix of the model that is a kernel of its own" in caught.value.problems[0]

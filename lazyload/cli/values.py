@@ -25,7 +25,7 @@ def layout(name: str, vocab_size: int | None) -> Any:
     """The layout that `--layout` and `--vocab-size` mean."""
     if name.startswith("maxtext"):
         if name not in ("maxtext", "maxtext-unscanned"):
-            known = "nnx, maxtext, maxtext-unscanned and tunix"
+            known = "nnx, nnx-scanned, maxtext, maxtext-unscanned and tunix"
             raise typer.BadParameter(f"{name!r}: there are {known}", param_hint="--layout")
         # NumPy comes with it, which commands that only look do not need.
         from lazyload.formats.maxtext import MaxText

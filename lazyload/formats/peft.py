@@ -140,10 +140,19 @@ def _require_read(config: Mapping[str, Any], where: str) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UnsupportedFormatError(f"{where}: peft_type is {kind!r}; adapters of LORA are read, and no others")
-    for field in ("r", "lora_alpha"):
-        value = config.get(field, 8)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise UnsupportedFormatError(f"{where}: {CONFIG} has {field}={value!r:.100}; it is a number above 0")
+    for field, pattern, kinds in (("r", "rank_pattern", (int,)), ("lora_alpha", "alpha_pattern", (int, float))):
+        what = "a whole number above 0" if kinds == (int,) else "a number above 0"
+        if not _is_positive(value := config.get(field, 8), kinds):
+            raise UnsupportedFormatError(f"{where}: {CONFIG} has {field}={value!r:.100}; it is {what}")
+        of_modules = config.get(pattern) or {}
+        if not isinstance(of_modules, Mapping):
+            raise UnsupportedFormatError(f"{where}: {CONFIG} has {pattern}={of_modules!r:.100}; it is an object")
+        for key, value in of_modules.items():
+            if not _is_pattern(key) or not _is_positive(value, kinds):
+                raise UnsupportedFormatError(
+                    f"{where}: {CONFIG} has {value!r:.100} in {pattern} for {key!r:.100}; it is {what}, for a regular "
+                    "expression of names"
+                )
     for field, value in config.items():
         is_plain = value in _PLAIN[field] if field in _PLAIN else not value
         if field not in _READ | _WITHOUT_EFFECT and not is_plain:
@@ -151,3 +160,15 @@ def _require_read(config: Mapping[str, Any], where: str) -> None:
                 f"{where}: {CONFIG} has {field}={value!r:.100}, which is not implemented; merge the adapter with peft, "
                 "`merge_and_unload()` and `save_pretrained()`, and load the result"
             )
+
+
+def _is_positive(value: Any, kinds: tuple[type[int] | type[float], ...]) -> bool:
+    return type(value) in kinds and 0 < value < math.inf
+
+
+def _is_pattern(text: Any) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, TypeError):
+        return False
+    return True

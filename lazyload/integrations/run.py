@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     if not arguments:
         raise ArgumentError(f"{VARIABLE}=tunix python -m lazyload.integrations.run MODULE_OR_FILE [ARGUMENTS]")
-    install_named(os.environ.get("LAZYLOAD_INSTALL", ""))
+    install_named(os.environ.get(VARIABLE, ""))
     program, sys.argv = arguments[0], list(arguments)
     if program.endswith(".py"):
         sys.path[0] = str(Path(program).resolve().parent)

@@ -9,7 +9,7 @@ import fnmatch
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import ml_dtypes
@@ -123,7 +123,7 @@ def resolve(
     globs = _globs((*source_layout.skipped, *target.skipped), source)
     other_layers = tuple(sorted({array.path for array in others}.intersection(left)))
     skipped = {name for name in left if any(fnmatch.fnmatchcase(name, glob) for glob in globs)}.union(other_layers)
-    skipped |= {array.path for array in stored if array.patterns[0].operations.made_up}.intersection(left)
+    skipped |= _made_up(stored).intersection(left)
     unknown = sorted(set(left) - skipped)
     unread = tuple(name for name in unknown if passes(name))
     problems = _shape_problems(source, stored) + [
@@ -176,12 +176,18 @@ def resolve_backwards(
     if differing := _shape_problems(like, [array for array in named if array.path in like.tensors]):
         raise TensorMismatchError(f"the checkpoint does not fit layout {target.name!r}", differing)
     regions = _regions(wanted, stored)
-    if lost := _left(source, regions):
+    made_up = _made_up(stored)
+    if lost := [name for name in _left(source, regions) if name not in made_up]:
         raise LayoutError(
             f"layout {target.name!r} has no place for {', '.join(lost[:5])}{' and more' * (len(lost) > 5)}"
         )
     skipped = tuple(name for name in like.tensors if name not in wanted)
     return _conversion(source, wanted, regions, DTypes(np.dtype(np.float32)), skipped)
+
+
+def _made_up(stored: Iterable[Array]) -> set[str]:
+    """The arrays that are of no value to anybody else: what their format makes up."""
+    return {array.path for array in stored if array.patterns[0].operations.made_up}
 
 
 def _left(source: TensorSource, regions: Mapping[str, Sequence[Region]]) -> list[str]:

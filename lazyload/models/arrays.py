@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lazyload.display.shards import Placed, Shards
 from lazyload.display.weights import Array
+from lazyload.errors import SaveError
 from lazyload.models.parameters import STORED
 from lazyload.partition import Dimension, Grid, Partition
 from lazyload.sharding import grid_of, partitions
@@ -127,3 +128,17 @@ def _names(entry: Any) -> tuple[str, ...]:
 def _name(key: Any) -> str:
     """One step of the path to a leaf."""
     return str(next((getattr(key, part) for part in ("key", "idx", "name") if hasattr(key, part)), key))
+
+
+def require_here(arrays: Mapping[str, Any]) -> None:
+    """Makes sure that arrays lie on devices of this process alone.
+
+    Raises:
+        SaveError: A part of one lies on devices of another process.
+    """
+    for path, array in arrays.items():
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            raise SaveError(
+                f"{path} lies on devices of several processes, and one writes a checkpoint alone: bring the model onto "
+                "the devices of one first, or load it there from a checkpoint"
+            )

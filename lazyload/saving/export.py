@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lazyload.cache.quantities import parse_size
 from lazyload.errors import LayoutError, TensorMismatchError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.tunix import Tunix
 from lazyload.options import DTypeOption, LayoutOption, explains_arguments
 from lazyload.request import Request, open_request
+from lazyload.saving.files import shard_bytes
 from lazyload.saving.save import SHARD_SIZE, Manner, folder_of, request_for, write_checkpoint
 from lazyload.saving.stored import StoredArrays
 from lazyload.sources import ModelReference
@@ -67,7 +67,7 @@ def export(
         >>> lazyload.export("run/checkpoints/100", "trained", like="Qwen/Qwen3-8B")  # doctest: +SKIP
     """
     target = folder_of(folder)
-    most = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+    most = shard_bytes(max_shard_size)
     arrays = StoredArrays(folder_of(checkpoint))
     reference = ModelReference(like, revision, token, local_files_only, subfolder or "", variant or "")
 
@@ -86,6 +86,7 @@ def _layout_of(arrays: StoredArrays, request: Request) -> LayoutOption:
     Raises:
         LayoutError: None of those that are known has them.
     """
+    fitting = []
     for layout in _known(arrays):
         try:
             wanted = request.in_layout(layout).axes
@@ -93,7 +94,12 @@ def _layout_of(arrays: StoredArrays, request: Request) -> LayoutOption:
             # MaxText or Tunix has no such layout for this family.
             continue
         if wanted.keys() <= set(arrays.paths):
-            return layout
+            fitting.append(layout)
+            arrays.open(list(wanted))
+            if all(arrays.tensors[path].shape == shape for path, (shape, _) in wanted.items()):
+                return layout
+    if fitting:
+        return fitting[0]
     raise LayoutError(
         f"{arrays.folder}: its paths are none of those that layout 'nnx', MaxText or Tunix have for "
         f"{request.source.name}; it has {', '.join(arrays.paths[:3])}; give like= what it was made from, and layout= "

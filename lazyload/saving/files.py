@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from lazyload.cache.quantities import parse_size
 from lazyload.display.text import size as shown_size
 from lazyload.errors import ArgumentError, SaveError
 from lazyload.layouts.boxes import boxes_of, extents_of
@@ -87,6 +88,18 @@ def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def shard_bytes(size: int | str) -> int:
+    """How many bytes a file may have at most.
+
+    Raises:
+        ArgumentError: It is no size, or holds nothing.
+    """
+    most = parse_size(size) if isinstance(size, str) else size
+    if type(most) is not int or most < 1:
+        raise ArgumentError(f"max_shard_size={size!r:.100}: give bytes, or a size such as '5GB'")
+    return most
+
+
 def write_tensors(folder: Path, tensors: Mapping[str, Readable], max_shard_bytes: int) -> int:
     """Writes tensors into one file, or into several with their index.
 
@@ -140,8 +153,6 @@ def _require_free(folder: Path) -> None:
 
 def _shards(tensors: Mapping[str, Readable], max_shard_bytes: int) -> list[dict[str, Readable]]:
     """The tensors file by file, layer after layer."""
-    if max_shard_bytes < 1:
-        raise ArgumentError(f"max_shard_size: {max_shard_bytes} bytes hold nothing; give a size such as '5GB'")
     shards: list[dict[str, Readable]] = [{}]
     held = 0
     for name in sorted(tensors, key=_as_counted):

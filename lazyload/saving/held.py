@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lazyload.errors import InputError, SaveError
+from lazyload.errors import InputError
 from lazyload.layouts.source import Box, TensorInfo
+from lazyload.models.arrays import require_here
 from lazyload.models.parameters import STORED
 
 
@@ -45,12 +46,7 @@ class HeldArrays:
         Raises:
             SaveError: A part of an array lies on devices of another process.
         """
-        for path, array in arrays.items():
-            if isinstance(array, jax.Array) and not array.is_fully_addressable:
-                raise SaveError(
-                    f"{path} lies on devices of several processes, and one writes a checkpoint alone: bring the model "
-                    "onto the devices of one first, or load it there from a checkpoint"
-                )
+        require_here(arrays)
         self.tensors = {path: TensorInfo(tuple(array.shape), np.dtype(array.dtype)) for path, array in arrays.items()}
         self._shards = {path: _shards(array) for path, array in arrays.items()}
         self._order = {path: number for number, path in enumerate(arrays)}

@@ -8,6 +8,7 @@ repository, is taken over as it is.
 import collections
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from lazyload.cache.quantities import parse_size
+from lazyload.architecture import DecoderConfig
 from lazyload.cache.termination import cleaning_up
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import ArgumentError, TensorMismatchError
@@ -32,7 +33,7 @@ from lazyload.low_rank import peft_files
 from lazyload.options import DTypeOption, LayoutOption, decoder_layout, dtype_patterns, explains_arguments
 from lazyload.request import Request, open_request
 from lazyload.saving.config import config_json
-from lazyload.saving.files import Readable, new_folder, write_file, write_one, write_tensors
+from lazyload.saving.files import Readable, new_folder, shard_bytes, write_file, write_one, write_tensors
 from lazyload.saving.held import HeldArrays, arrays_of
 from lazyload.sources import ModelReference
 from lazyload.sources.beside import files_beside
@@ -106,7 +107,9 @@ def save_pretrained(
     target = folder_of(folder)
     if (lora_alpha is not None) != adapter_only:
         raise ArgumentError("adapter_only=True and lora_alpha= belong together: give the alpha that LoRA was made with")
-    most = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
+    if lora_alpha is not None and not (type(lora_alpha) in (int, float) and 0 < lora_alpha < math.inf):
+        raise ArgumentError(f"lora_alpha={lora_alpha!r:.100}: give a number above 0")
+    most = shard_bytes(max_shard_size)
     reference = ModelReference(like, revision, token, local_files_only, subfolder or "", variant or "")
     layout = decoder_layout(layout, layout == "nnx" and getattr(model, "scan_layers", False))
     with open_request(reference, "bfloat16", layout, None, None, family, config=config, dry_run=True) as opened:
@@ -114,7 +117,10 @@ def save_pretrained(
             _write_adapter(model, opened, target, lora_alpha)
             return target
         arrays = HeldArrays(arrays_of(model))
-        request = request_for(arrays, opened, getattr(model, "config", None))
+        # Classes of others have configs of their own.
+        config_of_model = getattr(model, "config", None)
+        of_ours = config_of_model if isinstance(config_of_model, DecoderConfig) else None
+        request = request_for(arrays, opened, of_ours)
         write_checkpoint(arrays, request, target, Manner(dtype, most, config))
     return target
 

@@ -1,6 +1,7 @@
 """An adapter in PEFT's format, as the parameters of LoRA that Tunix trains and qwix makes."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,17 @@ def test_qwix_s_parameters_say_what_the_merged_weights_say(tmp_path: Path) -> No
     matrices, others = (load_file(each / "adapter_model.safetensors") for each in (folder, again))
     assert matrices.keys() == others.keys()
     assert all(np.array_equal(matrices[name], others[name]) for name in matrices)
+
+
+def test_what_an_adapter_was_made_with_is_kept(tmp_path: Path) -> None:
+    base = checkpoints.make("llama3", tmp_path)
+    _, folder = save(base, tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"use_rslora": True, "alpha_pattern": {"o_proj": 3.0}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    options: dict[str, Any] = {"dtype": "float32", "cache_dir": tmp_path / "cache"}
+    beside = lazyload.from_pretrained(base, adapter=folder, merge=False, **options)
+    again = lazyload.save_pretrained(beside, tmp_path / "again", like=base, adapter_only=True, lora_alpha=ALPHA)
+    one, other = (lazyload.from_pretrained(base, adapter=each, **options) for each in (folder, again))
+    for before, after in zip(jax.tree.leaves(nnx.state(one)), jax.tree.leaves(nnx.state(other)), strict=True):
+        np.testing.assert_allclose(before, after, rtol=1e-6)

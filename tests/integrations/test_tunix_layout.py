@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from support import checkpoints
+from support import checkpoints, stored
 
 import lazyload
 from lazyload.errors import ConfigError, LayoutError, ShardingError, TensorMismatchError
@@ -96,6 +96,17 @@ def test_the_class_is_filled_as_its_own_loader_fills_it(
         np.testing.assert_array_equal(ours[path], array)
         assert ours[path].sharding.is_equivalent_to(array.sharding, array.ndim), path
     assert nnx.get_partition_spec(nnx.state(model, nnx.Param)) is not None
+
+
+@needs_tunix
+def test_a_class_is_saved_as_the_hub_has_it(work: Path, tmp_path: Path) -> None:
+    layout = lazyload.Tunix()
+    saved = lazyload.save_pretrained(
+        load("qwen3", work, dtype="auto"), tmp_path / "out", like=work / "qwen3", layout=layout
+    )
+    found, before = stored.tensors(saved), stored.tensors(work / "qwen3")
+    assert found.keys() == before.keys()
+    assert all(found[key].tobytes() == before[key].tobytes() for key in found)
 
 
 @needs_tunix

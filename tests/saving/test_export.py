@@ -37,6 +37,25 @@ def test_what_was_converted_comes_back(layout: Any, storage: dict[str, Any], roo
     assert same(stored.tensors(exported), stored.tensors(source))
 
 
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("nemotron_h", "nnx-scanned"),
+        ("gemma4_e2b", lazyload.Tunix()),
+        ("deepseek_v4_7", lazyload.MaxText(scan_layers=True)),
+    ],
+)
+def test_layouts_of_odd_models_are_recognised(name: str, layout: Any, root: Path, tmp_path: Path) -> None:
+    source = checkpoints.make(name, root)
+    converted = lazyload.convert(source, layout=layout, dtype="auto", cache_dir=root / "cache")
+    found, before = (
+        stored.tensors(lazyload.export(converted.path, tmp_path / "out", like=source)),
+        stored.tensors(source),
+    )
+    assert found.keys() <= before.keys()
+    assert all(found[key].tobytes() == before[key].tobytes() for key in found)
+
+
 def test_what_a_training_loop_saves(root: Path, tmp_path: Path) -> None:
     source = checkpoints.make("qwen3", root)
     state = nnx.state(lazyload.from_pretrained(source, cache_dir=root / "cache"), nnx.Param)

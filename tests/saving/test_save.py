@@ -96,7 +96,7 @@ def test_what_was_trained_is_what_is_saved(source: Path, root: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("name", ["qwen3", "llama3", "gemma2", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "gemma2", "deepseek_v3", "deepseek_v4_7"])
 def test_the_trees_of_maxtext(name: str, scan: bool, root: Path, tmp_path: Path) -> None:
     source, layout = checkpoints.make(name, root), lazyload.MaxText(scan_layers=scan)
     tree = lazyload.from_pretrained(source, layout=layout, dtype="auto", cache_dir=root / "cache")
@@ -109,6 +109,13 @@ def test_the_trees_of_maxtext(name: str, scan: bool, root: Path, tmp_path: Path)
         # Two roundings, each of half a unit in the last of 8 places.
         np.testing.assert_allclose(values.astype(np.float32), wide, rtol=2**-8 if has_arithmetic else 0, atol=0)
     assert saved.keys() == before.keys() - ({"lm_head.weight"} if name == "gemma2" else set())
+
+
+@pytest.mark.parametrize("size", [None, 0, 1.5, True, "much"])
+def test_sizes_that_are_none(size: Any, model: lazyload.Decoder, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError):
+        lazyload.save_pretrained(model, tmp_path / "saved", like=source, max_shard_size=size)
+    assert not list(tmp_path.glob("saved*"))
 
 
 def test_a_head_of_its_own_is_said(root: Path, tmp_path: Path) -> None:
