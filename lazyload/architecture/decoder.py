@@ -81,6 +81,11 @@ class Layer:
             "there are experts beside experts; the feed-forward must be another block",
         )
         require(
+            self.experts is None or not self.experts.by_token,
+            self,
+            "experts beside a feed-forward are not chosen by token",
+        )
+        require(
             not self.parallel or (both and not any((self.experts, self.per_layer_input, self.laurel, self.altup))),
             self,
             "where blocks are parallel, there are the mixer and the feed-forward, and nothing beside them",

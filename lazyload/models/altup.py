@@ -10,7 +10,7 @@ from flax import nnx
 
 from lazyload import architecture
 from lazyload.models.norm import RMSNorm
-from lazyload.models.parameters import Parameters
+from lazyload.models.parameters import Parameters, computed
 from lazyload.models.projection import Projection
 
 _LEAST_MEAN_SQUARE = 1e-5
@@ -76,14 +76,14 @@ class AltUpStreams(nnx.Module):
 
     def spread(self, x: jax.Array) -> jax.Array:
         """`[batch, length, embed]` to the streams."""
-        further = jnp.einsum("btd,sde->btse", x, self.split.kernel[...]).astype(x.dtype)
+        further = jnp.einsum("btd,sde->btse", x, self.split.value()).astype(x.dtype)
         first = x[:, :, None]
         return jnp.concatenate([first, _as_large_as(first, further)], axis=2)
 
     def gathered(self, streams: jax.Array) -> jax.Array:
         """The streams to `[batch, length, embed]`."""
         first, further = streams[:, :, :1], streams[:, :, 1:]
-        further = jnp.einsum("btsd,sde->btse", further, self.join.kernel[...]).astype(streams.dtype)
+        further = jnp.einsum("btsd,sde->btse", further, self.join.value()).astype(streams.dtype)
         return jnp.mean(jnp.concatenate([first, _as_large_as(first, further)], axis=2), axis=2)
 
 
@@ -94,6 +94,11 @@ class StreamProjections(nnx.Module):
 
     def __init__(self, parameters: Parameters):
         self.kernel = parameters.declare("kernel", nnx.initializers.lecun_normal(batch_axis=0))
+        self.compute_dtype = parameters.compute_dtype("kernel")
+
+    def value(self) -> jax.Array:
+        """The kernel, as it is multiplied with."""
+        return computed(self.kernel, self.compute_dtype)
 
 
 def _as_large_as(first: jax.Array, further: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from lazyload.models.compressor import CompressedIndexer, Compressor, Place, pla
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache, append
 from lazyload.models.norm import RMSNorm, normalized
-from lazyload.models.parameters import Parameters
+from lazyload.models.parameters import Parameters, computed
 from lazyload.models.projection import Projection
 from lazyload.models.rope import turn_in_place
 
@@ -24,10 +24,11 @@ class GroupedProjection(nnx.Module):
     def __init__(self, parameters: Parameters):
         normal = nnx.initializers.lecun_normal(in_axis=(1, 2), out_axis=3, batch_axis=0)
         self.kernel = parameters.declare("kernel", normal)
+        self.compute_dtype = parameters.compute_dtype("kernel")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """As in `Projection`, the dtype of the kernel may be another one."""
-        return jnp.einsum("btgmd,gmdr->btgr", x, self.kernel[...]).astype(x.dtype)
+        return jnp.einsum("btgmd,gmdr->btgr", x, computed(self.kernel, self.compute_dtype)).astype(x.dtype)
 
 
 class CompressedAttention(nnx.Module):

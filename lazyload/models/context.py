@@ -57,6 +57,7 @@ class Context:
             "start": None if known else self.start,
             "attention_mask": self.attention_mask,
             "segment_ids": self.segment_ids,
+            "tokens": self.tokens,
             "selected": self.selected,
             "rotations": tuple(self._rotations.values()),
             "masks": tuple(self._masks.values()),
@@ -68,8 +69,8 @@ class Context:
     def tree_unflatten(cls, static: Any, children: Any) -> "Context":
         """The inverse of that."""
         start, ropes, kinds = static
-        positions, traced_start, attention_mask, segment_ids, selected, rotations, masks = children
-        context = cls(positions, traced_start if start is None else start, attention_mask, segment_ids)
+        positions, traced_start, attention_mask, segment_ids, tokens, selected, rotations, masks = children
+        context = cls(positions, traced_start if start is None else start, attention_mask, segment_ids, tokens)
         context.selected = selected
         context._rotations = dict(zip(ropes, rotations, strict=True))
         context._masks = dict(zip(kinds, masks, strict=True))

@@ -207,6 +207,7 @@ class Decoder(nnx.Module):
                 cache, the tokens. `[batch, keys]`, as tokenizers make it, says which keys are no padding; `[batch,
                 length, keys]` or `[batch, 1, length, keys]` says it for each token. None is causal. Sliding windows
                 narrow either, counted in slots, and chunks, counted from the first key that a token may attend to.
+                Columns count from the cache's first token, also where it has no slots.
             segment_ids: int32 `[batch, length]`, the documents that are packed into a row, each of tokens that follow
                 each other. Tokens see those of their own segment only, and of these what the mask allows; states that
                 are carried along start anew with each segment. None for one document a row.
@@ -232,7 +233,11 @@ class Decoder(nnx.Module):
         size = length if cache is None else kv_cache.slots(self.config, cache)
         if cache is not None and size is not None:
             kv_cache.require_room(cache, size, length)
-        attention_mask = checked_mask(attention_mask, batch, length, length if size is None else size)
+        keys = length if size is None else size
+        if cache is not None and size is None and attention_mask is not None:
+            # Nothing is kept of each token; the mask has a column for those before, too.
+            keys = attention_mask.shape[-1]
+        attention_mask = checked_mask(attention_mask, batch, length, keys)
         if segment_ids is not None:
             require_segments(segment_ids, tokens, cache)
         with mesh_of(self.embed.embedding[...]):
@@ -297,17 +302,17 @@ class Decoder(nnx.Module):
         return x, stack.kept
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        if self.config.head is not None:
-            return jnp.asarray(getattr(self, self.config.head.name)(x), jnp.float32)
-        if isinstance(self.lm_head, TiedProjection):
-            logits = self.embed.attend(x)
-        elif isinstance(self.lm_head, Projection):
+        head = self.lm_head if self.config.head is None else getattr(self, self.config.head.name)
+        if isinstance(head, Projection):
             # Not rounded to the activations' dtype where the projection has a wider one.
-            wide = x.dtype if self.compute_dtype else jnp.promote_types(x.dtype, self.lm_head.kernel.dtype)
-            logits = self.lm_head(x.astype(wide))
+            wide = x.dtype if self.compute_dtype else jnp.promote_types(x.dtype, head.kernel.dtype)
+            logits = head(x.astype(wide)).astype(jnp.float32)
+        elif isinstance(head, TiedProjection):
+            logits = self.embed.attend(x).astype(jnp.float32)
         else:
-            return jnp.asarray(self.lm_head(x), jnp.float32)
-        logits = logits.astype(jnp.float32)
+            return jnp.asarray(head(x), jnp.float32)
+        if self.config.head is not None:
+            return logits
         if self.config.logits_bias:
             logits = logits + value_of(self.logits_bias).astype(jnp.float32)
         logits = logits * self.config.logits_scale

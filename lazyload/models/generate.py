@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from lazyload.errors import ArgumentError, InputError
-from lazyload.models.meshes import has_explicit_axes, mesh_of, run_with_automatic_axes
+from lazyload.models.meshes import constrain, has_explicit_axes, mesh_of, run_with_automatic_axes
 from lazyload.models.sampling import choose
 
 if TYPE_CHECKING:
@@ -57,17 +58,19 @@ def generate(
 
     Raises:
         ArgumentError: An argument is none of those that are taken.
-        InputError: `tokens` are no tokens of the model, or `attention_mask` does not fit them.
+        InputError: `tokens` are no tokens of the model, `attention_mask` does not fit them, or the model scores tokens.
 
     Example:
         >>> tokens = lazyload.generate(model, [[1, 2, 3]], max_new_tokens=8)  # doctest: +SKIP
     """
     prompts = _prompts(tokens, model.config.vocab_size)
     _require_options(max_new_tokens, temperature, top_k, top_p, key)
+    if pad is not None and not (_is_whole(pad) and 0 <= pad < model.config.vocab_size):
+        raise ArgumentError(f"pad={pad!r:.200}: give a token of the model, 0 to {model.config.vocab_size - 1}, or None")
     mask = _mask(prompts, pad, attention_mask)
     ends = _ends(eos, model.config.vocab_size)
-    if isinstance(key, int):
-        key = jax.random.key(key)
+    if key is not None and not isinstance(key, jax.Array):
+        key = jax.random.key(int(key))
     fill = pad if pad is not None else ends[0] if ends else 0
     graphdef, state = nnx.split(model)
     new, count = _generated(
@@ -94,7 +97,8 @@ def _generated(graphdef: Any, state: Any, *args: Any, max_new_tokens: int, top_k
     with mesh_of(model.embed.embedding[...]):
         if has_explicit_axes():
             return run_with_automatic_axes(loop, model, *args, out_specs=(PartitionSpec(), PartitionSpec()))
-        return loop(model, *args)
+        new, count = loop(model, *args)
+        return constrain(new, (), ()), count
 
 
 def _loop(
@@ -111,7 +115,8 @@ def _loop(
     top_k: int | None,
 ) -> tuple[jax.Array, jax.Array]:
     batch, length = tokens.shape
-    cache = model.init_cache(batch, length + max_new_tokens, model.embed.embedding.dtype)
+    dtype = getattr(model, "compute_dtype", None) or model.embed.embedding.dtype
+    cache = model.init_cache(batch, length + max_new_tokens, dtype)
     real = jnp.ones_like(tokens) if mask is None else mask.astype(jnp.int32)
     positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
     following = positions[:, -1:] + 1
@@ -133,6 +138,8 @@ def _loop(
         return step + 1, token, cache, ended, jax.lax.dynamic_update_slice(new, token[:, None], (0, step))
 
     logits, filled = model(tokens, positions, cache, mask)
+    if logits.shape[-1] != model.config.vocab_size:
+        raise InputError(f"the model scores tokens, {logits.shape[-1]} numbers each, and predicts none")
     token, ended = chosen(logits, 0, jnp.zeros(batch, bool))
     new = jnp.full((batch, max_new_tokens), fill, jnp.int32).at[:, 0].set(token)
     step, _, _, _, new = jax.lax.while_loop(goes_on, advance, (jnp.int32(1), token, filled, ended, new))
@@ -158,12 +165,14 @@ def _require_options(
 ) -> None:
     if not _is_whole(max_new_tokens) or max_new_tokens < 1:
         raise ArgumentError(f"max_new_tokens={max_new_tokens!r:.200}: give a whole number from 1 on")
-    if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+    if not isinstance(temperature, numbers.Real) or not 0 <= temperature < math.inf:
         raise ArgumentError(f"temperature={temperature!r:.200}: give 0 for the likeliest token, or a number above it")
     if top_k is not None and (not _is_whole(top_k) or top_k < 1):
         raise ArgumentError(f"top_k={top_k!r:.200}: give a whole number from 1 on, or None for all tokens")
-    if top_p is not None and (not isinstance(top_p, int | float) or not 0 < top_p <= 1):
+    if top_p is not None and (not isinstance(top_p, numbers.Real) or not 0 < top_p <= 1):
         raise ArgumentError(f"top_p={top_p!r:.200}: give a number above 0, up to 1, or None for all tokens")
+    if not (key is None or _is_whole(key) or isinstance(key, jax.Array)):
+        raise ArgumentError(f"key={key!r:.200}: give a jax.random.key, or a whole number to make one of")
     if temperature and key is None:
         raise ArgumentError("with temperature= tokens are drawn: give key=, such as jax.random.key(0)")
     if not temperature and (top_k is not None or top_p is not None):
@@ -176,7 +185,10 @@ def _mask(prompts: np.ndarray, pad: int | None, attention_mask: ArrayLike | None
         # A token in the middle is none of the padding, whatever it is.
         mask = np.logical_or.accumulate(prompts != pad, axis=1) if pad is not None else np.ones(prompts.shape, bool)
     else:
-        mask = np.asarray(attention_mask)
+        try:
+            mask = np.asarray(attention_mask)
+        except ValueError:
+            raise InputError(f"attention_mask: rows differ in length; give {list(prompts.shape)} of 0 and 1") from None
         if mask.shape != prompts.shape or not np.isin(mask, (0, 1)).all():
             raise InputError(f"attention_mask has shape {list(mask.shape)}; give {list(prompts.shape)} of 0 and 1")
         mask = mask.astype(bool)

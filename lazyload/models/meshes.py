@@ -9,6 +9,8 @@ import jax
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lazyload.models.parameters import STORED
+
 
 def mesh_of(array: object) -> AbstractContextManager[Any]:
     """Sets the mesh that the array lies on, unless a mesh is set or the array lies on none."""
@@ -64,7 +66,7 @@ def _take_over(module: nnx.Module, changed: nnx.Module) -> None:
     for path, copy in [(path, node) for path, node in nnx.iter_graph(changed) if isinstance(node, nnx.Module)]:
         for name, value in list(vars(copy).items()):
             before = vars(modules[path]).get(name)
-            if type(value) is type(before) and (isinstance(value, nnx.Param) or not isinstance(value, nnx.Variable)):
+            if type(value) is type(before) and (isinstance(value, STORED) or not isinstance(value, nnx.Variable)):
                 continue
             setattr(modules[path], name, jax.tree.map(_whole_on_every_device, value))
 

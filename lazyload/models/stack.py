@@ -72,7 +72,10 @@ class Stack:
                 x = self._run_cycle(stacked, cycle, x)
                 continue
             graphdef, state = nnx.split(stacked[0])
-            x = self._run_one(nnx.merge(graphdef, _at(state, 0)), cycle[0][0], x)
+            layer = nnx.merge(graphdef, _at(state, 0))
+            before = nnx.graphdef(layer)
+            x = self._run_one(layer, cycle[0][0], x)
+            _require_unchanged(before, layer)
         return x
 
     def _run_one(self, layer: nnx.Module, number: int, x: jax.Array) -> jax.Array:
@@ -148,13 +151,13 @@ def _put(stacked: LayerCache, layer: LayerCache, number: jax.Array) -> LayerCach
 
 
 def _require_unchanged(before: Any, layer: nnx.Module) -> None:
-    """Makes sure that a layer is what it was before its call; what it gets in a loop would be lost.
+    """Makes sure that a layer is what it was before its call; what one of a stack gets would be lost.
 
     Raises:
         InputError: It has other variables than before.
     """
     if nnx.graphdef(layer) != before:
         raise InputError(
-            "a call adds variables to a layer (of LoRA, or what it sows), which layers in a loop cannot keep; load the "
+            "a call adds variables to a layer (of LoRA, or what it sows), which layers in stacks cannot keep; load the "
             "model with scan_layers=False"
         )

@@ -1,5 +1,6 @@
 """`lazyload.generate` says what transformers says, whatever the padding, the mesh and the end of a sequence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from support import checkpoints
 from support.decoders import CONFIGS, build, weights
 
 import lazyload
+from lazyload.architecture import Mamba2, ScoreHead
 from lazyload.errors import ArgumentError, InputError
 from lazyload.models.sampling import choose
 
@@ -48,6 +50,21 @@ def test_padded_prompts_are_continued_as_if_each_were_alone(kind: str) -> None:
     made = np.asarray(lazyload.generate(model, PROMPTS, 5, pad=0))
     np.testing.assert_array_equal(made[:, :6], PROMPTS)
     assert made[:, 6:].tolist() == one_by_one(model, [PROMPTS[0], PROMPTS[1, 2:]], 5)
+
+
+def test_padding_is_no_part_of_states_without_slots() -> None:
+    config = replace(CONFIGS["granite4"], layers=CONFIGS["granite4"].layers[:1])
+    assert isinstance(config.layers[0].mixer, Mamba2)
+    model = build(config, jnp.float32, {path: jnp.asarray(array) for path, array in weights(config).items()})
+    made = np.asarray(lazyload.generate(model, PROMPTS, 3, pad=0))
+    assert made[:, 6:].tolist() == one_by_one(model, [PROMPTS[0], PROMPTS[1, 2:]], 3)
+
+
+def test_a_model_that_scores_predicts_nothing() -> None:
+    config = replace(CONFIGS["plain"], head=ScoreHead(size=1))
+    model = build(config, jnp.float32, {path: jnp.asarray(array) for path, array in weights(config).items()})
+    with pytest.raises(InputError, match="scores tokens"):
+        lazyload.generate(model, PROMPTS, 3)
 
 
 class Counting(nnx.Module):
@@ -150,6 +167,10 @@ def test_the_same_key_draws_the_same_tokens(plain: lazyload.Decoder) -> None:
         ({"temperature": 1.0, "key": 0, "top_k": 0}, ArgumentError, "top_k=0"),
         ({"temperature": 1.0, "key": 0, "top_p": 1.5}, ArgumentError, "top_p=1.5"),
         ({"eos": 64}, ArgumentError, "eos=64"),
+        ({"pad": -5}, ArgumentError, "pad=-5"),
+        ({"pad": "0"}, ArgumentError, "pad='0'"),
+        ({"temperature": 1.0, "key": "x"}, ArgumentError, "key='x'"),
+        ({"tokens": [[1, 2], [3, 4]], "attention_mask": [[1], [1, 1]]}, InputError, "rows differ in length"),
         ({"tokens": [[1, 2, 0]], "attention_mask": [[1, 1, 0]]}, InputError, "pad them on the left"),
         ({"tokens": [[1, 2]], "attention_mask": [[1]]}, InputError, "attention_mask has shape"),
         ({"tokens": [[0, 0]], "pad": 0}, InputError, "nothing but padding"),

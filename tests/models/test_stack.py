@@ -46,7 +46,7 @@ def squares(model):
     return jax.jit(jax.grad(lambda state: jnp.mean(nnx.merge(graphdef, state)(TOKENS)[0] ** 2)))(state)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma4"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma4", "deepseek_v4", "nemotron_h"])
 def test_stacked_layers_are_the_same_model(name):
     shape = repeated(name)
     plain, scanned = both(shape)
@@ -83,8 +83,9 @@ def test_the_program_does_not_grow_with_the_layers():
     assert size(64) < 1.1 * size(8)
 
 
-def test_what_a_call_adds_to_a_layer_in_a_loop_is_told(monkeypatch):
-    model = Decoder(config(), dtype=jnp.float32, scan_layers=True, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("shape", [config(), config(layer())])
+def test_what_a_call_adds_to_a_layer_of_a_stack_is_told(shape, monkeypatch):
+    model = Decoder(shape, dtype=jnp.float32, scan_layers=True, rngs=nnx.Rngs(0))
     called = type(model.layers[0]).__call__
 
     def adding(self, x, *args):
@@ -94,6 +95,15 @@ def test_what_a_call_adds_to_a_layer_in_a_loop_is_told(monkeypatch):
     monkeypatch.setattr(type(model.layers[0]), "__call__", adding)
     with pytest.raises(InputError, match="scan_layers=False"):
         nnx.jit(lambda model: model(TOKENS)[0])(model)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v4", "gemma3n"])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_what_is_computed_again_is_the_same(name, scan_layers):
+    model = both(repeated(name))[scan_layers]
+    expected = run(model, TOKENS)[0]
+    model.remat = "block"
+    np.testing.assert_allclose(run(model, TOKENS)[0], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("remat", ["block", "dots"])
