@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 Built = TypeVar("Built")
 Module = TypeVar("Module", bound="nnx.Module")
-Used = TypeVar("Used")
 
 logger = logging.getLogger("lazyload")
 
@@ -246,11 +245,22 @@ def from_pretrained(
         with stopwatch.entering("open", open_together(call, reference, opened)) as request:
             placement.require(request)
             kept_apart = None if merge else _beside(request, adapter_reference(adapter, token, local_files_only))
-            place_together(call, request, placement)
-            if not call.team.is_member:
-                built = placement.build(*arrays_elsewhere(request, placement, call))
+            of_module = {
+                "compute_dtype": computed and computed.name,
+                "remat": remat,
+                "adapter": None if kept_apart is None else dict(kept_apart.files.identity),
+            }
+            place_together(call, request, placement, of_module)
+
+            def build(stored: Request, arrays: "Mapping[str, jax.Array]") -> Any:
+                built = placement.build(stored, arrays)
+                built = built if kept_apart is None else kept_apart.put_into(built)
                 if remat is not None:
                     built.remat = remat
+                return built
+
+            if not call.team.is_member:
+                built = build(*arrays_elsewhere(request, placement, call))
                 call.leave_together()
                 return built
 
@@ -259,10 +269,7 @@ def from_pretrained(
             obtained = obtain_together(request, restoring, manner, call)
             stored, arrays = obtained.used
             with stopwatch.stage("build"):
-                built = placement.build(stored, arrays)
-                built = built if kept_apart is None else kept_apart.put_into(built)
-                if remat is not None:
-                    built.remat = remat
+                built = build(stored, arrays)
             call.leave_together()
             report = _report(
                 request, obtained, stopwatch, restored=True, from_cache=restoring.nbytes_read, kept=_nbytes_kept(arrays)

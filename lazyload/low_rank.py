@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -211,7 +210,9 @@ def _matrix_of(lazy: LazyTensor) -> str | None:
 def _set(parameter: Any, matrix: np.ndarray) -> None:
     """Gives a parameter its numbers, where it lies."""
     old: jax.Array = parameter[...]
-    parameter[...] = jax.device_put(jnp.asarray(matrix, old.dtype).reshape(old.shape), old.sharding)
+    values = np.asarray(matrix).astype(old.dtype).reshape(old.shape)
+    # Of several processes each has its own shards.
+    parameter[...] = jax.make_array_from_callback(old.shape, old.sharding, lambda index: values[index])
 
 
 def _config(ranks: Mapping[str, int], alphas: Mapping[str, float], base: str) -> bytes:

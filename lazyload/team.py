@@ -37,6 +37,9 @@ PATIENCE = 60.0
 
 _ROOT = "lazyload"
 _BEAT_SECONDS = 1.0
+_CALLS_KEPT = 8
+"""How many calls later what was said in one is removed."""
+
 _QUICKEST_LOOK, _SLOWEST_LOOK = 0.01, 0.5
 """Seconds between looks at what others say: first the one, then ever more, up to the other."""
 
@@ -138,7 +141,9 @@ class Call:
         self._what = f"{what}, call {number + 1} of processes {team.name}"
         self._store = _Store()
         self._base = f"{_ROOT}/teams/{team.name}/{number}"
-        self._obsolete = f"{_ROOT}/teams/{team.name}/{number - 2}" if number > 1 and team.me == team.first else ""
+        # Processes outside the team listen, too, and say nothing of how far they are.
+        old = number - _CALLS_KEPT
+        self._obsolete = f"{_ROOT}/teams/{team.name}/{old}" if old >= 0 and team.me == team.first else ""
         self._life = _Life(team.me, f"{team.name}.{number}", self._what)
         self._beat_seconds = min(_BEAT_SECONDS, self._patience / 4)
         self._outbox: collections.deque[tuple[str, Any]] = collections.deque()
@@ -359,7 +364,12 @@ class Call:
         """Looks at what others have raised and said, and whether they live."""
         failures = self._store.look(f"{self._base}/failed")
         heard = self._store.look(f"{self._base}/{wanted}") if wanted else {}
-        lives = self._store.look(f"{_ROOT}/lives") if wanted and is_due else {}
+        lives: dict[str, Any] = {}
+        if wanted and is_due and self.leads:
+            lives = self._store.look(f"{_ROOT}/lives")
+        elif wanted and is_due:
+            first = self.team.first
+            lives = {f"{first}/{key}": life for key, life in self._store.look(f"{_ROOT}/lives/{first}").items()}
         with self._changed:
             self._answered = time.monotonic()
             self._failures |= {int(key): told for key, told in failures.items()}

@@ -27,7 +27,7 @@ from lazyload.cache.key import Key
 from lazyload.checkpoint.ranges import are_ranges
 from lazyload.checkpoint.sharing import Written
 from lazyload.display import text
-from lazyload.errors import CacheError, PeerError
+from lazyload.errors import CacheError, EntryRemovedError, PeerError
 from lazyload.obtaining import Manner, Obtained, Sharing, Use, obtain, take_part
 from lazyload.placement import Placement
 from lazyload.request import Request
@@ -73,7 +73,9 @@ def open_together(call: Call, reference: ModelReference, opened: Open) -> Iterat
             yield request
     else:
         said = call.hear("open")
-        if call.team.is_member and (differences := _differences_of_reference(reference, said)):
+        if differences := _differences_of_reference(reference, said):
+            if not call.team.is_member:
+                raise PeerError(f"process {call.team.first} loads something else: {'; '.join(differences)}")
             call.answer("open", differences)
         with opened(told=Told(**said["hub"]) if said["hub"] else None) as request:
             if call.team.is_member:
@@ -109,7 +111,10 @@ def _differences_of_reference(reference: ModelReference, said: Mapping[str, Any]
         return [f"model: {reference.name} instead of {said['model'] or 'a folder or URL'}"]
     if name and reference.revision not in (said["revision"], said["hub"]["identity"].get("commit")):
         return [f"revision: {reference.revision} instead of {said['revision']}"]
-    return []
+    if not name:
+        return []
+    theirs = {part: said["hub"]["identity"].get(part) for part in ("subfolder", "variant")}
+    return Key({part: reference.place.get(part) for part in theirs}).differences(Key(theirs))
 
 
 def _compare(call: Call, request: Request, said: Mapping[str, Any]) -> None:
@@ -177,8 +182,6 @@ class _Agreed:
         self._use = use
         self._call = call
         self._apart = apart
-        self._agreed: Mapping[str, Any] | None = None
-        self._may_share = call.leads and apart == 1
         self._has_spoken = not call.leads
 
     def sharing(self, request: Request) -> Sharing | None:
@@ -188,9 +191,9 @@ class _Agreed:
         """
         is_here = "files" in request.source.status
         on_disk = isinstance(request.cache.root, Path)
-        if not (self._may_share and is_here and on_disk and are_ranges(request.storage)):
+        may_share = self._apart == 1 and not self._has_spoken
+        if not (may_share and is_here and on_disk and are_ranges(request.storage)):
             return None
-        self._may_share = False
 
         def begin(folder: Path) -> None:
             self._call.say("staging", str(folder.relative_to(request.cache.root)))
@@ -225,20 +228,19 @@ class _Agreed:
         """Uses the entry.
 
         Raises:
-            PeerError: It is not what the other processes have.
+            PeerError: It is not what the other processes have, or is lost, which they are not told before they use it.
         """
-        found = _content(entry)
         if not self._has_spoken:
             self._call.say("staging", None)
             self._has_spoken = True
-        if self._agreed is None:
-            self._call.agree("entry", found)
-            self._agreed = found
-        elif found != self._agreed:
-            # It was lost after all had agreed, and has been converted again.
-            differences = "; ".join(Key(found).differences(Key(self._agreed))[:3])
-            raise PeerError(f"{entry.data} is not what the other processes load: {differences}")
-        return self._use.of(entry)
+        self._call.agree("entry", _content(entry))
+        try:
+            return self._use.of(entry)
+        except CacheError as error:
+            if not isinstance(error, EntryRemovedError) and not entry.lost_files():
+                raise
+            # The others use it together with this process, which cannot convert and begin again alone.
+            raise PeerError(f"{error}; call again in all processes") from error
 
 
 def _content(entry: Entry) -> dict[str, Any]:
@@ -250,8 +252,14 @@ def _content(entry: Entry) -> dict[str, Any]:
     return {"fields": dict(entry.manifest.fields), "arrays": arrays}
 
 
-def place_together(call: Call, request: Request, placement: Placement) -> None:
-    """Makes sure that all processes are about to place the arrays alike.
+def place_together(call: Call, request: Request, placement: Placement, built: Mapping[str, Any]) -> None:
+    """Makes sure that all processes are about to place the arrays alike, and to build the same of them.
+
+    Args:
+        call: The call.
+        request: What it loads.
+        placement: Where that goes.
+        built: What decides what is built, beside the request.
 
     Raises:
         LazyLoadError: One of them is not.
@@ -260,7 +268,7 @@ def place_together(call: Call, request: Request, placement: Placement) -> None:
         return
     specs = {path: str(place) for path, place in placement.of(request).items()}
     digest = hashlib.sha256(json.dumps(specs, sort_keys=True).encode()).hexdigest()
-    call.agree("place", {"mesh": placement.mesh_shape, "shardings": digest})
+    call.agree("place", {"mesh": placement.mesh_shape, "shardings": digest, **built})
 
 
 def arrays_elsewhere(request: Request, placement: Placement, call: Call) -> Restored:

@@ -102,7 +102,7 @@ def _groups(paths: Mapping[str, object], arrays: Records) -> list[list[str]]:
 
 
 def _moved(array: jax.Array, place: Sharding) -> jax.Array:
-    """An array in its place; the memory of where it was is free afterwards."""
+    """An array in its place."""
     mesh = place.mesh if isinstance(place, NamedSharding) else None
     # Another mesh may be set, which JAX would hold the places against.
     with jax.set_mesh(mesh) if isinstance(mesh, Mesh) else contextlib.nullcontext():
@@ -111,4 +111,4 @@ def _moved(array: jax.Array, place: Sharding) -> jax.Array:
 
 @functools.lru_cache(maxsize=256)
 def _move_to(place: Sharding) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda array: array, out_shardings=place, donate_argnums=0)
+    return jax.jit(lambda array: array, out_shardings=place)

@@ -9,6 +9,7 @@ bug 365549911) refuses the one and has `use_zarr3=False` where it reads. Colocat
 import enum
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def _has_workers() -> bool:
 def _kind_of_file_system(path: Path, mounts: str = "/proc/mounts") -> str | None:
     """The kind of the file system that a path is on, or would be; None where it is not known, or only read."""
     try:
-        rows = [line.split() for line in Path(mounts).read_text().splitlines()]
+        rows = [[_unescaped(word) for word in line.split()] for line in Path(mounts).read_text().splitlines()]
     except OSError:
         return None
     found = os.path.realpath(path)
@@ -92,3 +93,8 @@ def _kind_of_file_system(path: Path, mounts: str = "/proc/mounts") -> str | None
     # What is mounted later hides what was mounted in the same place before.
     _, _, kind, options, *_ = max(over, key=lambda row: (len(row[1]), rows.index(row)))
     return kind if "rw" in options.split(",") else None
+
+
+def _unescaped(word: str) -> str:
+    """A word of `/proc/mounts`, which has octal numbers for spaces and the like (`fs/proc_namespace.c` of Linux)."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)

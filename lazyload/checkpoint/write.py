@@ -131,7 +131,6 @@ def write_share(
     scalars: Mapping[str, int] | None = None,
     item: str = "",
     advance: Advance = lambda nbytes: None,
-    give_up: Callable[[BaseException], None] = lambda error: None,
 ) -> Written:
     """Writes a part of a checkpoint that another process has begun with `write`, and will complete.
 
@@ -143,7 +142,6 @@ def write_share(
         scalars: Whole numbers stored beside the arrays.
         item: The name of the composite checkpoint's item.
         advance: Called with the number of bytes of every chunk.
-        give_up: Called with what has gone wrong.
 
     Returns:
         What the other process needs to know of it.
@@ -154,7 +152,7 @@ def write_share(
     records = _records(folder, tensors, scalars or {}, storage)
     arrays = folder / item
     writer = UncompressedWriter(arrays, records, storage, joins=True)
-    writing = _Writing(folder, tensors, records, writer, advance, lambda path, box, values: None, give_up)
+    writing = _Writing(folder, tensors, records, writer, advance, lambda path, box, values: None, lambda error: None)
     with _sent_to_disk_meanwhile(folder, writer), writer:
         writing.run(share)
         with _explained(folder):
@@ -352,10 +350,10 @@ def _sent_to_disk_meanwhile(
 
     def follow() -> None:
         while not finished.wait(_SECONDS_BETWEEN_LOOKS):
+            # What has been named once is named to nobody else.
             for path in writer.worth_synchronising(_LARGE_BYTES):
-                if not finished.is_set():
-                    with contextlib.suppress(FileNotFoundError):
-                        _synchronise_one(path)
+                with contextlib.suppress(FileNotFoundError):
+                    _synchronise_one(path)
 
     with ThreadPoolExecutor(1, thread_name_prefix="lazyload-sync") as pool:
         following = pool.submit(follow)

@@ -100,9 +100,10 @@ def test_the_kind_of_a_file_system_is_that_of_the_innermost_mount(tmp_path: Path
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/sda1 / ext4 rw,relatime 0 0\nserver:/x /mnt nfs4 rw 0 0\n/dev/sdb /mnt/weights ext4 ro 0 0\n"
-        "tmpfs /mntx tmpfs rw 0 0\n"
+        "tmpfs /mntx tmpfs rw 0 0\ngcsfuse /a\\040bucket fuse.gcsfuse rw 0 0\n"
     )
     kinds = {"/home": "ext4", "/mnt/cache": "nfs4", "/mnt/weights/cache": None, "/mntx": "tmpfs"}
+    kinds |= {"/a bucket/cache": "fuse.gcsfuse"}
     assert {path: pathways._kind_of_file_system(Path(path), str(mounts)) for path in kinds} == kinds
     assert pathways._kind_of_file_system(tmp_path, str(tmp_path / "none")) is None
 

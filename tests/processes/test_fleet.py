@@ -21,6 +21,8 @@ from support.large import LLAMA, write
 
 import lazyload
 from lazyload.cache.manifest import checksum_of
+from lazyload.sources import ModelReference
+from lazyload.together import _differences_of_reference
 
 pytestmark = pytest.mark.xdist_group("fleet")
 
@@ -169,6 +171,43 @@ def test_calls_that_differ_are_refused_by_all(
     answers = two.run(load, p1=own)
     require_raised(answers, -1, "process 1 on", word)
     assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("own", "word"),
+    [({"compute_dtype": "float32"}, "compute_dtype: float32 instead of null"), ({"remat": "block"}, "remat: block")],
+    ids=["compute_dtype", "remat"],
+)
+def test_modules_that_differ_are_refused_by_all(
+    two: Fleet, model: str, tmp_path: Path, own: Mapping[str, Any], word: str
+) -> None:
+    load = command(model, tmp_path, layout="nnx")
+    answers = two.run(load, p1={"options": {**load["options"], **own}})
+    require_raised(answers, -1, "process 1 on", word)
+
+
+def test_a_process_without_a_device_builds_the_same_module(two: Fleet, model: str, tmp_path: Path) -> None:
+    load = {**command(model, tmp_path, layout="nnx", remat="block"), "processes": [1]}
+    outside, member = two.run(load)
+    assert (outside["remat"], member["remat"]) == ("block", "block")
+    assert outside["shards"].keys() == member["shards"].keys()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_entry_that_is_lost_once_all_have_agreed_is_an_error_in_all(
+    two: Fleet, model: str, tmp_path: Path, index: int
+) -> None:
+    convert(model, tmp_path)
+    answers = two.run(command(model, tmp_path), **{f"p{index}": {"fault": ["lose", str(tmp_path)]}})
+    require_raised(answers, index, "call again in all processes")
+
+
+def test_places_in_a_repository_are_compared() -> None:
+    commit = "c" * 40
+    said = {"model": "a/b", "revision": None, "hub": {"identity": {"commit": commit, "subfolder": "x"}}}
+    assert _differences_of_reference(ModelReference("a/b", subfolder="x"), said) == []
+    assert _differences_of_reference(ModelReference("a/b", subfolder="y"), said) == ["subfolder: y instead of x"]
+    assert _differences_of_reference(ModelReference("a/b", subfolder="x", variant="fp16"), said)
 
 
 @pytest.mark.parametrize("converted", [False, True], ids=["never seen", "seen before"])

@@ -9,7 +9,8 @@ A command is a JSON object:
     mesh         its shape, axes "fsdp" and "tp"; one axis, if there is none
     set_mesh     whether it is set, rather than given
     environment  variables while the call runs
-    fault        what happens to this process: "kill", "stop" or "raise" with a stage, "slow" with seconds a report
+    fault        what happens to this process: "kill", "stop" or "raise" with a stage, "slow" with seconds a report,
+                 "lose" with a folder: what is in there of converted checkpoints is removed before it is read
     most_bytes   what a file that this process writes may have at most
     format       another number of the entries' format
 
@@ -24,19 +25,24 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import jax
 import numpy as np
+from flax import nnx
 
 import lazyload
 from lazyload import request
+from lazyload.cache.entry import Entry
+from lazyload.restoring import Restoring
 
 
 def main(port: int, count: int, index: int, devices: int) -> None:
@@ -76,7 +82,7 @@ def called(command: Mapping[str, Any]) -> dict[str, Any]:
         case "convert":
             return {"path": str(lazyload.convert(command["model"], **options).path)}
         case _:
-            options |= {"layout": lazyload.MaxText()}
+            options.setdefault("layout", lazyload.MaxText())
             if command.get("set_mesh"):
                 with jax.set_mesh(mesh(command)):
                     arrays = lazyload.from_pretrained(command["model"], **options)
@@ -86,6 +92,7 @@ def called(command: Mapping[str, Any]) -> dict[str, Any]:
             return {
                 "shards": dict(shards(arrays)),
                 "count": len(jax.tree.leaves(arrays)),
+                "remat": getattr(arrays, "remat", None),
                 **(dataclasses.asdict(lazyload.last_report(), dict_factory=plain) if member else {}),
             }
 
@@ -105,6 +112,7 @@ def mesh(command: Mapping[str, Any]) -> jax.sharding.Mesh:
 
 def shards(arrays: Any) -> Iterator[tuple[str, list[Any]]]:
     """Place and content of what this process has of each array."""
+    arrays = nnx.to_pure_dict(nnx.state(arrays)) if isinstance(arrays, nnx.Module) else arrays
     for path, array in jax.tree.leaves_with_path(arrays):
         yield (
             jax.tree_util.keystr(path),
@@ -120,7 +128,7 @@ def shards(arrays: Any) -> Iterator[tuple[str, list[Any]]]:
 
 def progress(fault: list[Any] | None) -> Callable[[lazyload.Progress], None] | bool:
     """A progress function that does what is to happen, once the stage is under way."""
-    if fault is None:
+    if fault is None or fault[0] == "lose":
         return False
     kind, where = fault
     has_happened = False
@@ -144,11 +152,26 @@ def faults(command: Mapping[str, Any]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if number := command.get("format"):
             stack.enter_context(mock.patch.object(request, "ENTRY_FORMAT", number))
+        if (command.get("fault") or [""])[0] == "lose":
+            stack.enter_context(lost_before_it_is_read(command["fault"][1]))
         if most := command.get("most_bytes"):
             before = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
             stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, before)
         yield
+
+
+def lost_before_it_is_read(cache: str) -> Any:
+    """The cache loses its data when this process is about to read it."""
+    of = Restoring.of
+
+    def losing(self: Restoring, entry: Entry) -> Any:
+        for folder in Path(cache).rglob("data-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._delivery = None
+        return of(self, entry)
+
+    return mock.patch.object(Restoring, "of", losing)
 
 
 def bytes_read() -> int:
