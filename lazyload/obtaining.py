@@ -162,7 +162,7 @@ def _brought_here(entry: Entry, request: Request, manner: Manner) -> Entry:
         return entry
     total = sum(file["size"] for file in entry.manifest.files.values())
     with manner.stopwatch.stage("fetch"), manner.progress.stage("fetch", total) as advance:
-        return request.cache.brought_here(entry, advance)
+        return request.cache.brought_here(entry, advance, manner.lock_timeout)
 
 
 def _locked(request: Request, manner: Manner, locks: contextlib.ExitStack) -> list[Key]:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from lazyload.bucket.path import Folder
 from lazyload.cache.cache import Cache
@@ -81,7 +82,14 @@ def _problems(entry: Entry) -> tuple[str, ...]:
     try:
         files = entry.place.damaged_files(entry.manifest.data, entry.manifest.files)
     except CacheError as error:
+        if not isinstance(entry.folder, Path):
+            raise
         files = [str(error)]
     except OSError as error:
         files = [f"{error.filename}: cannot be read now: {error.strerror}"]
-    return (*find_damage(entry.path, entry.manifest.arrays, storage), *files)
+    found = find_damage(entry.path, entry.manifest.arrays, storage)
+    is_on_disk = isinstance(entry.folder, Path)
+    if not is_on_disk and found and not files and all("NOT_FOUND" in each for each in found):
+        # The objects are there; TensorStore, which has credentials and an endpoint of its own, does not find them.
+        raise CacheError(f"{entry.path} is there, but TensorStore cannot read it: {found[0]}")
+    return (*found, *files)

@@ -10,7 +10,7 @@ from lazyload.bucket.bucket import Bucket
 from lazyload.errors import CacheError
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<rest>.*)", re.DOTALL)
-_SCHEMES = {"gs": "gs", "gcs": "gs", "s3": "s3"}
+SCHEMES = {"gs": "gs", "gcs": "gs", "s3": "s3"}
 
 
 @functools.total_ordering
@@ -121,7 +121,7 @@ def bucket_path(url: str) -> BucketPath:
     match = _URL.fullmatch(url)
     # Who writes secrets into a URL does not want to read them in messages.
     shown = re.sub("//[^/]*@", "//...@", url)
-    scheme = _SCHEMES.get(match["scheme"].lower()) if match else None
+    scheme = SCHEMES.get(match["scheme"].lower()) if match else None
     if match is None or scheme is None:
         raise CacheError(
             f"{shown}: a cache is a folder, or in a bucket; give a path, gs://bucket/path or s3://bucket/path"

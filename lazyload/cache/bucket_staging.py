@@ -52,6 +52,7 @@ class BucketStaging:
         source: Mapping[str, Any],
         config: Mapping[str, Any],
         seconds: float,
+        made: Mapping[str, Any] | None = None,
     ) -> Entry:
         """Writes the manifest where there is none.
 
@@ -77,7 +78,7 @@ class BucketStaging:
             source=source,
             config=config,
             seconds=round(seconds, 3),
-            **made_by_this_process(),
+            **(made or made_by_this_process()),
         )
         where, text = self.folder / FILE_NAME, manifest.to_json().encode()
         for _ in range(_TRIES):

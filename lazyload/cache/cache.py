@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lazyload.bucket.path import Folder
 from lazyload.cache.clearing import carry_out, carry_out_one, entry_folder
@@ -15,7 +15,7 @@ from lazyload.cache.disk import explained
 from lazyload.cache.entry import Entry, Form, Listed, problem_of, read_entry
 from lazyload.cache.filters import filtered
 from lazyload.cache.index import abandoned
-from lazyload.cache.key import Key
+from lazyload.cache.key import Key, is_digest
 from lazyload.cache.looking import look_at, names_in
 from lazyload.cache.manifest import (
     FILE_NAME,
@@ -34,6 +34,8 @@ from lazyload.display import text
 from lazyload.errors import ArgumentError, CacheAccessError, CacheError
 from lazyload.progress import Advance
 
+Found = TypeVar("Found")
+
 logger = logging.getLogger("lazyload")
 
 _MOST_ROWS = 100
@@ -48,12 +50,9 @@ class Cache:
         []
 
     Attributes:
-        shared: Other roots, whose entries are used. Nothing is written to them but leases, and copies to a first one on
-            a disk of what is found in a bucket.
         contents: What is known of source folders, on a disk.
     """
 
-    shared: tuple[Folder, ...]
     contents: Contents
 
     def __init__(self, root: str | os.PathLike[str] | None = None):
@@ -67,9 +66,8 @@ class Cache:
         Raises:
             CacheError: The root is a URL, but not of a bucket, or has a backslash.
         """
-        *shared, self._root = chosen_roots(root)
-        self._shared: tuple[Root, ...] = tuple(shared)
-        self.shared = tuple(each.folder for each in shared)
+        self._all = tuple(chosen_roots(root))
+        self._root = self._all[-1]
         # Folders are this machine's: what they contain is not for a bucket.
         *before, last = [each for each in (*self.shared, self.root) if isinstance(each, Path)] or [
             Path(default_root()).expanduser()
@@ -80,6 +78,14 @@ class Cache:
     def root(self) -> Folder:
         """The root that is written to; it need not exist."""
         return self._root.folder
+
+    @property
+    def shared(self) -> tuple[Folder, ...]:
+        """Other roots, whose entries are used.
+
+        Nothing is written to them but leases, and copies to a first one on a disk of what is found in a bucket.
+        """
+        return tuple(root.folder for root in self._all if root is not self._root)
 
     @property
     def names_last(self) -> bool:
@@ -111,7 +117,11 @@ class Cache:
     ) -> tuple[list[Listed], dict[Folder, str]]:
         """Entries as lists show them, and what is none."""
         name = None if model is None else folder_name(model)
-        looks = [look_at(root, name, writes_index=writes_index) for root in self._roots(shared=shared)]
+        looks = [
+            found
+            for root in self._roots(shared=shared)
+            if (found := self._reached(root, lambda root: look_at(root, name, writes_index=writes_index))) is not None
+        ]
         entries = sorted((entry for found, _ in looks for entry in found), key=_by_model_and_age)
         return entries, {folder: problem for _, found in looks for folder, problem in found.items()}
 
@@ -186,12 +196,17 @@ class Cache:
     def _folders_of(self, key: Key, name: str) -> Iterator[Folder]:
         """The folders that may hold the entry of a key; of several roots, without a bucket that is out of reach."""
         for root in self._roots(shared=True):
-            try:
-                yield from root.find(key.digest, name)
-            except CacheError as error:
-                if isinstance(root.folder, Path) or not self._shared:
-                    raise
-                logger.warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
+            yield from self._reached(root, lambda root: root.find(key.digest, name)) or ()
+
+    def _reached(self, root: Root, task: Callable[[Root], Found]) -> Found | None:
+        """What a task finds in a root; None, with a warning, of several roots for a bucket that is out of reach."""
+        try:
+            return task(root)
+        except CacheError as error:
+            if isinstance(root.folder, Path) or len(self._all) == 1:
+                raise
+            logger.warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
+            return None
 
     def explain(self, key: Key, model: str) -> list[str]:
         """Why there is no entry of a key: how it differs from the entries of the same model, the closest one."""
@@ -221,10 +236,11 @@ class Cache:
         """The entries of a hub model and revision (branch, tag or commit), the newest first."""
         wanted, name = revision or "main", folder_name(model)
         found: list[Entry] = []
-        for root in self._roots(shared=True):
-            # A disk in front answers without its bucket, and so without a network.
+        # A disk answers without a bucket, and so without a network.
+        for root in sorted(self._roots(shared=True), key=lambda root: not isinstance(root.folder, Path)):
             if not found or isinstance(root.folder, Path):
-                found += _of_revision(look_at(root, name)[0], model, wanted)
+                entries, _ = self._reached(root, lambda root: look_at(root, name)) or ([], {})
+                found += _of_revision(entries, model, wanted)
         return sorted(found, key=lambda entry: entry.manifest.created, reverse=True)
 
     @contextlib.contextmanager
@@ -253,16 +269,16 @@ class Cache:
                 if not self._write_to_an_earlier_root():
                     raise
                 logger.warning("converting into %s: %s", self.root, error)
+                watch = Watch(self.root, key, model or key.digest)
                 held.enter_context(self._root.lock(key.digest, limit, watch))
             yield
 
     def _write_to_an_earlier_root(self) -> bool:
         """Has the last root before this one be written to, where there is one."""
-        if not self._shared:
+        earlier = self._all[: self._all.index(self._root)]
+        if not earlier:
             return False
-        *before, last = self._shared
-        self._shared, self._root = (*before, self._root), last
-        self.shared = tuple(root.folder for root in self._shared)
+        self._root = earlier[-1]
         return True
 
     @contextlib.contextmanager
@@ -281,22 +297,33 @@ class Cache:
             self._remove_unfinished(model)
         with self._root.staging(key, model, folder_name(model), nbytes) as staging:
             yield staging
+        self._forget_copies([key.digest])
+
+    def _forget_copies(self, digests: Iterable[str]) -> None:
+        """Removes what `brought_here` has copied of entries, unless somebody reads it, so that they are found anew."""
+        first = self._roots(shared=True)[0]
+        if isinstance(self.root, Path) or not isinstance(first.folder, Path):
+            return
+        for folder in [folder for digest in digests for folder in first.folders(None, digest)]:
+            carry_out_one(first, Removal(folder, 0, "a copy"), lambda removal: True, force=False)
 
     def copies(self, entry: Entry) -> bool:
         """Whether `brought_here` copies an entry."""
         return not isinstance(entry.folder, Path) and isinstance(self._roots(shared=True)[0].folder, Path)
 
-    def brought_here(self, entry: Entry, advance: Advance = lambda nbytes: None) -> Entry:
+    def brought_here(self, entry: Entry, advance: Advance = lambda nbytes: None, timeout: float | None = None) -> Entry:
         """An entry that is in a bucket, copied to the first root where that is on a disk; else the entry itself.
 
         Args:
             entry: The entry.
             advance: Called with the numbers of bytes that have been copied, from any thread.
+            timeout: Seconds to wait at most for somebody who copies it; see `lock`.
         """
         if not self.copies(entry):
             return entry
+        limit = _lock_timeout() if timeout is None else timeout
         try:
-            return copy_entry(entry, self._roots(shared=True)[0], folder_name(entry.model), advance)
+            return copy_entry(entry, self._roots(shared=True)[0], folder_name(entry.model), advance, limit)
         except CacheError as error:
             logger.warning("using %s where it is: %s", entry.folder, error)
             return entry
@@ -336,6 +363,7 @@ class Cache:
         if dry_run:
             return removals
         removed, kept = carry_out(self._root, removals, lambda removal: True, force=force)
+        self._forget_copies(removal.path.name for removal in removed)
         if kept:
             raise CacheError(
                 "; ".join(f"kept {removal.path}: {reason}" for removal, reason in kept)
@@ -353,7 +381,11 @@ class Cache:
         Returns:
             Why it stays, a clause; None if it is gone.
         """
-        return carry_out_one(self._root, Removal(folder, 0, "asked for"), lambda removal: is_still_right(), force=False)
+        asked = Removal(folder, 0, "asked for")
+        stays = carry_out_one(self._root, asked, lambda removal: is_still_right(), force=False)
+        if stays is None:
+            self._forget_copies([folder.name])
+        return stays
 
     def select(self, *targets: str) -> list[Entry]:
         """The entries that targets name: models, or the starts of keys (4 characters at least).
@@ -443,6 +475,7 @@ class Cache:
                 return removal.path in unread
 
         removed, kept = carry_out(self._root, removals, is_still_right)
+        self._forget_copies(removal.path.name for removal in removed if is_digest(removal.path.name))
         for removal, reason in kept:
             logger.info("kept %s: %s", removal.path, reason)
         for removal in forgotten:
@@ -461,12 +494,16 @@ class Cache:
         ]
 
     def _roots(self, *, shared: bool) -> tuple[Root, ...]:
-        return (*self._shared, self._root) if shared else (self._root,)
+        return self._all if shared else (self._root,)
 
     def _folders(self, model: str | None = None, key: str | None = None, *, shared: bool = False) -> list[Folder]:
         """The folders of entries, complete or not; nothing outside the cache's own names, and no links."""
         name = None if model is None else folder_name(model)
-        return [folder for root in self._roots(shared=shared) for folder in root.folders(name, key)]
+        return [
+            folder
+            for root in self._roots(shared=shared)
+            for folder in self._reached(root, lambda root: root.folders(name, key)) or ()
+        ]
 
     def _repr_html_(self) -> str:
         # Notebooks alone show it.

@@ -8,6 +8,7 @@ from lazyload.bucket.bucket import MOST_AT_ONCE
 from lazyload.bucket.path import BucketPath
 from lazyload.cache.disk import explained
 from lazyload.cache.entry import Entry, read_entry
+from lazyload.cache.files import damaged_files
 from lazyload.cache.key import Key
 from lazyload.cache.manifest import UnreadableManifestError
 from lazyload.cache.root import Root
@@ -18,7 +19,7 @@ _RANGE_BYTES = 16 << 20
 """Of an object that is read in one request."""
 
 
-def copy_entry(entry: Entry, root: Root, folder: str, advance: Advance) -> Entry:
+def copy_entry(entry: Entry, root: Root, folder: str, advance: Advance, timeout: float | None) -> Entry:
     """The same entry in another root, copied there unless somebody else has done it.
 
     Args:
@@ -26,13 +27,15 @@ def copy_entry(entry: Entry, root: Root, folder: str, advance: Advance) -> Entry
         root: A root on a disk.
         folder: The name of the model's folder.
         advance: Called with the numbers of bytes that have been copied, from any thread.
+        timeout: Seconds to wait at most for somebody who copies it; None for as long as it takes.
 
     Raises:
-        CacheError: It cannot be read, or not be written there.
+        CacheError: It cannot be read, is not what was written, or cannot be written there.
+        LockTimeoutError: Somebody else was copying it for `timeout` seconds.
     """
     manifest, key = entry.manifest, Key(entry.manifest.fields)
     nbytes = sum(file["size"] for file in manifest.files.values())
-    with root.lock(key.digest, None):
+    with root.lock(key.digest, timeout):
         for found in root.folders(folder, key.digest):
             try:
                 there = read_entry(found)
@@ -42,6 +45,10 @@ def copy_entry(entry: Entry, root: Root, folder: str, advance: Advance) -> Entry
                 return there
         with entry.in_use(), root.staging(key, entry.model, folder, nbytes) as staging:
             _copy_files(entry, staging.path, advance)
+            with explained(staging.path):
+                problems = damaged_files(staging.path, manifest.files)
+            if problems:
+                raise CacheError(f"{entry.data} is damaged: {problems[0]}; see `lazyload cache verify --repair`")
             return staging.publish(
                 arrays=manifest.arrays,
                 nbytes=manifest.nbytes,
@@ -49,6 +56,7 @@ def copy_entry(entry: Entry, root: Root, folder: str, advance: Advance) -> Entry
                 source=manifest.source,
                 config=manifest.config,
                 seconds=manifest.seconds,
+                made={"created": manifest.created, "versions": manifest.versions, "writer": manifest.writer},
             )
 
 
@@ -77,8 +85,11 @@ def _copy_files(entry: Entry, folder: Path, advance: Advance) -> None:
                 pool.submit(copy, name, start, min(start + _RANGE_BYTES, size))
                 for start in range(0, max(1, size), _RANGE_BYTES)
             ]
-        for copied in copies:
-            try:
+        try:
+            for copied in copies:
                 copied.result()
-            except (FileNotFoundError, ValueError) as error:
+        except BaseException as error:
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, FileNotFoundError | ValueError):
                 raise CacheError(f"{entry.data} cannot be copied: {error}") from error
+            raise

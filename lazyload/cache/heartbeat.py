@@ -68,10 +68,13 @@ def is_alive(mark: BucketPath, stored: Stored, now: float) -> bool:
 
     Args:
         mark: The mark.
-        stored: What the bucket says of it.
+        stored: What the bucket said of it; by now it may be gone.
         now: The time by the store's clock.
     """
-    process = read(mark)
+    try:
+        process = liveness.parsed(mark.read_bytes())
+    except FileNotFoundError:
+        return False
     asked = None if process is None else liveness.asked_kernel(process)
     if asked is not None:
         return asked

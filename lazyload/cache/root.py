@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from lazyload.bucket.path import Folder, bucket_path, is_url
+from lazyload.bucket.path import SCHEMES, Folder, bucket_path, is_url
 from lazyload.cache.bucket_root import BucketRoot
 from lazyload.cache.disk_root import DiskRoot
 from lazyload.cache.entry import Entry
@@ -43,8 +43,11 @@ class Staging(Protocol):
         source: Mapping[str, Any],
         config: Mapping[str, Any],
         seconds: float,
+        made: Mapping[str, Any] | None = None,
     ) -> Entry:
         """Makes the staged data, or its folder `item`, the entry's checkpoint, in one atomic step.
+
+        `made` says who made it and when, as `made_by_this_process` does, where that was not this process now.
 
         Returns:
             The entry; another writer's, where there are no locks and that one came first.
@@ -120,6 +123,10 @@ def chosen_roots(root: str | os.PathLike[str] | None) -> list[Root]:
     return [_root(part) for part in several if part] or [_root(chosen)]
 
 
+_OF_URLS = {*SCHEMES, "file", "hf", "http", "https"}
+"""What stands before a colon of a URL that has lost a slash, rather than being a folder of that name."""
+
+
 def _parts(chosen: str) -> list[str]:
     """What stands between colons that are not those of URLs.
 
@@ -129,7 +136,8 @@ def _parts(chosen: str) -> list[str]:
     """
     parts: list[str] = []
     for part in chosen.split(os.pathsep):
-        if parts and part.startswith("/") and re.fullmatch("[A-Za-z][A-Za-z0-9+.-]+", parts[-1]):
+        is_scheme = bool(parts) and re.fullmatch("[A-Za-z][A-Za-z0-9+.-]+", parts[-1]) is not None
+        if is_scheme and (part.startswith("//") or (part.startswith("/") and parts[-1].lower() in _OF_URLS)):
             parts[-1] += f":{part}"
         else:
             parts.append(part)

@@ -67,6 +67,7 @@ class Staging:
         source: Mapping[str, Any],
         config: Mapping[str, Any],
         seconds: float,
+        made: Mapping[str, Any] | None = None,
     ) -> Entry:
         """Makes the staged data, or its folder `item`, the entry's checkpoint, in one atomic step.
 
@@ -89,7 +90,7 @@ class Staging:
                 source=source,
                 config=config,
                 seconds=round(seconds, 3),
-                **made_by_this_process(),
+                **(made or made_by_this_process()),
             )
             temporary = self.folder / f"{FILE_NAME}.{uuid.uuid4().hex}"
             try:

@@ -146,8 +146,11 @@ class ObjectWriter:
         content = padded(chunk, record.chunks).reshape(-1).view(np.uint8).data
         if self._storage.ocdbt and self._sizes[file] != len(content):
             with self._lock:
-                whole = self._objects.setdefault(file, bytearray(self._sizes[file]))
-                whole[offset : offset + len(content)] = content
+                if file not in self._objects:
+                    self._objects[file] = bytearray(self._sizes[file])
+                whole = self._objects[file]
+            whole[offset : offset + len(content)] = content
+            with self._lock:
                 self._missing[file] -= 1
                 if self._missing[file]:
                     return

@@ -1,6 +1,7 @@
 """Verifying: every array of a checkpoint is read again and compared with its checksum."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
@@ -9,7 +10,11 @@ from lazyload.bucket.path import Folder
 from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.records import ArrayRecord, Records, chunk_checksum, combined
 from lazyload.checkpoint.store import array_spec, context
+from lazyload.errors import CacheError
 from lazyload.storage import Storage
+
+_OUT_OF_REACH = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
+"""How TensorStore begins to say that a store does not answer, or not this user; nothing is known of the array then."""
 
 
 def find_damage(folder: Folder, arrays: Records, storage: Storage) -> list[str]:
@@ -22,6 +27,9 @@ def find_damage(folder: Folder, arrays: Records, storage: Storage) -> list[str]:
 
     Returns:
         What is wrong, a sentence each.
+
+    Raises:
+        CacheError: It is in a bucket that is out of reach.
     """
     shared = context()
     problems = []
@@ -29,6 +37,8 @@ def find_damage(folder: Folder, arrays: Records, storage: Storage) -> list[str]:
         try:
             found, written = _compared(folder, path, values, storage, shared)
         except (ValueError, OSError) as error:
+            if not isinstance(folder, Path) and str(error).startswith(_OUT_OF_REACH):
+                raise CacheError(f"{folder} cannot be read now: {str(error).splitlines()[0][:200]}") from error
             problems.append(f"{path}: cannot be read: {str(error).splitlines()[0][:200]}")
             continue
         if found != written:

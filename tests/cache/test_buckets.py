@@ -374,6 +374,84 @@ def test_a_bucket_out_of_reach_does_not_keep_the_disk_in_front_from_answering(
     assert "not looking for a cached checkpoint in gs://bucket/cache" in caplog.text
 
 
+@pytest.mark.parametrize("rid", ["convert again", "remove", "prune", "discard"])
+def test_what_takes_the_place_of_an_entry_takes_that_of_its_copy(
+    cloud: CloudStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rid: str
+) -> None:
+    entry = publish()
+    monkeypatch.setenv("LAZYLOAD_CACHE", f"{tmp_path}:{ROOT}")
+    cache = Cache()
+    copy = cache.brought_here(cache.find(KEY))
+    match rid:
+        case "convert again":
+            with cache.staging(KEY, "org/model", 1) as staging:
+                (staging.path / "chunk").write_bytes(b"new")
+                staging.publish(arrays={}, nbytes=3, source={}, config={}, seconds=1)
+        case "remove":
+            cache.remove("org/model")
+        case "prune":
+            cache.prune(everything=True)
+        case "discard":
+            assert cache.discard(entry.folder, lambda: True) is None
+    assert not copy.folder.exists()
+    found = Cache().find(KEY)
+    assert found is None if rid != "convert again" else isinstance(found.folder, BucketPath)
+
+
+def test_a_copy_says_what_its_entry_says_and_is_no_copy_of_damage(
+    cloud: CloudStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = publish()
+    monkeypatch.setenv("LAZYLOAD_CACHE", f"{tmp_path}:{ROOT}")
+    name = f"{entry.data.key}/chunk"
+    whole = entry.data.bucket.read(name)
+    entry.data.bucket.write(name, b"y" * len(whole))
+    cache = Cache()
+    found = cache.find(KEY)
+    assert cache.brought_here(found) == found, "it is used where it is, and found to be damaged there"
+    assert not list(tmp_path.rglob("manifest.json"))
+    entry.data.bucket.write(name, whole)
+    made = cache.brought_here(found).manifest
+    assert (made.created, made.writer, made.versions) == tuple(
+        getattr(entry.manifest, field) for field in ("created", "writer", "versions")
+    )
+
+
+def test_a_copy_that_fails_is_not_gone_on_with(
+    cloud: CloudStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Cache(ROOT).staging(KEY, "org/model", 1) as staging:
+        for number in range(200):
+            (staging.path / f"chunk{number}").write_bytes(b"x")
+        staging.publish(arrays={}, nbytes=1, source={}, config={}, seconds=1)
+    monkeypatch.setenv("LAZYLOAD_CACHE", f"{tmp_path}:{ROOT}")
+    cache = Cache()
+    found = cache.find(KEY)
+    cloud.forget_counts()
+    cloud.faults = [Fault("reset", "GET", ".*chunk.*", times=100_000)]
+    assert cache.brought_here(found) == found
+    assert 100_000 - cloud.faults[0].times < 2000, "200 chunks would be asked for a dozen times each"
+
+
+def test_a_bucket_out_of_reach_keeps_no_other_root_from_answering(
+    cloud: CloudStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAZYLOAD_CACHE", f"{ROOT}:{tmp_path}")
+    entry = entries.publish(tmp_path)
+    cloud.faults = [Fault("reset", ".*", times=100_000)]
+    cache = Cache()
+    assert cache.recall("org/model", None) == [entry]
+    assert cache.visible("org/model") == [entry]
+    assert not cache.has_made({"sizes": {"model.safetensors": 3}})
+
+
+def test_a_mark_that_has_gone_meanwhile_is_of_nobody(cloud: CloudStorage) -> None:
+    mark = bucket_path(f"{ROOT}/mark")
+    with heartbeat.marked(mark):
+        (stored,) = mark.bucket.below(mark.key).values()
+    assert not heartbeat.is_alive(mark, stored, stored.time)
+
+
 @pytest.mark.parametrize("full", [OSError(28, "No space left on device")])
 def test_where_the_disk_in_front_is_full_the_bucket_is_read(
     cloud: CloudStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: OSError

@@ -7,6 +7,7 @@ import pytest
 from support import checkpoints
 
 import lazyload
+from lazyload.cache import root as roots
 from lazyload.errors import CacheError
 
 
@@ -48,3 +49,16 @@ def test_a_root_behind_another_url_is_refused(root: str | Path) -> None:
 def test_a_root_that_tensorstore_cannot_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="backslash"):
         lazyload.Cache(tmp_path / "a\\b")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "parts"),
+    [
+        ("cache:/own", ["cache", "/own"]),
+        ("/local:gs://bucket/path:/own", ["/local", "gs://bucket/path", "/own"]),
+        ("gs:/bucket/path", ["gs:/bucket/path"]),
+        ("hdfs://host/path", ["hdfs://host/path"]),
+    ],
+)
+def test_colons_are_those_of_urls_or_stand_between_roots(chosen: str, parts: list[str]) -> None:
+    assert roots._parts(chosen) == parts

@@ -1,5 +1,6 @@
 """What a fleet reads: what is predicted is what is read, and every array can be read about once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -36,23 +37,35 @@ def test_what_is_predicted_is_what_is_read(tmp_path: Path, shape: tuple[int, ...
         index = NamedSharding(jax.make_mesh((8,), ("x",)), spec).devices_indices_map(shape)[device]
         limits = tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
         assembly = Assembly(shape, np.dtype(np.float32), place, HostMemory())
-        assembly._shards = {limits: np.empty([high - low for low, high in limits], np.float32)}
-        with UncompressedReader(tmp_path, storage, FileRanges(tmp_path)) as reader:
-            assert nbytes_read(kind, [limits], [0]) == sum(
-                read_of(reader, Piece("a", number, box, 0), record, assembly)
-                for number, box in enumerate(boxes(shape, record.chunks))
-            )
+        shard = np.empty([high - low for low, high in limits], np.float32)
+        assembly._shards = {limits: shard}
+        ranges = Counting(tmp_path)
+        with UncompressedReader(tmp_path, storage, ranges) as reader:
+            for number, box in enumerate(boxes(shape, record.chunks)):
+                read_piece(reader, Piece("a", number, box, 0), record, assembly)
+        assert ranges.nbytes == nbytes_read(kind, [limits], [0])
+        np.testing.assert_array_equal(shard, array[index])
 
 
-def read_of(reader: UncompressedReader, piece: Piece, record: ArrayRecord, assembly: Assembly) -> int:
-    """The bytes that are read of a chunk, but for rows that are read because strips hold several."""
+class Counting(FileRanges):
+    """Counts what is read; a row at a time, of what several rows would be read of at once."""
+
+    strip_bytes = 1
+    nbytes = 0
+
+    def read(self, file: str, offset: int, parts: Sequence[memoryview]) -> None:
+        self.nbytes += sum(map(len, parts))
+        super().read(file, offset, parts)
+
+
+def read_piece(reader: UncompressedReader, piece: Piece, record: ArrayRecord, assembly: Assembly) -> None:
+    """Reads what a shard has of a chunk."""
     stretches = reader.stretches(piece, record, assembly)
     if stretches is not None:
-        return sum(len(stretch.memory) for stretch in stretches)
-    axis = next(number for number, size in enumerate(record.chunks) if size > 1)
-    (limits,) = assembly._shards
-    rows = min(piece.box[axis].stop, limits[axis][1]) - max(piece.box[axis].start, limits[axis][0])
-    return rows * int(np.prod(record.chunks[axis + 1 :])) * 4
+        reader.fill(stretches)
+        return
+    for box, values in reader.strips(piece, record, assembly):
+        assembly.put(box, values)
 
 
 def columns(shape: tuple[int, ...], devices: int) -> list[tuple[tuple[int, int], ...]]:
