@@ -20,7 +20,7 @@ from lazyload.progress import Advance
 from lazyload.storage import Storage
 
 _BYTES_AT_ONCE = 2 << 30
-"""Of arrays that are read before their parts are exchanged, unless a single one is larger."""
+"""Of arrays that a process reads before their parts are exchanged, unless a single one is larger."""
 
 
 def read_once(
@@ -87,12 +87,13 @@ def _place_to_read(kind: Kind, final: NamedSharding, mesh: Mesh) -> NamedShardin
     return NamedSharding(flat, PartitionSpec(*[None] * split.dimension, "part"))
 
 
-def _groups(paths: Mapping[str, object], arrays: Records) -> list[list[str]]:
-    """Paths in their order, as many together as may be in memory at once."""
+def _groups(places: Mapping[str, NamedSharding], arrays: Records) -> list[list[str]]:
+    """Paths in their order, as many together as a process may hold at once; the same in all processes."""
     groups: list[list[str]] = []
     held = 0
-    for path in paths:
-        nbytes = ArrayRecord.from_dict(arrays[path]).nbytes
+    for path, place in places.items():
+        processes = {device.process_index for device in place.mesh.devices.flat}
+        nbytes = ArrayRecord.from_dict(arrays[path]).nbytes // len(processes)
         if not groups or held + nbytes > _BYTES_AT_ONCE:
             groups.append([])
             held = 0

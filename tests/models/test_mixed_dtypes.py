@@ -62,6 +62,16 @@ def test_what_is_stored_in_float32_is_computed_in_another_dtype_as_if_it_were_st
     np.testing.assert_array_equal(logits, run(mixed(name, lambda path: jnp.bfloat16), TOKENS)[0])
 
 
+@pytest.mark.parametrize(("name", "ending"), [("deepseek_v4", "o_a_proj.kernel"), ("gemma3n", "streams.split.kernel")])
+def test_no_kernel_is_multiplied_in_more_than_it_is_computed_in(name, ending):
+    model = Decoder(CONFIGS[name], dtype=jnp.float32, compute_dtype="bfloat16", rngs=None)
+    arrays = rounded(name)
+    # Too little to be seen in bfloat16.
+    finer = {path: array * (1 + 2**-12) if path.endswith(ending) else array for path, array in arrays.items()}
+    assert any(path.endswith(ending) for path in arrays)
+    np.testing.assert_array_equal(run(fill(model, finer), TOKENS)[0], run(fill(model, arrays), TOKENS)[0])
+
+
 def test_logits_are_as_exact_as_the_projection():
     model = mixed("plain", lambda path: jnp.float32 if "lm_head" in path else jnp.bfloat16)
     logits, _ = run(model, TOKENS)
