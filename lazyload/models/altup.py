@@ -7,6 +7,7 @@ embed.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.models.norm import RMSNorm
@@ -91,6 +92,7 @@ class StreamProjections(nnx.Module):
     """One linear map for each stream but the first: `kernel` is `[stream, input, output]`."""
 
     kernel: nnx.Param[jax.Array]
+    compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters):
         self.kernel = parameters.declare("kernel", nnx.initializers.lecun_normal(batch_axis=0))

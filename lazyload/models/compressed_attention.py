@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.errors import InputError
@@ -20,6 +21,7 @@ class GroupedProjection(nnx.Module):
     """One linear map for each group of heads, `[batch, length, group, ...]` to `[batch, length, group, rank]`."""
 
     kernel: nnx.Param[jax.Array]
+    compute_dtype: DTypeLike | None
 
     def __init__(self, parameters: Parameters):
         normal = nnx.initializers.lecun_normal(in_axis=(1, 2), out_axis=3, batch_axis=0)
