@@ -1191,7 +1191,7 @@ def test_a_missing_field_means_what_transformers_takes_it_for(kind: str) -> None
     if text is None:
         assert missing(kind, values, read) <= NEEDED
         return
-    # What the whole file says of it counts, and it is only in ours that the text model's part stands in for it.
+    # What the whole file says of it counts.
     text.pop("tie_word_embeddings", None)
     assert not missing(kind, values, read)
     own = text["model_type"].replace("kimi_k2", "deepseek_v3")

@@ -228,7 +228,7 @@ def fp8_by_modelopt(algorithm: str, shape: tuple[int, ...], block: tuple[int, in
 
 def gptq(bits: int = 4, size: int = 8, form: str = "gptq", reordered: bool = False, index: bool = True) -> Case:
     inputs, outputs, added = 64, 32, 1 if form == "gptq" else 0
-    groups = 1 if size == -1 else inputs // size
+    groups = 1 if size == -1 else -(-inputs // size)
     code, zero = codes("c", bits, inputs, outputs), codes("z", bits, groups, outputs)
     scale = scales("s", groups, outputs, dtype=np.float16)
     of_row = np.arange(inputs) // (inputs if size == -1 else size)
@@ -296,6 +296,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "gptq, one group": functools.partial(gptq, size=-1),
     "gptq, act-order": functools.partial(gptq, reordered=True),
     "gptq, no index": functools.partial(gptq, index=False),
+    "gptq, a shorter last group": functools.partial(gptq, size=24, index=False),
     "awq": awq,
     "awq, one group": functools.partial(awq, -1),
 }
