@@ -1,10 +1,11 @@
 """Looking at a model without loading it: what a load would do, and what its `config.json` means."""
 
-import functools
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
+from lazyload.arguments import ModelArguments
 from lazyload.checkpoint.chunks import choose_chunks
 from lazyload.checkpoint.reads import Kind
 from lazyload.errors import ArgumentError
@@ -12,9 +13,8 @@ from lazyload.families.family import Family
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.options import ConfigOptions, DTypeOption, LayoutOption, StorageOption, explains_arguments
 from lazyload.progress import show_progress
-from lazyload.request import adapter_reference, open_request, read_config
+from lazyload.request import Request, open_request, read_config
 from lazyload.results import Parameter, Plan
-from lazyload.sources import ModelReference
 from lazyload.storage import Storage
 
 if TYPE_CHECKING:
@@ -79,28 +79,39 @@ def plan(
         >>> print(lazyload.plan("Qwen/Qwen3-8B").nbytes)  # doctest: +SKIP
     """
     _require_rules_of_a_mesh(mesh, rules)
-    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    opened = functools.partial(
-        open_request,
-        reference,
-        dtype,
-        layout,
-        storage,
-        cache_dir,
-        family,
-        strict,
-        config,
-        dry_run=True,
+    arguments = ModelArguments(
+        model=model,
+        revision=revision,
+        subfolder=subfolder,
+        variant=variant,
+        dtype=dtype,
+        layout=layout,
         layers=layers,
-        adapter=adapter_reference(adapter, token, local_files_only),
+        storage=storage,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        strict=strict,
+        config=config,
+        family=family,
+        adapter=adapter,
     )
-    with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
+    return planned(arguments, mesh, rules)
+
+
+def planned(
+    arguments: ModelArguments,
+    mesh: "jax.sharding.Mesh | jax.sharding.AbstractMesh | None" = None,
+    rules: "Rules | None" = None,
+) -> Plan:
+    """What a load of some arguments would do; see `plan`."""
+    with _opened(arguments) as request:
         conversion = request.settled().conversion()
         entry = request.cache.find(request.key, request.forms) if request.may_be_cached else None
         reasons = () if entry else tuple(request.reasons())
 
     def key() -> str:
-        with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
+        with _opened(arguments) as request:
             return request.key.digest
 
     parameters = {
@@ -126,6 +137,16 @@ def plan(
     # Rules that do not fit the model are refused here.
     _ = made.shardings
     return made
+
+
+@contextlib.contextmanager
+def _opened(arguments: ModelArguments) -> Iterator[Request]:
+    """The request of a call that only asks."""
+    with (
+        show_progress(None, arguments.reference.name) as shown,
+        open_request(arguments, shown, dry_run=True) as request,
+    ):
+        yield request
 
 
 def _kind(lazy: LazyTensor, storage: Storage) -> Kind:
@@ -194,5 +215,16 @@ def config(
         >>> lazyload.config("Qwen/Qwen3-8B").num_layers  # doctest: +SKIP
         36
     """
-    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    return read_config(reference, cache_dir, family, config, layers)
+    arguments = ModelArguments(
+        model=model,
+        revision=revision,
+        subfolder=subfolder,
+        variant=variant,
+        layers=layers,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        config=config,
+        family=family,
+    )
+    return read_config(arguments)

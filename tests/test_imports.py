@@ -25,6 +25,7 @@ ROWS = (
     ("low_rank", "placement", "shown"),
     ("filling",),
     ("request", "team", "verification"),
+    ("arguments",),
     ("adapting", "monitoring", "options", "results"),
     ("cache", "checkpoint", "sources", "families", "models"),
     ("formats", "config_json"),

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from lazyload.architecture import DecoderConfig
+from lazyload.arguments import ModelArguments
 from lazyload.cache.termination import cleaning_up
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import ArgumentError, TensorMismatchError
@@ -35,7 +36,6 @@ from lazyload.request import Request, open_request
 from lazyload.saving.config import config_json
 from lazyload.saving.files import Readable, new_folder, shard_bytes, write_file, write_one, write_tensors
 from lazyload.saving.held import HeldArrays, arrays_of
-from lazyload.sources import ModelReference
 from lazyload.sources.beside import files_beside
 
 if TYPE_CHECKING:
@@ -110,9 +110,18 @@ def save_pretrained(
     if lora_alpha is not None and not (type(lora_alpha) in (int, float) and 0 < lora_alpha < math.inf):
         raise ArgumentError(f"lora_alpha={lora_alpha!r:.100}: give a number above 0")
     most = shard_bytes(max_shard_size)
-    reference = ModelReference(like, revision, token, local_files_only, subfolder or "", variant or "")
-    layout = decoder_layout(layout, layout == "nnx" and getattr(model, "scan_layers", False))
-    with open_request(reference, "bfloat16", layout, None, None, family, config=config, dry_run=True) as opened:
+    arguments = ModelArguments(
+        model=like,
+        revision=revision,
+        subfolder=subfolder,
+        variant=variant,
+        layout=decoder_layout(layout, layout == "nnx" and getattr(model, "scan_layers", False)),
+        token=token,
+        local_files_only=local_files_only,
+        config=config,
+        family=family,
+    )
+    with open_request(arguments, dry_run=True) as opened:
         if lora_alpha is not None:
             _write_adapter(model, opened, target, lora_alpha)
             return target
