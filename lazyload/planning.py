@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from lazyload.arguments import ModelArguments
-from lazyload.checkpoint.chunks import choose_chunks
 from lazyload.checkpoint.reads import Kind
+from lazyload.checkpoint.records import new_record
 from lazyload.errors import ArgumentError
 from lazyload.families.family import Family
-from lazyload.layouts.lazy import LazyTensor
 from lazyload.options import ConfigOptions, DTypeOption, LayoutOption, StorageOption, explains_arguments
 from lazyload.progress import show_progress
 from lazyload.request import Request, open_request, read_config
 from lazyload.results import Parameter, Plan
-from lazyload.storage import Storage
 
 if TYPE_CHECKING:
     import jax
@@ -132,7 +130,10 @@ def planned(
         mesh=mesh,
         rules=rules,
         _key=key,
-        _kinds={path: _kind(lazy, request.storage) for path, lazy in conversion.tensors.items()},
+        _kinds={
+            path: Kind.of(new_record(lazy.shape, lazy.dtype, request.storage, lazy.split_order))
+            for path, lazy in conversion.tensors.items()
+        },
     )
     # Rules that do not fit the model are refused here.
     _ = made.shardings
@@ -147,12 +148,6 @@ def _opened(arguments: ModelArguments) -> Iterator[Request]:
         open_request(arguments, shown, dry_run=True) as request,
     ):
         yield request
-
-
-def _kind(lazy: LazyTensor, storage: Storage) -> Kind:
-    """How an array would be stored."""
-    chunks = choose_chunks(lazy.shape, lazy.dtype.itemsize, lazy.split_order, storage.chunk_bytes or 1)
-    return Kind(lazy.shape, chunks, lazy.dtype.itemsize)
 
 
 def _require_rules_of_a_mesh(mesh: object, rules: object) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,46 +13,33 @@ from lazyload.adapting import Merged, warn_of_other_base
 from lazyload.architecture import DecoderConfig
 from lazyload.arguments import ModelArguments
 from lazyload.cache.cache import Cache
-from lazyload.cache.contents import Contents
-from lazyload.cache.entry import Entry, Form
+from lazyload.cache.entry import Form
 from lazyload.cache.key import ENTRY_FORMAT, Key
 from lazyload.cache.upgrade import tell_outdated
 from lazyload.checkpoint.pathways import reads_every_format
 from lazyload.config_json.overrides import overridden
-from lazyload.errors import (
-    AccessDeniedError,
-    ArgumentError,
-    LayoutError,
-    LazyLoadError,
-    SourceNotFoundError,
-    TensorMismatchError,
-)
+from lazyload.errors import ArgumentError, LayoutError, LazyLoadError, TensorMismatchError
 from lazyload.families.family import Family
 from lazyload.formats import peft
 from lazyload.formats.maxtext import MaxText
-from lazyload.formats.nnx import layout as nnx_layout
-from lazyload.formats.nnx import stacked_layout
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
-from lazyload.formats.target import Target, nested
-from lazyload.formats.tensor_names import tensor_names
-from lazyload.formats.tunix import Tunix
+from lazyload.formats.target import Target
 from lazyload.layouts.conversion import Conversion, axes_of, digest, form_of, resolve
 from lazyload.layouts.dtypes import DTypes
-from lazyload.layouts.layout import Layout
 from lazyload.layouts.part import Part
 from lazyload.layouts.pattern import Array
 from lazyload.layouts.source import TensorSource
 from lazyload.layouts.unroll import unroll_tree
 from lazyload.options import LayoutOption, dtype_patterns, dtypes_for, require_layers, storage_of
 from lazyload.progress import CallProgress
-from lazyload.sources import AdapterFiles, ModelReference, Source, open_adapter, open_source
+from lazyload.recalling import source_of
+from lazyload.sources import AdapterFiles, Source, open_adapter
 from lazyload.sources.remembered import RememberedSource, Told
 from lazyload.storage import Storage
+from lazyload.targets import target_of, with_all_parameters
 
 if TYPE_CHECKING:
     import jax
-
-    from lazyload.models.decoder import Decoder
 
 logger = logging.getLogger("lazyload")
 
@@ -217,9 +204,9 @@ class Request:
             LayoutError: The model has no such layout.
         """
         arguments = replace(self.arguments, layout=layout)
-        whole = _with_all_parameters(layout, self.whole)
+        whole = with_all_parameters(layout, self.whole)
         architecture = self.architecture if whole is self.whole else _part(whole, self.layers)
-        target = _target(arguments, self.family, architecture)
+        target = target_of(arguments, self.family, architecture)
         return replace(self, arguments=arguments, whole=whole, architecture=architecture, target=target)
 
     def as_stored(self, arrays: Collection[str]) -> "Request":
@@ -259,7 +246,7 @@ class Request:
         if whole is None:
             return None
         untied = _part(whole, self.layers)
-        return replace(self, whole=whole, architecture=untied, target=_target(self.arguments, self.family, untied))
+        return replace(self, whole=whole, architecture=untied, target=target_of(self.arguments, self.family, untied))
 
 
 @contextlib.contextmanager
@@ -289,18 +276,18 @@ def open_request(
     if not dry_run:
         tell_outdated(cache)
     adapter = _adapter(arguments)
-    with contextlib.closing(_open_source(arguments.reference, cache, contents, progress, told)) as source:
+    with contextlib.closing(source_of(arguments.reference, cache, contents, progress, told)) as source:
         if adapter is not None:
             warn_of_other_base(adapter, source.name)
         values = overridden(source.config, arguments.config)
         family = arguments.family or families.find(values)
-        whole = _with_all_parameters(arguments.layout, family.read(values))
+        whole = with_all_parameters(arguments.layout, family.read(values))
         layers = _fewer(arguments.layers, whole)
         architecture = _part(whole, layers)
         if layers is not None and isinstance(arguments.layout, MaxText):
             _require_places(whole, architecture)
         dtypes = dtypes_for(patterns, values)
-        target = _target(arguments, family, architecture)
+        target = target_of(arguments, family, architecture)
         if dtypes.patterns:
             dtypes = _fitted(dtypes, arguments, family, architecture)
         fields: dict[str, Any] = {
@@ -338,17 +325,12 @@ def _adapter(arguments: ModelArguments) -> AdapterFiles | None:
     return None if reference is None else open_adapter(reference, peft.CONFIG, peft.WEIGHTS)
 
 
-def _with_all_parameters(layout: LayoutOption, whole: Any) -> Any:
-    """A model as a layout has it: classes of others may have parameters that nobody reads."""
-    return layout.with_all_parameters(whole) if isinstance(layout, Tunix) else whole
-
-
 def read_config(arguments: ModelArguments) -> Any:
     """What a model's `config.json` means; see `lazyload.config` for what is raised."""
     _require_family(arguments.family)
     require_layers(arguments.layers)
     cache = _cache(arguments.cache_dir)
-    with contextlib.closing(_open_source(arguments.reference, cache, cache.contents.read_only(), None)) as source:
+    with contextlib.closing(source_of(arguments.reference, cache, cache.contents.read_only(), None)) as source:
         values = overridden(source.config, arguments.config)
         whole = (arguments.family or families.find(values)).read(values)
         return _part(whole, _fewer(arguments.layers, whole))
@@ -365,73 +347,6 @@ def _cache(cache_dir: str | os.PathLike[str] | None) -> Cache:
     return Cache(cache_dir)
 
 
-def _open_source(
-    reference: ModelReference,
-    cache: Cache,
-    contents: Contents,
-    progress: CallProgress | None,
-    told: Told | None = None,
-) -> Source | RememberedSource:
-    """The source, or what the cache remembers of it.
-
-    That is all that a hit needs of a hub model: where the commit is known, nothing else is asked for, and where the hub
-    is out of reach, or does not let this user in, not even that.
-    """
-    if told is not None:
-        return RememberedSource(
-            reference.name, told.config, told.identity, told.origin, _reopening(reference, told.identity)
-        )
-    entries = cache.recall(reference.name, reference.revision) if reference.is_hub_id else []
-    entries = [entry for entry in entries if _is_of_place(entry, reference)]
-    if not entries:
-        try:
-            return open_source(reference, contents, progress)
-        except SourceNotFoundError as error:
-            if outdated := cache.explain_outdated(reference.name):
-                raise SourceNotFoundError(f"{error}; {outdated[0]}, which must convert it again") from None
-            raise
-    reachable = reference
-    try:
-        commit = _commit_of(reference)
-    except (SourceNotFoundError, AccessDeniedError) as error:
-        logger.info("using what is cached of %s: %s", reference.name, error)
-        reachable, commit = replace(reference, local_files_only=True), None
-    for entry in entries:
-        if entry.manifest.fields["source"]["commit"] == commit:
-            return _remembered(entry, reference)
-    try:
-        return open_source(reachable)
-    except (SourceNotFoundError, AccessDeniedError):
-        return _remembered(entries[0], reference)
-
-
-def _is_of_place(entry: Entry, reference: ModelReference) -> bool:
-    """Whether an entry was made of the files of its repository that are meant."""
-    identity = entry.manifest.fields["source"]
-    return {name: identity[name] for name in ("subfolder", "variant") if identity.get(name)} == reference.place
-
-
-def _remembered(entry: Entry, reference: ModelReference) -> RememberedSource:
-    identity = entry.manifest.fields["source"]
-    return RememberedSource(
-        entry.model, entry.manifest.config, identity, entry.manifest.source, _reopening(reference, identity)
-    )
-
-
-def _reopening(reference: ModelReference, identity: Mapping[str, Any]) -> Callable[[], Source]:
-    """What opens the source of an identity: its commit, not the branch, which may have moved on."""
-    return functools.partial(open_source, replace(reference, revision=identity["commit"]))
-
-
-def _commit_of(reference: ModelReference) -> str | None:
-    """The commit that a revision is at; None where the hub must not be asked."""
-    if reference.commit or reference.local_files_only:
-        return reference.commit
-    from lazyload.sources.hub import current_commit
-
-    return current_commit(reference)
-
-
 def _with_own_head(architecture: Any) -> DecoderConfig | None:
     """A tied decoder, untied; None for everything else."""
     is_tied = isinstance(architecture, DecoderConfig) and architecture.tied and architecture.head is None
@@ -444,7 +359,7 @@ def _own_head_digest(arguments: ModelArguments, family: Family, whole: Any, laye
     if untied is None:
         return None
     architecture = _part(untied, layers)
-    return digest(family.stored(untied), _target(arguments, family, architecture).layout, architecture)
+    return digest(family.stored(untied), target_of(arguments, family, architecture).layout, architecture)
 
 
 def _fewer(layers: range | None, whole: Any) -> range | None:
@@ -484,52 +399,4 @@ def _part(whole: Any, layers: range | None) -> Any:
 def _fitted(dtypes: DTypes, arguments: ModelArguments, family: Family, architecture: Any) -> DTypes:
     """The dtypes for the arrays that the target can have: a head of its own may yet turn out to be stored."""
     most = _with_own_head(architecture) or architecture
-    return dtypes.fitted(unroll_tree(_target(arguments, family, most).layout, most).values())
-
-
-def _target(arguments: ModelArguments, family: Family, architecture: Any) -> Target[Any]:
-    match layout := arguments.layout:
-        case Target():
-            return layout
-        case Layout():
-            return Target(layout, nested)
-        case MaxText() | Tunix() if getattr(architecture, "head", None) is not None:
-            name = type(layout).__name__
-            raise LayoutError(f"layout {name}: the model scores texts, and {name} has no place for its head")
-        case MaxText():
-            return layout.target(family.name, architecture)
-        case Tunix() if isinstance(architecture, DecoderConfig):
-            return Target(layout.layout(family.name, architecture), nested)
-        case "nnx" | "nnx-scanned" if not isinstance(architecture, DecoderConfig):
-            raise LayoutError(
-                f"layout {layout!r} is for models that a lazyload.DecoderConfig describes; family "
-                f"{family.name!r} reads config.json as {type(architecture).__name__}: give a lazyload.Layout or "
-                "lazyload.Target"
-            )
-        case "nnx":
-            return Target(nnx_layout(architecture), functools.partial(_decoder, arguments, family))
-        case "nnx-scanned":
-            return Target(stacked_layout(architecture), functools.partial(_decoder, arguments, family))
-    raise LayoutError(
-        f"layout {layout!r} is not known for family {family.name!r}; give 'nnx', lazyload.MaxText(...), "
-        "lazyload.Tunix(...), a lazyload.Layout or a lazyload.Target"
-    )
-
-
-def _decoder(
-    arguments: ModelArguments, family: Family, architecture: Any, arrays: "Mapping[str, jax.Array]"
-) -> "Decoder":
-    """The decoder; Flax is imported only where a module is wanted."""
-    from lazyload.models.decoder import Decoder
-    from lazyload.models.fill import fill
-
-    # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
-    decoder = Decoder(
-        architecture,
-        dtype=arrays["embed.embedding"].dtype,
-        compute_dtype=arguments.compute_dtype,
-        scan_layers=arguments.layout == "nnx-scanned",
-        rngs=None,
-    )
-    decoder.hub_names = tuple(tensor_names(nnx_layout(architecture), family.stored(architecture)).items())
-    return fill(decoder, arrays)
+    return dtypes.fitted(unroll_tree(target_of(arguments, family, most).layout, most).values())
