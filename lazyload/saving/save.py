@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from lazyload.architecture import DecoderConfig
@@ -28,6 +27,7 @@ from lazyload.formats import peft
 from lazyload.layouts.boxes import normalised
 from lazyload.layouts.conversion import Conversion, resolve_backwards
 from lazyload.layouts.copying import copy_cast
+from lazyload.layouts.dtypes import is_floating
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box, TensorSource
 from lazyload.low_rank import peft_files
@@ -294,7 +294,7 @@ def _main_dtype(conversion: Conversion, arrays: TensorSource) -> np.dtype:
     """The dtype of most values that no table gives a dtype of its own."""
     counts: dict[np.dtype, int] = collections.Counter()
     for lazy in conversion.tensors.values():
-        if not _has_own_dtype(lazy) and _is_floating(lazy.dtype):
+        if not _has_own_dtype(lazy) and is_floating(lazy.dtype):
             for name in lazy.sources:
                 counts[arrays.tensors[name].dtype] += lazy.nbytes
     return max(counts, key=lambda dtype: counts[dtype]) if counts else np.dtype(np.float32)
@@ -302,7 +302,7 @@ def _main_dtype(conversion: Conversion, arrays: TensorSource) -> np.dtype:
 
 def _dtype(name: str, lazy: LazyTensor, main: np.dtype, wanted: np.dtype | None, like: TensorSource) -> np.dtype:
     """What a tensor is written as."""
-    if not _is_floating(lazy.dtype):
+    if not is_floating(lazy.dtype):
         return like.tensors[name].dtype if name in like.tensors else lazy.dtype
     if _has_own_dtype(lazy):
         return _wider(main, like.tensors[name].dtype if name in like.tensors else main)
@@ -318,14 +318,6 @@ def _has_own_dtype(lazy: LazyTensor) -> bool:
 
 def _wider(one: np.dtype, other: np.dtype) -> np.dtype:
     """The narrowest of the dtypes of parameters that holds the values of both."""
-    if one == other or not _is_floating(other) or other.itemsize < 2:
+    if one == other or not is_floating(other) or other.itemsize < 2:
         return one
     return np.dtype(np.float32)
-
-
-def _is_floating(dtype: np.dtype) -> bool:
-    try:
-        ml_dtypes.finfo(dtype)
-    except ValueError:
-        return False
-    return True
