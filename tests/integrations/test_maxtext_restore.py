@@ -217,7 +217,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     otherwise = {case: found["otherwise"].tolist() for case, found in arrays.items()}
     trained = {scan: json.loads(Path(job["trained"]).read_text()) for scan, job in trainer.items()}
     return Found(
-        logits, otherwise, trained, *(json.loads((folder / f"{name}.json").read_text()) for name in ("refusals", "internals"))
+        logits,
+        otherwise,
+        trained,
+        *(json.loads((folder / f"{name}.json").read_text()) for name in ("refusals", "internals")),
     )
 
 
@@ -237,9 +240,7 @@ def test_maxtext_s_trainer_restores_the_same(case: Case, found: Found) -> None:
 
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_maxtext_s_trainer_restores_a_deepseek_v4(scan_layers: bool, found: Found) -> None:
-    wanted = {
-        name: {"shape": leaf["shape"], "sha256": leaf["sha256"]} for name, leaf in tree_of(scan_layers).items()
-    }
+    wanted = {name: {"shape": leaf["shape"], "sha256": leaf["sha256"]} for name, leaf in tree_of(scan_layers).items()}
     assert found.trained[scan_layers] == wanted
 
 
