@@ -654,6 +654,8 @@ def test_integers_with_scales_of_another_kind_are_refused(weights: dict[str, Any
             for name in ("weight_scale", "weight_global_scale", "weight_zero_point", "scale", "weight")
         ],
         *[(f"a.{name}", False) for name in ("scales", "k_proj.weight_scale", "q_norm.scale", "router_scale")],
+        # Gemma 3n learns it.
+        ("model.layers.0.altup.correct_output_scale", False),
     ],
 )
 def test_what_activations_are_scaled_by(name: str, is_of_activations: bool) -> None:
