@@ -654,12 +654,17 @@ def test_integers_with_scales_of_another_kind_are_refused(weights: dict[str, Any
             for name in ("weight_scale", "weight_global_scale", "weight_zero_point", "scale", "weight")
         ],
         *[(f"a.{name}", False) for name in ("scales", "k_proj.weight_scale", "q_norm.scale", "router_scale")],
-        # Gemma 3n learns it.
-        ("model.layers.0.altup.correct_output_scale", False),
     ],
 )
 def test_what_activations_are_scaled_by(name: str, is_of_activations: bool) -> None:
     assert (name in of_activations([name])) == is_of_activations
+
+
+def test_no_tensor_of_an_unpacked_model_is_taken_for_a_scale_of_activations() -> None:
+    specs = [json.loads(path.read_text()) for path in (checkpoints.GOLDEN / "specs").glob("*.json")]
+    plain = [spec for spec in specs if "quantization_config" not in json.dumps(spec["config"])]
+    assert len(plain) > 60
+    assert [of_activations(spec["tensors"]) for spec in plain] == [frozenset()] * len(plain)
 
 
 @pytest.mark.parametrize("case", [int_packed, fp4_by_compressed_tensors, fp4_by_modelopt, gptq, awq])
