@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -55,7 +55,7 @@ from lazyload.options import (
 )
 from lazyload.progress import CallProgress
 from lazyload.sources import AdapterFiles, ModelReference, Source, open_adapter, open_source
-from lazyload.sources.remembered import RememberedSource, Told
+from lazyload.sources.remembered import Open, RememberedSource, Told
 from lazyload.storage import Storage
 
 if TYPE_CHECKING:
@@ -453,7 +453,7 @@ def _remembered(entry: Entry, reference: ModelReference) -> RememberedSource:
     )
 
 
-def _reopening(reference: ModelReference, identity: Mapping[str, Any]) -> Callable[[], Source]:
+def _reopening(reference: ModelReference, identity: Mapping[str, Any]) -> Open:
     """What opens the source of an identity: its commit, not the branch, which may have moved on."""
     return functools.partial(open_source, replace(reference, revision=identity["commit"]))
 

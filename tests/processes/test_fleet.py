@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from support import tiny
+from support.cloud_storage import CloudStorage
 from support.fleet import Answer, Fleet, fleet
 from support.hub import Hub
 from support.large import LLAMA, write
@@ -104,7 +105,7 @@ def require_equal(answers: list[Answer], expected: Mapping[str, np.ndarray]) -> 
     assert all(covered[path] >= array.size for path, array in expected.items())
 
 
-def command(model: str, cache: Path, **options: Any) -> dict[str, Any]:
+def command(model: str, cache: Path | str, **options: Any) -> dict[str, Any]:
     return {"model": model, "options": {"cache_dir": str(cache), "patience": 20, **options}}
 
 
@@ -271,15 +272,49 @@ def test_a_conversion_that_fails_fails_in_all(two: Fleet, model: str, tmp_path: 
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-@pytest.mark.parametrize("storage", [{}, {"ocdbt": False}], ids=str)
-def test_each_converts_a_share(four: Fleet, large: str, tmp_path: Path, storage: Mapping[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("place", "storage"),
+    [
+        ("disk", {}),
+        ("disk", {"ocdbt": False}),
+        ("disk", {"compression": "zstd"}),
+        ("disk", {"compression": "zstd", "ocdbt": False}),
+        ("bucket", {}),
+        ("bucket", {"compression": "zstd"}),
+    ],
+    ids=str,
+)
+def test_each_converts_a_share(
+    four: Fleet, large: str, tmp_path: Path, cloud: CloudStorage, place: str, storage: Mapping[str, Any]
+) -> None:
     lazyload.convert(large, cache_dir=tmp_path)  # So that it is known what the folder contains.
-    answers = four.run(command(large, tmp_path, storage={"chunk_bytes": 1 << 16, **storage}))
+    cache = f"{tmp_path}" if place == "disk" else "gs://bucket/cache"
+    load = command(large, cache, storage={"chunk_bytes": 1 << 16, **storage})
+    answers = four.run({**load, "object_bytes": 1 << 18})
     size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
     for answer in answers:
         assert 0 < answer["bytes_read"] < 1.05 * size / 4, [other["bytes_read"] / size for other in answers]
     require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
-    assert not any(found.problems for found in lazyload.verify(large, cache_dir=tmp_path))
+    assert not any(found.problems for found in lazyload.verify(large, cache_dir=cache))
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_the_hub_sends_each_byte_once_and_is_asked_by_one(
+    four: Fleet, large: str, hub: Hub, tmp_path: Path, cloud: CloudStorage, place: str
+) -> None:
+    hub.add("some/model", Path(large))
+    hub.elsewhere = True
+    cache = f"{tmp_path}" if place == "disk" else "gs://bucket/cache"
+    load = {**command("some/model", cache, storage={"chunk_bytes": 1 << 16}), "object_bytes": 1 << 18}
+    others = {f"p{index}": {"options": {**load["options"], "token": f"hf_{index}"}} for index in range(1, 4)}
+    answers = four.run(load, **others)
+    require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
+    size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
+    assert size < hub.sent < 1.05 * size
+    tensor = 2 * LARGE["vocab_size"] * LARGE["hidden_size"]
+    for answer in answers:
+        assert 0 < answer["bytes_read"] < size / 4 + tensor, [other["bytes_read"] / size for other in answers]
+    assert not hub.told, "a token is sent where the hub is asked"
 
 
 @pytest.mark.parametrize("shape", [[8], [2, 4], [1, 8]], ids=str)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import lazyload
+from support import buckets
 
 Command = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -46,6 +47,8 @@ class Fleet:
             "PYTHONPATH": os.pathsep.join(map(str, _ROOTS)),
             "JAX_PLATFORMS": "cpu",
             "TF_CPP_MIN_LOG_LEVEL": "2",
+            # Clients of buckets read it when they are imported.
+            **buckets.running().environment(),
         }
         environment.pop("XLA_FLAGS", None)
         self._logs = [log / f"process-{index}.log" for index in range(count)]
