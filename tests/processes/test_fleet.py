@@ -238,6 +238,7 @@ def test_a_branch_that_moves_is_resolved_by_one(two: Fleet, model: str, other: s
     alone = {**command("some/model", tmp_path / "b", token="hf_second"), "processes": [1]}
     assert two.run(alone, p0=None)[1]["count"]
     hub.add("some/model", Path(other))
+    hub.elsewhere = True  # So that weights need not be asked of the hub.
     hub.told.clear()
     load = command("some/model", tmp_path / "a", token="hf_first")
     seen_first = command("some/model", tmp_path / "b", token="hf_second", local_files_only=True)
@@ -296,6 +297,8 @@ def test_each_converts_a_share(
         assert 0 < answer["bytes_read"] < 1.05 * size / 4, [other["bytes_read"] / size for other in answers]
     require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
     assert not any(found.problems for found in lazyload.verify(large, cache_dir=cache))
+    cloud.is_read_only = True
+    assert all(answer["hit"] for answer in four.run(load)), "also where nothing can be written"
 
 
 @pytest.mark.parametrize("place", ["disk", "bucket"])
