@@ -34,7 +34,7 @@ from lazyload.sources.source import Source
 if TYPE_CHECKING:
     import numpy as np
 
-    from lazyload.checkpoint.sharing import Part, Written
+    from lazyload.checkpoint.sharing import Share, Written
 
 Used = TypeVar("Used")
 Used_co = TypeVar("Used_co", covariant=True)
@@ -80,7 +80,7 @@ class Manner:
         lock_timeout: Seconds to wait at most for another process.
         progress: The call's progress.
         stopwatch: What measures its stages.
-        shared: Asked for this process's part in a conversion that is about to begin, if others take part in it.
+        shared: Asked for this process's share in a conversion that is about to begin, if others take part in it.
     """
 
     force: bool
@@ -96,7 +96,7 @@ class Sharing:
     """A conversion that several processes share, as the one sees it that publishes what they write.
 
     Attributes:
-        count: How many they are; this one has the first part.
+        count: How many they are; this one has the first share.
         begin: Told the data folder, once others may write into it, and what the source has been answered.
         gather: Waits for what all others have written.
     """
@@ -201,26 +201,26 @@ def _converted(
 ) -> Entry:
     """Converts under the last of keys whose locks are held, while the source arrives."""
     sharing = manner.shared(request)
-    part = None
+    share = None
     if sharing is None:
-        # Who converts a part only cannot deliver.
+        # Who converts a share only cannot deliver.
         use.begin(request, conversion)
     else:
-        part = _part(request, conversion, 0, sharing.count)
+        share = _share(request, conversion, 0, sharing.count)
     with (
         in_progress(request.cache.root, *keys) as noted,
         manner.stopwatch.switching("fetch", "convert") as arrived,
     ):
-        arriving = _arriving(request, conversion, manner, noted, arrived, part)
-        return _convert(request, conversion, keys[-1], use, manner, noted, arriving, lease, sharing, part)
+        arriving = _arriving(request, conversion, manner, noted, arrived, share)
+        return _convert(request, conversion, keys[-1], use, manner, noted, arriving, lease, sharing, share)
 
 
-def _part(request: Request, conversion: Conversion, index: int, count: int) -> "Part":
+def _share(request: Request, conversion: Conversion, index: int, count: int) -> "Share":
     """What one of several processes converts."""
     # It takes a while to import, and neither plans nor the cache's commands need it.
-    from lazyload.checkpoint.write import parts
+    from lazyload.checkpoint.write import shares
 
-    return parts(
+    return shares(
         conversion.tensors,
         request.storage,
         count,
@@ -230,10 +230,10 @@ def _part(request: Request, conversion: Conversion, index: int, count: int) -> "
     )[index]
 
 
-def _read_for(request: Request, conversion: Conversion, part: "Part | None") -> set[str]:
-    """The source's tensors that are read for a conversion, or for a part of it."""
-    if part is not None:
-        return request.of_source(part.sources(conversion.tensors))
+def _read_for(request: Request, conversion: Conversion, share: "Share | None") -> set[str]:
+    """The source's tensors that are read for a conversion, or for a share of it."""
+    if share is not None:
+        return request.of_source(share.sources(conversion.tensors))
     return request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})
 
 
@@ -244,14 +244,14 @@ def _arriving(
     manner: Manner,
     noted: Noted,
     arrived: Callable[[], None],
-    part: "Part | None",
+    share: "Share | None",
 ) -> Iterator[None]:
     """Brings the weights from far away while the body reads them; `arrived` is called when all of them are there.
 
     Of what several processes share, none has whole files, and nothing is kept.
     """
     source = request.source
-    tensors, keep = _read_for(request, conversion, part), manner.keep_source and part is None
+    tensors, keep = _read_for(request, conversion, share), manner.keep_source and share is None
     total = source.nbytes_to_fetch(tensors, keep=keep)
     if not total:
         arrived()
@@ -280,7 +280,7 @@ def _convert(
     arriving: AbstractContextManager[None],
     lease: contextlib.ExitStack,
     sharing: Sharing | None,
-    part: "Part | None",
+    share: "Share | None",
 ) -> Entry:
     """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
     # It takes a while to import, and neither plans nor the cache's commands need it.
@@ -296,7 +296,7 @@ def _convert(
         with (
             _identified_meanwhile(request.source),
             arriving,
-            manner.progress.stage("convert", part.nbytes if part else nbytes, noted=noted) as advance,
+            manner.progress.stage("convert", share.nbytes if share else nbytes, noted=noted) as advance,
         ):
             arrays = write(
                 staging.path,
@@ -308,7 +308,7 @@ def _convert(
                 advance=advance,
                 deliver=use.take,
                 give_up=request.source.stop_arriving,
-                part=part,
+                share=share,
                 others=others,
             )
         request.source.check_unchanged(status)
@@ -335,36 +335,36 @@ def _convert(
 def take_part(
     request: Request, manner: Manner, folder: Folder, index: int, count: int, answers: Mapping[str, Any]
 ) -> "Written":
-    """Converts a part of what another process has begun to convert, and will publish.
+    """Converts a share of what another process has begun to convert, and will publish.
 
     Args:
         request: The same as the other process's.
         manner: How this call goes about it.
         folder: The other process's data folder.
-        index: Which part.
-        count: How many parts there are.
+        index: Which share.
+        count: How many shares there are.
         answers: What the other process's source has been answered.
 
     Raises:
         LazyLoadError: One of the errors in `lazyload.errors`.
     """
     # It takes a while to import, and neither plans nor the cache's commands need it.
-    from lazyload.checkpoint.write import write_part
+    from lazyload.checkpoint.write import write_share
 
     request.source.take_over(answers)
     request, conversion = _planned(request, manner.stopwatch)
-    part = _part(request, conversion, index, count)
+    share = _share(request, conversion, index, count)
     status = request.source.status
     with (
         manner.stopwatch.switching("fetch", "convert") as arrived,
-        _arriving(request, conversion, manner, lambda advance: advance, arrived, part),
-        manner.progress.stage("convert", part.nbytes) as advance,
+        _arriving(request, conversion, manner, lambda advance: advance, arrived, share),
+        manner.progress.stage("convert", share.nbytes) as advance,
     ):
-        written = write_part(
+        written = write_share(
             folder,
             conversion.tensors,
             request.storage,
-            part,
+            share,
             item=request.target.item,
             advance=advance,
             give_up=request.source.stop_arriving,

@@ -164,7 +164,7 @@ def obtain_together(request: Request, use: Use[Used], manner: Manner, call: Call
 
 
 def _take_part(request: Request, manner: Manner, call: Call, staging: Mapping[str, Any]) -> Written:
-    """Converts this process's part into the first one's folder."""
+    """Converts this process's share into the first one's folder."""
     folder = request.cache.root
     for name in staging["folder"]:
         folder /= name

@@ -34,7 +34,7 @@ _BYTES_IN_FLIGHT = 64 << 20
 
 _LARGE_ARRAY_BYTES = 1 << 20
 
-_PART = "ocdbt.process_"
+_SHARE = "ocdbt.process_"
 """How the folders of databases begin that Orbax has processes write."""
 
 
@@ -92,14 +92,14 @@ class CompressedReader:
 class CompressedWriter:
     """Writes chunks that are compressed; leaving the context waits for all, so that nothing is written any more."""
 
-    def __init__(self, folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage, part: int = 0):
+    def __init__(self, folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage, share: int = 0):
         """Makes the arrays.
 
         Args:
             folder: Where they go, an empty folder.
             records: What they will be.
             storage: How they are stored.
-            part: What other processes write is put together in the end by that with the first part, 0: of OCDBT, each
+            share: What other processes write is put together in the end by that with the first share, 0: of OCDBT, each
                 writes a database of its own, in a folder of Orbax's name for it; else they write files beside each
                 other.
 
@@ -109,13 +109,13 @@ class CompressedWriter:
         self._folder = folder
         self._records = records
         self._storage = storage
-        if part and storage.ocdbt:
-            folder /= f"{_PART}{part}"
+        if share and storage.ocdbt:
+            folder /= f"{_SHARE}{share}"
             if isinstance(folder, Path):
                 folder.mkdir()
         self._files = WrittenFiles(folder, storage)
         self._synchronised: set[str] = set()
-        self._stores = _create(folder, records, storage, joins=part > 0 and not storage.ocdbt)
+        self._stores = _create(folder, records, storage, joins=share > 0 and not storage.ocdbt)
         largest = max((record.chunk_nbytes for record in records.values()), default=0)
         self._writes = _Writes(_BYTES_IN_FLIGHT, largest)
 
@@ -187,7 +187,7 @@ def _create(
 
 
 def _merge(folder: Folder) -> None:
-    """Takes the databases of all parts into the one of the folder; their values stay where they are."""
+    """Takes the databases of all shares into the one of the folder; their values stay where they are."""
     names = (
         [path.name for path in folder.iterdir()]
         if isinstance(folder, Path)
@@ -195,9 +195,9 @@ def _merge(folder: Folder) -> None:
     )
     own = {"driver": "ocdbt", "base": kvstore(folder)}
     shared = context()
-    for name in sorted(name for name in names if name.startswith(_PART)):
-        part = ts.KvStore.open({"driver": "ocdbt", "base": kvstore(folder / name)}, context=shared).result()
-        part.experimental_copy_range_to(ts.KvStore.open(own, context=shared).result()).result()
+    for name in sorted(name for name in names if name.startswith(_SHARE)):
+        share = ts.KvStore.open({"driver": "ocdbt", "base": kvstore(folder / name)}, context=shared).result()
+        share.experimental_copy_range_to(ts.KvStore.open(own, context=shared).result()).result()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.ranges import are_placed, file_of
 from lazyload.checkpoint.records import ArrayRecord
-from lazyload.checkpoint.sharing import Part, Place
+from lazyload.checkpoint.sharing import Place, Share
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.storage import Storage
 
@@ -43,7 +43,7 @@ def dealt(
     *,
     in_bucket: bool = False,
     is_far: bool = False,
-) -> list[Part]:
+) -> list[Share]:
     """Deals the chunks of arrays to processes: all of them get about as many bytes. It comes out the same in each.
 
     Args:
@@ -57,7 +57,7 @@ def dealt(
     groups = _groups(tensors, records, has_objects=in_bucket and are_placed(storage), is_far=is_far)
     hands = _in_order(groups, count) if is_far else _evenly(groups, count)
     return [
-        Part(index, records, {place for group in hand for place in group.places}, sum(group.nbytes for group in hand))
+        Share(index, records, {place for group in hand for place in group.places}, sum(group.nbytes for group in hand))
         for index, hand in enumerate(hands)
     ]
 

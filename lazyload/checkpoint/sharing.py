@@ -58,13 +58,13 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """What one process writes of a checkpoint.
 
     Attributes:
-        index: Which of the parts; the first one's process completes the checkpoint.
+        index: Which of the shares; the first one's process completes the checkpoint.
         records: All arrays, and numbers beside them, with the places of their chunks.
-        chunks: Those that are this part.
+        chunks: Those of this share.
         nbytes: Their bytes.
     """
 
@@ -86,7 +86,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Others:
-    """The processes that write the other parts, as the one sees them that completes the checkpoint.
+    """The processes that write the other shares, as the one sees them that completes the checkpoint.
 
     Attributes:
         begin: Called once they may write.

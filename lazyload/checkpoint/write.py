@@ -28,7 +28,7 @@ from lazyload.checkpoint.orbax_files import write_commit_file, write_composite_f
 from lazyload.checkpoint.order import in_order_of_arrival
 from lazyload.checkpoint.ranges import are_ranges, placed, placed_in_objects
 from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined
-from lazyload.checkpoint.sharing import Others, Part, Written
+from lazyload.checkpoint.sharing import Others, Share, Written
 from lazyload.checkpoint.uncompressed import UncompressedWriter
 from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.lazy import LazyTensor
@@ -67,7 +67,7 @@ def write(
     advance: Advance = lambda nbytes: None,
     deliver: Deliver = lambda path, box, values: None,
     give_up: Callable[[BaseException], None] = lambda error: None,
-    part: Part | None = None,
+    share: Share | None = None,
     others: Others | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Writes a checkpoint.
@@ -82,7 +82,7 @@ def write(
         advance: Called with the number of bytes of every chunk that is handed on to be written, from any thread.
         deliver: Given every chunk that is written, too.
         give_up: Called with what has gone wrong, before chunks are waited for that are still being read.
-        part: What this process writes, where others write the rest (`write_part`); None for all.
+        share: What this process writes, where others write the rest (`write_share`); None for all.
         others: These; None for none.
 
     Returns:
@@ -93,7 +93,7 @@ def write(
             or changed meanwhile.
     """
     records = (
-        part.records if part else _records(tensors, scalars or {}, storage, in_bucket=not isinstance(folder, Path))
+        share.records if share else _records(tensors, scalars or {}, storage, in_bucket=not isinstance(folder, Path))
     )
     arrays = folder / item
     with _explained(folder):
@@ -105,7 +105,7 @@ def write(
     logger.debug("writing %d arrays to %s", len(tensors), arrays)
     writing = _Writing(folder, tensors, records, writer, advance, deliver, give_up)
     with _sent_to_disk_meanwhile(folder, writer), writer:
-        writing.run(part)
+        writing.run(share)
         with _explained(folder):
             for path, value in (scalars or {}).items():
                 writer.put(path, (), np.array(value, np.int64))
@@ -127,23 +127,23 @@ def write(
     return {path: record.as_dict() for path, record in complete.items()}
 
 
-def write_part(
+def write_share(
     folder: Folder,
     tensors: Mapping[str, LazyTensor],
     storage: Storage,
-    part: Part,
+    share: Share,
     *,
     item: str = "",
     advance: Advance = lambda nbytes: None,
     give_up: Callable[[BaseException], None] = lambda error: None,
 ) -> Written:
-    """Writes a part of a checkpoint that another process has begun with `write`, and will complete.
+    """Writes a share of a checkpoint that another process has begun with `write`, and will complete.
 
     Args:
         folder: That of the checkpoint.
         tensors: All its arrays, as in `write`, here and below.
         storage: How to store them.
-        part: Which part.
+        share: Which share.
         item: The name of the composite checkpoint's item.
         advance: Called with the number of bytes of every chunk.
         give_up: Called with what has gone wrong.
@@ -155,12 +155,12 @@ def write_part(
         CacheError: The disk is full or cannot be written to, or the bucket cannot, or what was written has been removed
             or changed meanwhile.
     """
-    own = {path: part.records[path] for path in sorted({path for path, _ in part.chunks})}
+    own = {path: share.records[path] for path in sorted({path for path, _ in share.chunks})}
     with _explained(folder):
-        writer = _writer(folder / item, own, storage, part.index)
-    writing = _Writing(folder, tensors, part.records, writer, advance, lambda path, box, values: None, give_up)
+        writer = _writer(folder / item, own, storage, share.index)
+    writing = _Writing(folder, tensors, share.records, writer, advance, lambda path, box, values: None, give_up)
     with _sent_to_disk_meanwhile(folder, writer), writer:
-        writing.run(part)
+        writing.run(share)
         with _explained(folder):
             writer.require_written()
     with _explained(folder):
@@ -171,7 +171,7 @@ def write_part(
     return writing.written
 
 
-def parts(
+def shares(
     tensors: Mapping[str, LazyTensor],
     storage: Storage,
     count: int,
@@ -179,7 +179,7 @@ def parts(
     scalars: Mapping[str, int] | None = None,
     in_bucket: bool,
     is_far: bool,
-) -> list[Part]:
+) -> list[Share]:
     """What each of several processes writes of a checkpoint; to be asked for before anything of the source arrives.
 
     Args:
@@ -214,7 +214,7 @@ def _work(
     records: Mapping[str, ArrayRecord],
     own: Collection[tuple[str, int]] | None = None,
 ) -> list[tuple[str, int, Box]]:
-    """The chunks to be written, all or those of a part, in the order in which what they are made of arrives."""
+    """The chunks to be written, all or those of a share, in the order in which what they are made of arrives."""
     return in_order_of_arrival(
         (
             (path, number, box)
@@ -261,9 +261,9 @@ class _Writing:
         self._deliver = deliver
         self._give_up = give_up
 
-    def run(self, part: Part | None) -> None:
-        """Writes all chunks, or those of a part."""
-        own = part.chunks if part else None
+    def run(self, share: Share | None) -> None:
+        """Writes all chunks, or those of a share."""
+        own = share.chunks if share else None
         threads = _THREADS if isinstance(self._folder, Path) else _THREADS_TO_A_BUCKET
         _run(self._write_chunk, iter(_work(self._tensors, self._records, own)), self._give_up, threads)
 
@@ -287,19 +287,19 @@ def _new_record(
 
 
 def _writer(
-    folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage, part: int = 0
+    folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage, share: int = 0
 ) -> "UncompressedWriter | ObjectWriter | CompressedWriter":
-    """What writes chunks; that of another part than the first joins what the first one has made."""
+    """What writes chunks; that of another share than the first joins what the first one has made."""
     if are_ranges(storage):
         return (
-            UncompressedWriter(folder, records, storage, joins=part > 0)
+            UncompressedWriter(folder, records, storage, joins=share > 0)
             if isinstance(folder, Path)
-            else ObjectWriter(folder, records, storage, joins=part > 0)
+            else ObjectWriter(folder, records, storage, joins=share > 0)
         )
     # TensorStore takes a while to import, and nothing else here needs it.
     from lazyload.checkpoint.compressed import CompressedWriter
 
-    return CompressedWriter(folder, records, storage, part)
+    return CompressedWriter(folder, records, storage, share)
 
 
 def _tell_overflows(counts: Mapping[str, int], tensors: Mapping[str, LazyTensor]) -> None:
