@@ -44,19 +44,20 @@ def test_chunks_are_dealt_evenly(count: int) -> None:
     assert max(sizes) - min(sizes) <= 1 << 12
 
 
-def test_an_object_is_written_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_an_object_is_written_by_one(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(ranges, "_OBJECT_BYTES", 1 << 13)
-    found = dealt(4, in_bucket=True)
+    found = dealt(count, in_bucket=True)
     objects = holders(found, lambda share, path, number: file_of(share.records[path], number)[0])
     assert {len(several) for several in objects.values()} == {1}
-    assert objects.get(found[0].records["step"].file, {0}) == {0}, "which completes what is around the arrays"
+    assert objects[found[0].records["step"].file] == {0}, "which completes what is around the arrays"
     assert {len(several) for several in holders(dealt(4), lambda share, path, number: path).values()} > {1}
 
 
 def test_what_is_made_of_one_tensor_is_fetched_by_one_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     order = sorted(ARRAYS)
     monkeypatch.setattr(Arrays, "position", lambda source, name: order.index(name))
-    found = dealt(3, is_far=True)
+    found = dealt(4, is_far=True)
     assert {len(several) for several in holders(found, lambda share, path, number: path).values()} == {1}
     places = [[order.index(path) for path, _ in share.chunks] for share in found]
     assert all(max(before) < min(after) for before, after in itertools.pairwise(places))
