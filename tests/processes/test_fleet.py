@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from support import tiny
-from support.cloud_storage import CloudStorage
+from support.cloud_storage import CloudStorage, Stored
 from support.fleet import Answer, Fleet, fleet
 from support.hub import Hub
 from support.large import LLAMA, write
@@ -316,6 +316,16 @@ def test_the_hub_sends_each_byte_once_and_is_asked_by_one(
     for answer in answers:
         assert 0 < answer["bytes_read"] < size / 4 + tensor, [other["bytes_read"] / size for other in answers]
     assert not hub.told, "a token is sent where the hub is asked"
+
+
+def test_a_bucket_sends_each_byte_once(four: Fleet, large: str, tmp_path: Path, cloud: CloudStorage) -> None:
+    for file in Path(large).iterdir():
+        cloud.objects[f"model/{file.name}"] = Stored(file.read_bytes(), 1, 0.0)
+    cloud.forget_counts()
+    answers = four.run(command("gs://bucket/model", tmp_path, storage={"chunk_bytes": 1 << 16}))
+    require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
+    size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
+    assert size < cloud.bytes_out < 1.05 * size
 
 
 @pytest.mark.parametrize("shape", [[8], [2, 4], [1, 8]], ids=str)
