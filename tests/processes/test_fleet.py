@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from support import tiny
+from support import buckets, tiny
 from support.cloud_storage import CloudStorage, Stored
 from support.fleet import Answer, Fleet, fleet
 from support.hub import Hub
@@ -69,8 +69,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Four processes of two devices."""
-    with fleet(4, 2, tmp_path_factory.mktemp("four")) as running:
+    """Four processes of two devices, which find the store of the tests."""
+    with fleet(4, 2, tmp_path_factory.mktemp("four"), buckets.running().environment()) as running:
         yield running
 
 

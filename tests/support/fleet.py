@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import lazyload
-from support import buckets
 
 Command = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -34,22 +33,22 @@ class Fleet:
         processes: By their index.
     """
 
-    def __init__(self, count: int, devices: int, log: Path):
+    def __init__(self, count: int, devices: int, log: Path, variables: Mapping[str, str] | None = None):
         """Starts them.
 
         Args:
             count: How many processes.
             devices: Of each of them.
             log: Where their standard error goes, a file each.
+            variables: Further ones of their environment.
         """
         port = _free_port()
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(map(str, _ROOTS)),
             "JAX_PLATFORMS": "cpu",
             "TF_CPP_MIN_LOG_LEVEL": "2",
-            # Clients of buckets read it when they are imported.
-            **buckets.running().environment(),
         }
+        environment |= variables or {}
         environment.pop("XLA_FLAGS", None)
         self._logs = [log / f"process-{index}.log" for index in range(count)]
         self.processes = []
@@ -131,9 +130,9 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(count: int, devices: int, log: Path) -> Iterator[Fleet]:
+def fleet(count: int, devices: int, log: Path, variables: Mapping[str, str] | None = None) -> Iterator[Fleet]:
     """A fleet, while the body runs."""
-    running = Fleet(count, devices, log)
+    running = Fleet(count, devices, log, variables)
     try:
         yield running
     finally:
