@@ -105,7 +105,7 @@ def _repaired(
         return Repair(verification, "kept", f"{stays}; {why}") if stays else Repair(verification, "removed", why)
 
     if verification.folder.parents[1] != cache.root:
-        return discarded("it is a copy, which the next load makes anew")
+        return discarded("it is a copy, which the next load makes again")
     try:
         manifest = read_manifest(verification.folder / FILE_NAME)
     except UnreadableManifestError as error:

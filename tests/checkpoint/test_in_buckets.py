@@ -198,11 +198,14 @@ def test_a_damaged_copy_on_a_disk_in_front_is_found_and_removed(
     damaged.write_bytes(bytes(damaged.stat().st_size))
     behind, found = lazyload.verify()
     assert (behind.problems, found.folder, bool(found.problems)) == ((), copy, True)
+    shown = command("cache", "verify", cache=Path(f"{tmp_path}:{ROOT}"), code=1).stdout
+    assert f"in {ROOT}: ok" in shown
+    assert f"in {tmp_path}: " in shown
     assert [repair.outcome for repair in lazyload.repair(dry_run=True)] == ["sound", "removed"]
     assert copy.exists()
     sound, repaired = lazyload.repair()
     assert (sound.outcome, repaired.outcome) == ("sound", "removed")
-    assert "the next load makes anew" in repaired.reason
+    assert "the next load makes again" in repaired.reason
     assert not copy.exists()
     lazyload.from_pretrained(model, verify=True)
     assert [found.problems for found in lazyload.verify()] == [(), ()]
