@@ -26,9 +26,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import optax
     import qwix
-    from tunix.distillation import feature_extraction
+    from tunix.distillation import distillation_trainer, feature_extraction, strategies
     from tunix.generate import mappings
     from tunix.generate import utils as generate_utils
+    from tunix.models.gemma4 import mapping_vllm_jax as gemma4
     from tunix.models.llama3 import model as llama3
     from tunix.models.qwen3 import model as qwen3
     from tunix.rl import common, reshard, rl_cluster
@@ -81,6 +82,16 @@ def moved(before, after):
     return {path for path in before if not np.array_equal(before[path], after[path])}
 
 
+def logging(losses, log):
+    """A trainer's `log`, which keeps the losses, too."""
+
+    def logged(loss, *args, **kwargs):
+        losses.append(float(np.mean(loss)))
+        return log(loss, *args, **kwargs)
+
+    return logged
+
+
 def sft(model, mesh, *, steps=3, learning_rate=3e-3):
     """What `PeftTrainer` makes of a few steps: the losses, and the trainer."""
     config = peft_trainer.TrainingConfig(
@@ -95,13 +106,8 @@ def sft(model, mesh, *, steps=3, learning_rate=3e-3):
             "attention_mask": sft_utils.make_causal_attn_mask(batch.input_mask),
         }
     )
-    losses, log = [], trainer._log_metrics
-
-    def logged(loss, *args, **kwargs):
-        losses.append(float(np.mean(loss)))
-        return log(loss, *args, **kwargs)
-
-    trainer._log_metrics = logged
+    losses = []
+    trainer._log_metrics = logging(losses, trainer._log_metrics)
     batch = peft_trainer.TrainingInput(input_tokens=TOKENS, input_mask=np.ones_like(TOKENS, bool))
     with mesh:
         trainer.train([batch] * steps)
@@ -320,9 +326,8 @@ def test_checkpoints_are_saved_and_restored_in_place(load, tmp_path):
     assert {path: array.sharding for path, array in arrays(other).items()} == places
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_what_layers_return_is_sown_for_distillation(load, kind):
-    mesh = jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(kind,) * 2)
+def test_what_layers_return_is_sown_on_explicit_axes(load):
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(AxisType.Explicit,) * 2)
     model = load(mesh=mesh)
     layer = type(model.layers[0])
     feature_extraction.wrap_model_with_sowed_modules(model, [layer])
@@ -330,6 +335,51 @@ def test_what_layers_return_is_sown_for_distillation(load, kind):
     sown = feature_extraction.pop_sowed_intermediate_outputs(model)
     shapes = [leaf.shape for leaf in jax.tree.leaves(sown)]
     assert shapes.count((*TOKENS.shape, 64)) == 2
+
+
+def forward(model, input_tokens, input_mask):
+    logits, _ = model(input_tokens)
+    return logits
+
+
+def forward_with_projection(model, input_tokens, input_mask):
+    (logits, _), features = model(input_tokens)
+    return logits, features
+
+
+def labels(input_tokens, input_mask):
+    return jax.nn.one_hot(jnp.roll(input_tokens, -1, axis=1), 512)
+
+
+@pytest.mark.parametrize("kind", ["pooling", "projection", "logit"])
+def test_distillation(load, kind):
+    mesh = automatic((2, 1), devices=jax.devices()[:2])
+    teacher, student = load(mesh=mesh), load(mesh=mesh, layers=range(1))
+    # A projection of features has as many parameters as all features have numbers, times those of the teacher.
+    tokens = TOKENS[:2, :4]
+    mlp = type(student.layers[0].mlp)
+    strategy = {
+        "pooling": lambda: strategies.FeaturePoolingStrategy(forward, forward, labels, mlp),
+        "projection": lambda: strategies.FeatureProjectionStrategy(
+            forward_with_projection, forward, labels, mlp, dummy_input={"tokens": tokens}, rngs=nnx.Rngs(0)
+        ),
+        "logit": lambda: strategies.LogitStrategy(forward, forward, labels),
+    }[kind]()
+    before, taught, losses = values(student), values(teacher), []
+    config = distillation_trainer.TrainingConfig(
+        eval_every_n_steps=1000, max_steps=3, data_sharding_axis=("fsdp",)
+    )
+    batch = distillation_trainer.TrainingInput(input_tokens=tokens, input_mask=np.ones_like(tokens, bool))
+    with mesh:
+        trainer = distillation_trainer.DistillationTrainer(student, teacher, strategy, optax.adamw(1e-3), config)
+        trainer._log_metrics = logging(losses, trainer._log_metrics)
+        trainer.train([batch] * 3)
+    assert losses[-1] < losses[0]
+    assert moved(before, values(student)) == set(before)
+    assert moved(taught, values(teacher)) == set()
+    # Both are what they were before.
+    assert {type(layer.mlp) for layer in (*student.layers, *teacher.layers)} == {mlp}
+    assert trainer.model is student
 
 
 def test_hidden_states_are_sown_where_they_are_asked_for(load):
@@ -354,6 +404,87 @@ def test_weights_have_the_names_in_other_programs_that_tunix_has_for_its_own_mod
     for target, axes in known.to_hf_mappings.values():
         if target in split and "norm" not in target and "bias" not in target:
             assert split[target] == {axis for axis in axes if axis}
+
+
+def test_experts_have_the_names_that_tunix_has_for_its_own_model(load):
+    ours = mappings.MappingConfig.build(model=load("gemma4_text_a4b", layers=range(1)), backend="vllm_jax")
+    known = {target for target, _ in gemma4.TO_HF_MAPPINGS.values()}
+    assert {target for target, _ in ours.to_hf_mappings.values()} <= known
+    source = "layers.*.moe.gating_einsum"
+    assert ours.to_hf_mappings[source][0] == gemma4.TO_HF_MAPPINGS[source][0]
+
+
+def there_of(name, backend):
+    """The hub's tensors as the other program has them: inputs first, experts in one array, projections apart."""
+    tensors = {key: array.astype(np.float32) for key, array in checkpoints.tensors(name).items()}
+    experts = {key for key in tensors if ".experts." in key}
+    found = {}
+    for key in sorted(tensors.keys() - experts):
+        array, (module, _, leaf) = tensors[key], key.rpartition(".")
+        parts = {module: array}
+        if module.endswith("qkv_proj"):
+            parts = dict(zip((module.replace("qkv", kind) for kind in "qkv"), np.split(array, (64, 96)), strict=True))
+        elif module.endswith("gate_up_proj"):
+            parts = dict(zip((module.replace("gate_up", kind) for kind in ("gate", "up")), np.split(array, 2), strict=True))  # fmt: skip
+        for module, part in parts.items():
+            found[f"{module}.{leaf}"] = part if part.ndim == 1 or "embed_tokens" in module else part.T
+    for layer in sorted({key.partition(".experts.")[0] for key in experts}):
+        stacked = {
+            kind: np.stack([tensors[f"{layer}.experts.{number}.{kind}_proj.weight"].T for number in range(count)])
+            for kind in ("gate", "up", "down")
+            for count in [sum(key.startswith(f"{layer}.") and f"{kind}_proj" in key for key in experts)]
+        }
+        if backend == "sglang_jax":
+            found |= {f"{layer}.wi_0": stacked["gate"], f"{layer}.wi_1": stacked["up"], f"{layer}.wo": stacked["down"]}
+            continue
+        found[f"{layer}.experts.kernel_down_proj_EFD"] = stacked["down"]
+        # Each of them is filled up to a multiple of 128.
+        wide = [np.pad(stacked[kind], ((0, 0), (0, 0), (0, -stacked[kind].shape[2] % 128))) for kind in ("gate", "up")]
+        found[f"{layer}.experts.kernel_gating_upproj_EDF"] = np.concatenate(wide, axis=2)
+    return found
+
+
+SGLANG = {
+    "model.embed_tokens.weight": "model.embed_tokens.embedding",
+    "norm.weight": "norm.scale",
+    "mlp.gate.weight": "moe_gate.kernel",
+    "o_proj": "c_proj",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "scan_layers"),
+    [
+        ("phi3", "vllm_jax", False),
+        ("qwen3_moe", "vllm_jax", False),
+        ("qwen3_moe", "vllm_jax", True),
+        ("qwen3_moe", "sglang_jax", True),
+    ],
+)
+def test_experts_fused_projections_and_stacks_arrive(load, name, backend, scan_layers):
+    model = load(name, layers=None, scan_layers=scan_layers)
+    tables = mappings.MappingConfig.build(model=model, backend=backend)
+    expected = {}
+    for key, array in there_of(name, backend).items():
+        for hub, there in SGLANG.items() if backend == "sglang_jax" else ():
+            key = key.replace(hub, there)
+        if backend == "sglang_jax" and key == "lm_head.weight":
+            key, array = "lm_head.embedding", array.T
+        expected[tuple(int(step) if step.isdigit() else step for step in key.split("."))] = array
+    state = nnx.state(model, nnx.Param)
+    if tables.preprocess_src_state:
+        state = tables.preprocess_src_state(state)
+    filled = generate_utils.transfer_state_with_mappings(
+        src_state=state,
+        dst_state=nnx.State.from_flat_path({path: nnx.Param(jnp.zeros_like(array)) for path, array in expected.items()}),
+        key_mappings=tables.to_hf_mappings,
+        key_mapping_hook_fns=tables.to_hf_hook_fns,
+        transpose_keys=tables.to_hf_transpose_keys,
+        rollout_engine=backend,
+        tp_size=1,
+    )
+    for path, leaf in nnx.to_flat_state(filled):
+        np.testing.assert_array_equal(leaf.get_value(), expected[path], err_msg=str(path))
 
 
 @pytest.mark.parametrize("backend", ["vllm_jax", "sglang_jax"])
