@@ -58,6 +58,7 @@ def main() -> None:
             rate=asked.rate * 1e6,
             train_layers=asked.train_layers,
             train_width=asked.train_width,
+            remat=asked.remat,
             depths=asked.depths,
             processes=asked.processes,
         )
@@ -153,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=float, default=100, metavar="MB", help="megabytes a second that the hub sends; %(default)s")
     add("--train-layers", type=int, default=4, metavar="NUMBER", help="of the model that is trained; %(default)s")
     add("--train-width", type=int, default=512, metavar="SIZE", help="of it, a multiple of 16; %(default)s")
+    add("--remat", nargs="+", default=["none", "block"], choices=["none", "block"], help="in its steps; both")
     add("--depths", nargs="+", type=int, default=[8, 64], metavar="NUMBER", help="of layers that are compiled; 8 64")
     add("--processes", nargs="+", type=int, default=[1, 2, 4], metavar="NUMBER", help="that load together; 1 2 4")
     beside = parser.add_argument_group("beside whom")

@@ -22,39 +22,49 @@ _BATCH = 8
 
 
 class Step(NamedTuple):
-    """What a step leaves, and for `worker.py` what is known of it besides."""
+    """What a call leaves, and for `worker.py` what is known of it besides."""
 
-    state: Any
+    left: Any
     told: Mapping[str, Any]
 
 
 def lazyload(job: Job) -> Callable[[str], Step]:
     """A step of this library's decoder."""
-    return _compiled(_lazyload, job)
+    return _steps(_lazyload, job)
 
 
 def tunix(job: Job) -> Callable[[str], Step]:
     """A step of Tunix's Qwen 3."""
-    return _compiled(_tunix, job)
+    return _steps(_tunix, job)
 
 
-def _compiled(made: Callable[[Job, Any], Any], job: Job) -> Callable[[str], Step]:
+def compilation(job: Job) -> Callable[[str], Step]:
+    """The compilation of a step of this library's decoder, with all that is traced for it."""
+    import jax
+
+    mesh = _mesh()
+    step, state, tokens = _step(_lazyload(job, mesh), mesh, job)
+
+    def call(_: str) -> Step:
+        jax.clear_caches()
+        with mesh:
+            compiled = step.lower(state, tokens).compile()
+        return Step(compiled, {"figures": _figures(compiled)})
+
+    return call
+
+
+def _steps(made: Callable[[Job, Any], Any], job: Job) -> Callable[[str], Step]:
     """A function that makes one step after another, with what was found while it was compiled."""
     import jax
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    mesh = jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
-    step, state = _step(made(job, mesh), mesh)
-    by_row = NamedSharding(mesh, PartitionSpec("fsdp"))
-    tokens = jax.device_put(jax.numpy.ones((_BATCH, job["length"]), jax.numpy.int32), by_row)
+    mesh = _mesh()
+    step, state, tokens = _step(made(job, mesh), mesh, job)
     with mesh:
         started = time.perf_counter()
         compiled = step.lower(state, tokens).compile()
         seconds = time.perf_counter() - started
-    text = compiled.as_text()
-    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
-    temporaries = compiled.memory_analysis().temp_size_in_bytes
-    figures = {"compile, s": seconds, "temporaries, MB": temporaries / 1e6, **counts}
+    figures = {"compile, s": seconds, **_figures(compiled)}
     states = [state]
 
     def call(_: str) -> Step:
@@ -64,8 +74,22 @@ def _compiled(made: Callable[[Job, Any], Any], job: Job) -> Callable[[str], Step
     return call
 
 
-def _step(model: Any, mesh: Any) -> tuple[Any, Any]:
-    """A step of AdamW, and what it starts from: zeros that lie as they will in training."""
+def _figures(compiled: Any) -> dict[str, float]:
+    """What XLA says of a compiled step."""
+    text = compiled.as_text()
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
+    return {"temporaries, MB": compiled.memory_analysis().temp_size_in_bytes / 1e6, **counts}
+
+
+def _mesh() -> Any:
+    import jax
+    from jax.sharding import AxisType
+
+    return jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _step(model: Any, mesh: Any, job: Job) -> tuple[Any, Any, Any]:
+    """A step of AdamW, what it starts from, zeros that lie as they will in training, and a batch of tokens."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -100,7 +124,9 @@ def _step(model: Any, mesh: Any) -> tuple[Any, Any]:
         updates, moments = optimizer.update(jax.grad(loss)(parameters), moments, parameters)
         return optax.apply_updates(parameters, updates), moments
 
-    return jax.jit(step, donate_argnums=0), state
+    by_row = NamedSharding(mesh, PartitionSpec("fsdp"))
+    tokens = jax.device_put(jnp.ones((_BATCH, job["length"]), jnp.int32), by_row)
+    return jax.jit(step, donate_argnums=0), state, tokens
 
 
 def _sizes(job: Job) -> dict[str, int]:

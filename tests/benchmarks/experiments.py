@@ -93,15 +93,17 @@ def run(experiment: Experiment, folder: Path, *, repeat: int, timeout: float, sa
     rows = [row for row in experiment.rows if not row.missing]
     samples: dict[str, list[Sample]] = {row.name: [] for row in rows}
     with contextlib.ExitStack() as stack:
-        workers = {row.name: _started(row, folder, stack, timeout) for row in rows if row.function and not row.first}
+        workers: dict[str, Worker] = {}
         for number in range(-1, repeat):
             said = f"round {number + 1} of {repeat}" if number >= 0 else "warming up"
             for row in rows:
-                if row.name in missing or (number < 0 and row.name not in workers):
+                if row.name in missing or (number < 0 and (row.first or not row.function)):
                     continue
                 say(f"{experiment.title}: {said}, {row.name}")
                 try:
                     if number < 0:
+                        # One after another: what they find out while they prepare is not to be about the others.
+                        workers[row.name] = _started(row, folder, stack, timeout)
                         workers[row.name].prepare()
                         workers[row.name].measure()
                     else:

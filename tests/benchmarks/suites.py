@@ -48,6 +48,7 @@ class Settings:
         rate: Bytes a second that the hub sends.
         train_layers: The layers of a model that is trained.
         train_width: Its width.
+        remat: What is computed again in its backward pass: "none", "block".
         depths: The layers, in stacks, of models whose train step is compiled.
         processes: How many processes load a model together.
     """
@@ -69,6 +70,7 @@ class Settings:
     rate: float
     train_layers: int
     train_width: int
+    remat: Sequence[str]
     depths: Sequence[int]
     processes: Sequence[int]
 
@@ -420,7 +422,7 @@ def train(settings: Settings) -> Iterator[Experiment]:
     beside = partial(alone, python=theirs.get("python") or _PYTHON)
     if beside.keywords["python"] != _PYTHON:
         simulated = {**simulated, "PYTHONPATH": str(Path(lazyload.__file__).parents[1])}
-    for remat in ("none", "block"):
+    for remat in settings.remat:
         told = {**job, "environment": simulated, "remat": remat, "scan_layers": False}
         ours, other = f"step-{remat}", f"step-{remat}-tunix"
         rows = [
@@ -438,12 +440,12 @@ def train(settings: Settings) -> Iterator[Experiment]:
         yield Experiment(f"train step, {settings.train_layers} layers, remat {remat}", rows, bars, other)
     deep = {**job, "width": 64, "environment": {"JAX_PLATFORMS": "cpu"}, "remat": "none", "scan_layers": True}
     rows = [
-        alone(f"scanned-{count}", f"{count} layers in a stack", job={**deep, "layers": count})
+        alone(f"compile-{count}", f"{count} layers in a stack", function="compilation", job={**deep, "layers": count})
         for count in sorted(settings.depths)
     ]
-    few, *_, many = rows if len(rows) > 1 else [*rows, *rows]
     title = f"compile time, {max(settings.depths)} layers / {min(settings.depths)}"
-    yield Experiment("train step of deep models", rows, [figure(title, many.name, few.name, "compile, s", 1.5)], few.name)
+    bars = [ratio(title, rows[-1].name, rows[0].name, 1.5)]
+    yield Experiment("compilation of a train step, layers in stacks", rows, bars, rows[0].name)
 
 
 def fleets(settings: Settings) -> Iterator[Experiment]:

@@ -16,7 +16,7 @@ SMALL = [
     *("--gigabytes", "0.005", "--models", "dense", "--mesh", "8", "--mesh", "4,2", "--mesh", "16", "--repeat", "1"),
     *("--packings", "plain", "awq", "--packed-gigabytes", "0.01", "--maxtext-model", "tiny"),
     *("--arrays", "13", "24", "--entries", "3", "--processes", "2"),
-    *("--train-layers", "1", "--train-width", "64", "--depths", "1", "2"),
+    *("--train-layers", "1", "--train-width", "64", "--remat", "none", "--depths", "1", "2"),
 ]
 PEERS = ["tunix", "transformers", "runai", "fastsafetensors", "maxtext"]
 
@@ -35,7 +35,7 @@ SUITES = {
     "maxtext": ("to-maxtext-scanned to-maxtext-unscanned", "maxtext-scanned maxtext-unscanned"),
     "growth": ("warm-13-arrays convert-13-arrays warm-24-arrays convert-24-arrays", ""),
     "save": ("save export", ""),
-    "train": ("step-none step-block scanned-1 scanned-2", "step-none-tunix step-block-tunix"),
+    "train": ("step-none compile-1 compile-2", "step-none-tunix"),
     "fleet": ("miss-2 hit-2", ""),
 }
 
