@@ -1,4 +1,4 @@
-"""Which tensor of one format holds what a parameter of another does, alone or among others, where nothing is computed."""
+"""Which tensor of one format holds what a parameter of another does, alone or among others, if nothing is computed."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence

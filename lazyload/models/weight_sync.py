@@ -167,11 +167,10 @@ def with_gates_and_ups(state: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
     """
     found = dict(nnx.to_flat_state(state))
     changed = dict(found)
-    for path in found:
-        dotted = "." + ".".join(map(str, path))
+    for path, gate in found.items():
         up = (*path[:-2], "up_proj", "kernel")
-        if dotted.endswith(_GATE) and up in found:
-            gate_and_up = jnp.stack([found[path].get_value(), found[up].get_value()], axis=-3)
+        if ".".join(map(str, path)).endswith(_GATE) and up in found:
+            gate_and_up = jnp.stack([gate.get_value(), found[up].get_value()], axis=-3)
             changed[(*path[:-2], "gating_einsum")] = nnx.Param(jnp.swapaxes(gate_and_up, -1, -2))
             del changed[path], changed[up]
     return nnx.from_flat_state(changed)
@@ -201,15 +200,14 @@ def _sent(parameters: Mapping[str, _Parameter], backend: str) -> dict[str, _Para
     if backend != "vllm_jax":
         return dict(parameters)
     sent = {}
-    for path, (general, axes, layers) in parameters.items():
+    for path, parameter in parameters.items():
         if path.endswith(_GATE):
-            *before, expert, embed, mlp = axes
-            general = general.removesuffix(_GATE) + _GATE_AND_UP
-            sent[path.removesuffix(_GATE) + _GATE_AND_UP] = _Parameter(
-                general, (*before, expert, "gate_up", mlp, embed), layers
-            )
+            *before, expert, embed, mlp = parameter.axes
+            general = parameter.general.removesuffix(_GATE) + _GATE_AND_UP
+            axes = (*before, expert, "gate_up", mlp, embed)
+            sent[path.removesuffix(_GATE) + _GATE_AND_UP] = _Parameter(general, axes, parameter.layers)
         elif not (path.endswith(_UP) and path.removesuffix(_UP) + _GATE in parameters):
-            sent[path] = _Parameter(general, axes, layers)
+            sent[path] = parameter
     return sent
 
 
@@ -244,7 +242,9 @@ def _numbered(name: str, layers: tuple[int, ...] | None) -> str:
 def _name(path: str, names: Mapping[str, str], family: str, backend: str) -> str | None:
     """The name of a parameter in the other program; None for none."""
     known = _EXPERT_NAMES[backend]
-    if (ending := next((ending for ending in (_GATE_AND_UP, _GATE, _UP, _DOWN) if path.endswith(ending)), None)) is None:
+    if (
+        ending := next((ending for ending in (_GATE_AND_UP, _GATE, _UP, _DOWN) if path.endswith(ending)), None)
+    ) is None:
         hub = _own_name(path, names)
         return None if hub is None else _spelled(hub, family, backend)
     hub = names.get(path.removesuffix(ending) + _DOWN, "")

@@ -1,4 +1,4 @@
-"""Processes that load the same model together, and what each of them reads: rows of the suite `fleet`.
+"""Processes that load the same model together, and what each of them reads: the suite `fleet`.
 
     python -m tests.benchmarks --suites fleet --processes 1 2 4
 

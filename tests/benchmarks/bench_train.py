@@ -1,4 +1,4 @@
-"""A train step of the decoder and of Tunix's own class, and the compilation of deep decoders: rows of the suite `train`.
+"""A train step of the decoder and of Tunix's own class, and the compilation of deep decoders: the suite `train`.
 
     LAZYLOAD_BENCH_TUNIX_PYTHON=PYTHON python -m tests.benchmarks --suites train
 

@@ -401,9 +401,7 @@ def saves(settings: Settings) -> Iterator[Experiment]:
     """A model that is written as the hub would hold it, from memory and from the cache."""
     for gigabytes in sorted(settings.gigabytes, reverse=True):
         model = _model(settings, "dense", gigabytes)
-        row = partial(
-            Row, by="lazyload", job=settings.job(model), nbytes=models.nbytes_on_disk(model), python=_PYTHON
-        )
+        row = partial(Row, by="lazyload", job=settings.job(model), nbytes=models.nbytes_on_disk(model), python=_PYTHON)
         rows = [
             row("save", "`save_pretrained` of a model", function="save"),
             row("export", "`export` of a checkpoint of MaxText's, with stacked layers", function="export"),

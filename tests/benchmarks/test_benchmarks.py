@@ -50,7 +50,14 @@ def benchmarks(folder: Path, *words: str) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "suites", [["load", "hub"], ["convert", "hit", "bucket", "start"], ["packed", "maxtext", "growth"], ["save", "train", "fleet"]], ids=" ".join
+    "suites",
+    [
+        ["load", "hub"],
+        ["convert", "hit", "bucket", "start"],
+        ["packed", "maxtext", "growth"],
+        ["save", "train", "fleet"],
+    ],
+    ids=" ".join,
 )
 def test_suites_measure_every_row_and_say_which_they_could_not(suites: list[str], tmp_path: Path) -> None:
     # A Python that there is not: what is installed beside this library makes no difference.

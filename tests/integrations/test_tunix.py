@@ -137,7 +137,7 @@ def with_lora(model, mesh, **options):
 
 
 @pytest.mark.parametrize("quantised", [None, "int8", "int4", "nf4"])
-def test_lora_trains_its_own_parameters_and_no_other(load, quantised):
+def test_lora_trains_its_own_parameters_and_no_other(load, quantised, folder, tmp_path):
     mesh = automatic()
     options = {} if quantised is None else {"weight_qtype": quantised, "tile_size": 16}
     model = with_lora(load(mesh=mesh), mesh, **options)
@@ -151,6 +151,8 @@ def test_lora_trains_its_own_parameters_and_no_other(load, quantised):
     changed = moved(before, values(model))
     assert changed
     assert changed <= {path for path in before if "lora" in path}
+    with pytest.raises(lazyload.errors.InputError, match="LoRA's parameters" if quantised is None else "quantised"):
+        lazyload.save_pretrained(model, tmp_path / "saved", like=folder / "qwen3")
 
 
 def test_lora_on_explicit_axes(load):
@@ -366,9 +368,7 @@ def test_distillation(load, kind):
         "logit": lambda: strategies.LogitStrategy(forward, forward, labels),
     }[kind]()
     before, taught, losses = values(student), values(teacher), []
-    config = distillation_trainer.TrainingConfig(
-        eval_every_n_steps=1000, max_steps=3, data_sharding_axis=("fsdp",)
-    )
+    config = distillation_trainer.TrainingConfig(eval_every_n_steps=1000, max_steps=3, data_sharding_axis=("fsdp",))
     batch = distillation_trainer.TrainingInput(input_tokens=tokens, input_mask=np.ones_like(tokens, bool))
     with mesh:
         trainer = distillation_trainer.DistillationTrainer(student, teacher, strategy, optax.adamw(1e-3), config)
@@ -414,42 +414,51 @@ def test_experts_have_the_names_that_tunix_has_for_its_own_model(load):
     assert ours.to_hf_mappings[source][0] == gemma4.TO_HF_MAPPINGS[source][0]
 
 
+FUSED = {"qkv_proj": {"q_proj": 64, "k_proj": 32, "v_proj": 32}, "gate_up_proj": {"gate_proj": 96, "up_proj": 96}}
+
+
 def there_of(name, backend):
     """The hub's tensors as the other program has them: inputs first, experts in one array, projections apart."""
     tensors = {key: array.astype(np.float32) for key, array in checkpoints.tensors(name).items()}
     experts = {key for key in tensors if ".experts." in key}
     found = {}
     for key in sorted(tensors.keys() - experts):
-        array, (module, _, leaf) = tensors[key], key.rpartition(".")
-        parts = {module: array}
-        if module.endswith("qkv_proj"):
-            parts = dict(zip((module.replace("qkv", kind) for kind in "qkv"), np.split(array, (64, 96)), strict=True))
-        elif module.endswith("gate_up_proj"):
-            parts = dict(zip((module.replace("gate_up", kind) for kind in ("gate", "up")), np.split(array, 2), strict=True))  # fmt: skip
-        for module, part in parts.items():
-            found[f"{module}.{leaf}"] = part if part.ndim == 1 or "embed_tokens" in module else part.T
-    for layer in sorted({key.partition(".experts.")[0] for key in experts}):
-        stacked = {
-            kind: np.stack([tensors[f"{layer}.experts.{number}.{kind}_proj.weight"].T for number in range(count)])
+        block, module, leaf = f".{key}".rsplit(".", 2)
+        parts = FUSED.get(module, {module: len(tensors[key])})
+        pieces = np.split(tensors[key], np.cumsum(list(parts.values()))[:-1])
+        for part, piece in zip(parts, pieces, strict=True):
+            found[spelled(f"{block}.{part}.{leaf}".strip("."), backend)] = (
+                piece if piece.ndim == 1 or part == "embed_tokens" else piece.T
+            )
+    if backend == "sglang_jax":
+        found["lm_head.embedding"] = found.pop("lm_head.weight").T
+    for block in sorted({key.partition(".experts.")[0] for key in experts}):
+        count = sum(key.startswith(f"{block}.experts.") for key in experts) // 3
+        gate, up, down = (
+            np.stack([tensors[f"{block}.experts.{number}.{kind}_proj.weight"].T for number in range(count)])
             for kind in ("gate", "up", "down")
-            for count in [sum(key.startswith(f"{layer}.") and f"{kind}_proj" in key for key in experts)]
-        }
+        )
         if backend == "sglang_jax":
-            found |= {f"{layer}.wi_0": stacked["gate"], f"{layer}.wi_1": stacked["up"], f"{layer}.wo": stacked["down"]}
+            found |= {f"{block}.wi_0": gate, f"{block}.wi_1": up, f"{block}.wo": down}
             continue
-        found[f"{layer}.experts.kernel_down_proj_EFD"] = stacked["down"]
         # Each of them is filled up to a multiple of 128.
-        wide = [np.pad(stacked[kind], ((0, 0), (0, 0), (0, -stacked[kind].shape[2] % 128))) for kind in ("gate", "up")]
-        found[f"{layer}.experts.kernel_gating_upproj_EDF"] = np.concatenate(wide, axis=2)
+        wide = [np.pad(array, ((0, 0), (0, 0), (0, -array.shape[2] % 128))) for array in (gate, up)]
+        found[f"{block}.experts.kernel_gating_upproj_EDF"] = np.concatenate(wide, axis=2)
+        found[f"{block}.experts.kernel_down_proj_EFD"] = down
     return found
 
 
-SGLANG = {
-    "model.embed_tokens.weight": "model.embed_tokens.embedding",
-    "norm.weight": "norm.scale",
-    "mlp.gate.weight": "moe_gate.kernel",
-    "o_proj": "c_proj",
-}
+def spelled(name, backend):
+    """A name of the hub as SGLang spells it in its Qwen 3 with experts."""
+    changes = {
+        "embed_tokens.weight": "embed_tokens.embedding",
+        "norm.weight": "norm.scale",
+        "mlp.gate.weight": "moe_gate.kernel",
+        "o_proj": "c_proj",
+    }
+    for hub, there in changes.items() if backend == "sglang_jax" else ():
+        name = name.replace(hub, there)
+    return name
 
 
 @pytest.mark.parametrize(
@@ -464,19 +473,18 @@ SGLANG = {
 def test_experts_fused_projections_and_stacks_arrive(load, name, backend, scan_layers):
     model = load(name, layers=None, scan_layers=scan_layers)
     tables = mappings.MappingConfig.build(model=model, backend=backend)
-    expected = {}
-    for key, array in there_of(name, backend).items():
-        for hub, there in SGLANG.items() if backend == "sglang_jax" else ():
-            key = key.replace(hub, there)
-        if backend == "sglang_jax" and key == "lm_head.weight":
-            key, array = "lm_head.embedding", array.T
-        expected[tuple(int(step) if step.isdigit() else step for step in key.split("."))] = array
+    expected = {
+        tuple(int(step) if step.isdigit() else step for step in key.split(".")): array
+        for key, array in there_of(name, backend).items()
+    }
     state = nnx.state(model, nnx.Param)
     if tables.preprocess_src_state:
         state = tables.preprocess_src_state(state)
     filled = generate_utils.transfer_state_with_mappings(
         src_state=state,
-        dst_state=nnx.State.from_flat_path({path: nnx.Param(jnp.zeros_like(array)) for path, array in expected.items()}),
+        dst_state=nnx.State.from_flat_path(
+            {path: nnx.Param(jnp.zeros_like(array)) for path, array in expected.items()}
+        ),
         key_mappings=tables.to_hf_mappings,
         key_mapping_hook_fns=tables.to_hf_hook_fns,
         transpose_keys=tables.to_hf_transpose_keys,

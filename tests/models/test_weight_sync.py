@@ -1,5 +1,8 @@
 """What a loaded decoder says of its weights' names in vLLM and SGLang; `test_tunix.py` compares with Tunix's own."""
 
+import re
+
+import numpy as np
 import pytest
 from flax import nnx
 from support import checkpoints
@@ -60,12 +63,12 @@ def test_experts_are_one_array_of_all_of_a_layer(load):
 
 def test_layers_in_stacks_are_told_by_their_numbers(load):
     model = load("gemma3_text", layers=range(5), scan_layers=True)
-    stacks = [[int(n) for n in name[name.index("(") + 1 : name.index(")")].split("|")] for name, _ in (
-        model.to_hf_mappings()[f"layers.{number}.attn.q_proj.kernel"] for number in range(len(model.layers))
-    )]  # fmt: skip
-    assert sorted(sum(stacks, [])) == list(range(5))
+    table = model.to_hf_mappings()
+    names = [table[f"layers.{number}.attn.q_proj.kernel"][0] for number in range(len(model.layers))]
+    stacks = [re.search(r"\((.*)\)", name)[1].split("|") for name in names]
+    assert sorted(int(number) for stack in stacks for number in stack) == list(range(5))
     assert max(map(len, stacks)) > 1
-    name, split = model.to_hf_mappings()["layers.0.mlp.down_proj.kernel"]
+    name, split = table["layers.0.mlp.down_proj.kernel"]
     assert name.endswith(r"\.mlp\.down_proj\.weight")
     assert split == ("layer", "model", None)
     assert model.lora_to_hf_mappings() == {}
@@ -87,6 +90,17 @@ def test_layers_in_stacks_are_told_by_their_numbers(load):
 def test_what_is_no_array_there_is_refused(load, name, backend, missing):
     with pytest.raises(InputError, match=f"{backend}: there is no array there, by any name known here, .*{missing}"):
         load(name).to_hf_mappings(backend)
+
+
+def test_adapters_of_what_has_no_name_there_are_refused(load):
+    model = load("granitemoehybrid")
+    assert not any("mamba.in_proj_z" in path for path in model.lora_to_hf_mappings())
+    projection = model.layers[0].mamba.in_proj_z
+    projection.kernel_lora_a = nnx.LoRAParam(np.zeros((*projection.kernel.shape[:1], 2)))
+    with pytest.raises(
+        InputError, match=r"no array there for the LoRA factors of layers\.\*\.mamba\.in_proj_z\.kernel"
+    ):
+        model.lora_to_hf_mappings()
 
 
 def test_other_backends_are_refused(load):
