@@ -37,6 +37,9 @@ def tensor_names(layout: Layout, other: Layout) -> dict[str, str]:
         >>> hub = Layout({"model.layers.{layer}.mlp.up_proj.weight": "mlp.up : mlp embed"})
         >>> tensor_names(own, hub)
         {'layers.*.up.kernel': 'model.layers.*.mlp.up_proj.weight'}
+        >>> both = Layout({"model.layers.{layer}.mlp.gate_up_proj": "mlp.gate | mlp.up : (mlp | mlp) embed"})
+        >>> tensor_names(own, both)
+        {'layers.*.up.kernel': 'model.layers.*.mlp.gate_up_proj'}
     """
     found = {part: name for name, part in _parts(other)}
     held = [(name, part) for table in other.tables for line in table.parsed for name, part in _held(line)]

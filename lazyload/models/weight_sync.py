@@ -183,15 +183,15 @@ def _require_backend(backend: str) -> None:
 
 def _parameters(model: Any) -> dict[str, _Parameter]:
     """The parameters that are no adapters, by the paths that Tunix's tables have for them."""
-    layers = [tuple(stack) for stack in stacks(model.config)] if model.scan_layers else None
+    numbers = {str(place): tuple(stack) for place, stack in enumerate(stacks(model.config))}
     found = {}
     for path, node in nnx.iter_graph(model):
         if isinstance(node, nnx.Param) and not isinstance(node, nnx.LoRAParam):
-            axes = tuple(node.get_metadata().get("logical_axes", ()))
-            general, stack = _template(path), None
-            if layers is not None and path[0] == "layers":
-                stack = layers[path[1]]
-            found[general if stack is None else ".".join(map(str, path))] = _Parameter(general, axes, stack)
+            axes, general = tuple(node.get_metadata().get("logical_axes", ())), _template(path)
+            if model.scan_layers and path[0] == "layers":
+                found[".".join(map(str, path))] = _Parameter(general, axes, numbers[str(path[1])])
+            else:
+                found[general] = _Parameter(general, axes, None)
     return found
 
 
