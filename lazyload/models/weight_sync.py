@@ -170,7 +170,7 @@ def with_gates_and_ups(state: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
     for path, gate in found.items():
         up = (*path[:-2], "up_proj", "kernel")
         if ".".join(map(str, path)).endswith(_GATE) and up in found:
-            gate_and_up = jnp.stack([gate.get_value(), found[up].get_value()], axis=-3)
+            gate_and_up = jnp.stack([gate[...], found[up][...]], axis=-3)
             changed[(*path[:-2], "gating_einsum")] = nnx.Param(jnp.swapaxes(gate_and_up, -1, -2))
             del changed[path], changed[up]
     return nnx.from_flat_state(changed)
