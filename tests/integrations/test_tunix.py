@@ -355,7 +355,8 @@ def labels(input_tokens, input_mask):
 
 @pytest.mark.parametrize("kind", ["pooling", "projection", "logit"])
 def test_distillation(load, kind):
-    mesh = automatic((2, 1), devices=jax.devices()[:2])
+    # On several devices Tunix's own projection, which it leaves on one, has the step compiled twice.
+    mesh = automatic((1, 1), devices=jax.devices()[:1])
     teacher, student = load(mesh=mesh), load(mesh=mesh, layers=range(1))
     # A projection of features has as many parameters as all features have numbers, times those of the teacher.
     tokens = TOKENS[:2, :4]
