@@ -6,9 +6,25 @@ A shell waits for the answer, so nothing but the cache's folders and one manifes
 from collections.abc import Iterable
 from pathlib import Path
 
+from click import Context, Parameter
+
 from lazyload.cache.cache import Cache
 from lazyload.cache.filters import FIELDS
 from lazyload.errors import LazyLoadError
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def show(context: Context, _parameter: Parameter, shell: str | None) -> None:
+    """Prints what a shell needs to run so that it completes, and ends the command."""
+    if shell is None:
+        return
+    # Nobody else needs it.
+    from click.shell_completion import get_completion_class
+
+    if found := get_completion_class(shell):
+        print(found(context.command, {}, "lazyload", "_LAZYLOAD_COMPLETE").source())
+        context.exit()
 
 
 def targets(incomplete: str) -> list[str]:
