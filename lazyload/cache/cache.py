@@ -5,15 +5,13 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lazyload.bucket.path import Folder
 from lazyload.cache.clearing import carry_out, carry_out_one, entry_folder
 from lazyload.cache.contents import Contents
-from lazyload.cache.copying import copy_entry
 from lazyload.cache.disk import explained
 from lazyload.cache.entry import Entry, Form, Listed, problem_of, read_entry
-from lazyload.cache.filters import filtered
 from lazyload.cache.index import abandoned
 from lazyload.cache.key import Key, is_digest
 from lazyload.cache.looking import look_at, names_in
@@ -25,14 +23,15 @@ from lazyload.cache.manifest import (
     OlderFormatError,
     UnreadableManifestError,
 )
-from lazyload.cache.pruning import Rules
 from lazyload.cache.removal import Removal
 from lazyload.cache.root import Root, Staging, chosen_roots, default_root
 from lazyload.cache.superseded import Superseded, find_superseded
 from lazyload.cache.targets import folder_name, selected
 from lazyload.display import text
 from lazyload.errors import ArgumentError, CacheAccessError, CacheError
-from lazyload.progress import Advance
+
+if TYPE_CHECKING:
+    from lazyload.progress import Advance
 
 Found = TypeVar("Found")
 
@@ -106,7 +105,12 @@ class Cache:
             ArgumentError: A filter is none.
         """
         entries = self._entries(model)
-        return filtered(entries, filters, entries) if filters else entries
+        if not filters:
+            return entries
+        # What lists do without is imported where it is used.
+        from lazyload.cache.filters import filtered
+
+        return filtered(entries, filters, entries)
 
     def look(self) -> tuple[list[Listed], dict[Folder, str]]:
         """What `entries` and `problems` return, in short, with one look at each folder."""
@@ -311,7 +315,9 @@ class Cache:
         """Whether `brought_here` copies an entry."""
         return not isinstance(entry.folder, Path) and isinstance(self._roots(shared=True)[0].folder, Path)
 
-    def brought_here(self, entry: Entry, advance: Advance = lambda nbytes: None, timeout: float | None = None) -> Entry:
+    def brought_here(
+        self, entry: Entry, advance: "Advance" = lambda nbytes: None, timeout: float | None = None
+    ) -> Entry:
         """An entry that is in a bucket, copied to the first root where that is on a disk; else the entry itself.
 
         Args:
@@ -321,6 +327,9 @@ class Cache:
         """
         if not self.copies(entry):
             return entry
+        # A cache on a disk does without it.
+        from lazyload.cache.copying import copy_entry
+
         limit = _lock_timeout() if timeout is None else timeout
         try:
             return copy_entry(entry, self._roots(shared=True)[0], folder_name(entry.model), advance, limit)
@@ -356,6 +365,8 @@ class Cache:
         """
         folders = self._select(targets)
         if filters:
+            from lazyload.cache.filters import filtered
+
             entries, _ = self._look()
             passed = {entry.folder for entry in filtered(entries, filters, entries)}
             folders = [folder for folder in (folders if targets else self._folders()) if folder in passed]
@@ -445,6 +456,8 @@ class Cache:
         Raises:
             ArgumentError: `incomplete` stands beside another rule, or `keep_last` is less than 1.
         """
+        from lazyload.cache.pruning import Rules
+
         rules = Rules(older_than, max_bytes, superseded, keep_last, everything)
         if incomplete and not rules.is_none:
             raise ArgumentError("incomplete=True removes nothing but what is unfinished; leave the other rules out")

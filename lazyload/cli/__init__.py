@@ -11,7 +11,7 @@ import sys
 import click
 
 from lazyload import __version__
-from lazyload.cli import completion, environment, explain, exporting, information, listing, models, removing, verifying
+from lazyload.cli import completion
 from lazyload.cli.command import INTERRUPTED, SETTINGS, Group
 from lazyload.errors import LazyLoadError
 
@@ -28,7 +28,14 @@ _EXIT_CODES = """Exit codes:
 @click.group(
     "cache",
     cls=Group,
-    commands=[listing.ls, removing.rm, removing.prune, verifying.verify, information.info, information.directory],
+    places={
+        "ls": "lazyload.cli.listing:ls",
+        "rm": "lazyload.cli.removing:rm",
+        "prune": "lazyload.cli.removing:prune",
+        "verify": "lazyload.cli.verifying:verify",
+        "info": "lazyload.cli.information:info",
+        "dir": "lazyload.cli.information:directory",
+    },
     epilog=_EXIT_CODES,
     context_settings=SETTINGS,
 )
@@ -38,7 +45,14 @@ def cache_app() -> None:
 
 @click.group(
     cls=Group,
-    commands=[models.convert, models.plan, explain.explain, exporting.export, environment.env, cache_app],
+    places={
+        "convert": "lazyload.cli.models:convert",
+        "plan": "lazyload.cli.models:plan",
+        "explain": "lazyload.cli.explain:explain",
+        "export": "lazyload.cli.exporting:export",
+        "env": "lazyload.cli.environment:env",
+        "cache": "lazyload.cli:cache_app",
+    },
     epilog=_EXIT_CODES,
     context_settings=SETTINGS,
 )

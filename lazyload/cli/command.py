@@ -1,6 +1,7 @@
 """How commands look: the line of usage, arguments that are explained, examples, `-h`."""
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -45,11 +46,27 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """Commands, shown in the order in which they were added; Ctrl-C ends them with an exit code of its own."""
+    """Commands, each imported when it is called or shown; Ctrl-C ends them with an exit code of its own.
+
+    Attributes:
+        places: Where each command is, by its name, in the order in which they are shown: `module:variable`.
+    """
+
+    def __init__(self, *arguments: Any, places: Mapping[str, str], **attributes: Any):
+        super().__init__(*arguments, **attributes)
+        self.places = places
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Their names."""
-        return [*self.commands]
+        return [*self.places]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The one of a name."""
+        if cmd_name not in self.places:
+            return None
+        module, _, variable = self.places[cmd_name].partition(":")
+        found: click.Command = getattr(importlib.import_module(module), variable)
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the one that was named."""

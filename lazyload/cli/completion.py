@@ -8,8 +8,6 @@ from pathlib import Path
 
 from click import Context, Parameter
 
-from lazyload.cache.cache import Cache
-from lazyload.cache.filters import FIELDS
 from lazyload.errors import LazyLoadError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -40,11 +38,16 @@ def models(incomplete: str) -> list[str]:
 
 def filters(incomplete: str) -> list[str]:
     """The fields that filters can be about."""
+    # Every command has this module, and few are being completed.
+    from lazyload.cache.filters import FIELDS
+
     return _starting([f"{field}=" for field in FIELDS], incomplete)
 
 
 def _names() -> tuple[list[str], list[str]]:
     # A command line that is still being typed gets no errors, and does not wait for a network.
+    from lazyload.cache.cache import Cache
+
     try:
         cache = Cache()
         return cache.names() if isinstance(cache.root, Path) else ([], [])

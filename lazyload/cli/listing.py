@@ -1,7 +1,6 @@
 """`lazyload cache ls`: entries as a table, as CSV or JSON, or only their keys."""
 
 import contextlib
-import csv
 import gc
 import json
 import sys
@@ -14,12 +13,23 @@ import click
 from lazyload.bucket.path import Folder
 from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Listed
-from lazyload.cache.filters import filtered
-from lazyload.cache.order import ordered
 from lazyload.cache.superseded import Superseded, find_superseded
 from lazyload.cli import options, text, values
 from lazyload.cli.command import command
 from lazyload.cli.text import Column
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Spares the looks for circles of garbage, which take as long as reading a thousand manifests; also at the end."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 @command(
@@ -46,6 +56,7 @@ from lazyload.cli.text import Column
 @click.option("--quiet", "-q", is_flag=True, help="Print only keys; the same as --format quiet.")
 @options.verbose
 @options.cache_dir
+@_without_collections()
 def ls(
     filters: Sequence[str],
     sort: str | None,
@@ -58,14 +69,20 @@ def ls(
 ) -> None:
     """List converted checkpoints."""
     cache = Cache(cache_dir)
-    with _without_collections():
-        entries, problems = cache.look()
+    entries, problems = cache.look()
     superseded = find_superseded(entries)
     chosen = entries
-    with values.as_usage("--filter"):
-        chosen = filtered(chosen, filters, entries)
-    with values.as_usage("--sort"):
-        chosen = ordered(chosen, sort) if sort else chosen
+    if filters:
+        # What a plain list does without is imported where it is used.
+        from lazyload.cache.filters import filtered
+
+        with values.as_usage("--filter"):
+            chosen = filtered(chosen, filters, entries)
+    if sort:
+        from lazyload.cache.order import ordered
+
+        with values.as_usage("--sort"):
+            chosen = ordered(chosen, sort)
     chosen = chosen[:limit]
     # What cannot be used fulfils no condition.
     problems = {} if filters or limit is not None else problems
@@ -80,18 +97,6 @@ def ls(
                 print(entry.key)
         case _:
             _list(cache, chosen, superseded, problems, filters, verbose)
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Spares the looks for circles of garbage, which take as long as reading a thousand manifests."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _list(
@@ -157,11 +162,15 @@ def _row(entry: Listed, superseded: Mapping[Folder, Superseded], verbose: bool, 
 
 def _revision(entry: Listed, digits: int) -> str:
     """What was asked for of a hub model, and the commit that it was at: `main@b968826`."""
-    commit = (entry.commit or "")[:digits]
-    return commit if entry.is_pinned or not commit else f"{entry.revision}@{commit}"
+    if (commit := entry.commit) is None:
+        return ""
+    revision, shown = entry.revision, commit[:digits]
+    return shown if revision == commit else f"{revision}@{shown}"
 
 
 def _write_csv(entries: Sequence[Listed], superseded: Mapping[Folder, Superseded]) -> None:
+    import csv
+
     names = ("key", "model", "revision", "commit", "nbytes", "created", "last_used", "superseded_by", "path")
     of_key = ("layout", "dtype", "storage")
     writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -8,7 +8,6 @@ import click
 
 from lazyload.cli import completion, values
 from lazyload.cli.command import argument
-from lazyload.storage import Storage
 
 
 def _completed(find: Callable[[str], list[str]]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
@@ -127,6 +126,9 @@ def of_a_model(command: Callable[..., None]) -> Callable[..., None]:
 
 def _arguments(typed: Mapping[str, Any]) -> dict[str, Any]:
     """What was typed of a model, as arguments in Python."""
+    # Commands that look after the cache do without it.
+    from lazyload.storage import Storage
+
     return {
         **{name: typed[name] for name in _AS_TYPED},
         "dtype": values.dtypes(typed["dtype"]),

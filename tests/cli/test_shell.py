@@ -72,8 +72,8 @@ def test_usage_names_arguments_as_people_write_them(words: list[str], usage: str
 
 
 def test_every_command_is_in_the_list() -> None:
-    found = [[name] for name in app.commands if name != "cache"]
-    assert [*found, *(["cache", name] for name in cache_app.commands)] == COMMANDS
+    found = [[name] for name in app.places if name != "cache"]
+    assert [*found, *(["cache", name] for name in cache_app.places)] == COMMANDS
 
 
 @pytest.mark.parametrize("words", [[], ["cache"]])
