@@ -3,10 +3,13 @@
 JAX is imported by none of it, and TensorStore only by what moves weights, so that `lazyload cache ls` answers at once.
 """
 
+import atexit
 import contextlib
+import gc
 import io
 import os
 import sys
+from collections.abc import Iterator
 
 import click
 
@@ -23,6 +26,9 @@ _EXIT_CODES = """Exit codes:
      somebody uses it, or was answered with no
 2    wrong usage: an option or argument that there is not
 130  interrupted with Ctrl-C"""
+
+_OBJECTS = 100_000
+"""So many more are there at the next look for circles of garbage among them."""
 
 
 @click.group(
@@ -75,12 +81,25 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(_run())
+        with _few_collections():
+            sys.exit(_run())
     except BrokenPipeError:
         # Nobody reads any more; and the interpreter is not to find that out again when it ends.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """Spares most looks for circles of garbage, which take as long as reading a thousand manifests; also at the end."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_OBJECTS)
+    atexit.register(gc.freeze)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _run() -> int | str | None:

@@ -1,11 +1,9 @@
 """`lazyload cache ls`: entries as a table, as CSV or JSON, or only their keys."""
 
-import contextlib
-import gc
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -17,19 +15,6 @@ from lazyload.cache.superseded import Superseded, find_superseded
 from lazyload.cli import options, text, values
 from lazyload.cli.command import command
 from lazyload.cli.text import Column
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Spares the looks for circles of garbage, which take as long as reading a thousand manifests; also at the end."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
 
 
 @command(
@@ -56,7 +41,6 @@ def _without_collections() -> Iterator[None]:
 @click.option("--quiet", "-q", is_flag=True, help="Print only keys; the same as --format quiet.")
 @options.verbose
 @options.cache_dir
-@_without_collections()
 def ls(
     filters: Sequence[str],
     sort: str | None,
