@@ -1,7 +1,6 @@
 """The cache: folders of converted checkpoints, an entry a key, on disks and in buckets."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,13 +28,12 @@ from lazyload.cache.superseded import Superseded, find_superseded
 from lazyload.cache.targets import folder_name, selected
 from lazyload.display import text
 from lazyload.errors import ArgumentError, CacheAccessError, CacheError
+from lazyload.log import logger
 
 if TYPE_CHECKING:
     from lazyload.progress import Advance
 
 Found = TypeVar("Found")
-
-logger = logging.getLogger("lazyload")
 
 _MOST_ROWS = 100
 """How many entries a notebook shows."""
@@ -178,18 +176,18 @@ class Cache:
                 continue
             except (InaccessibleError, NewerFormatError) as error:
                 if folder.parents[1] != self.root:
-                    logger.warning("not using a cached checkpoint: %s", error)
+                    logger().warning("not using a cached checkpoint: %s", error)
                     continue
                 newer = ": a newer lazyload made it; install that" if isinstance(error, NewerFormatError) else ""
                 raise CacheError(
                     f"{error}{newer or '; try again, see who may read it'}, or give another cache_dir (LAZYLOAD_CACHE)"
                 ) from None
             except UnreadableManifestError as error:
-                logger.warning("not using a cached checkpoint: %s", error)
+                logger().warning("not using a cached checkpoint: %s", error)
                 continue
             if not problems:
                 return entry
-            logger.warning(
+            logger().warning(
                 "not using a cached checkpoint, which is damaged: %s: %s%s",
                 entry.data,
                 problems[0],
@@ -209,7 +207,7 @@ class Cache:
         except CacheError as error:
             if isinstance(root.folder, Path) or len(self._all) == 1:
                 raise
-            logger.warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
+            logger().warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
             return None
 
     def explain(self, key: Key, model: str) -> list[str]:
@@ -272,7 +270,7 @@ class Cache:
             except CacheAccessError as error:
                 if not self._write_to_an_earlier_root():
                     raise
-                logger.warning("converting into %s: %s", self.root, error)
+                logger().warning("converting into %s: %s", self.root, error)
                 watch = Watch(self.root, key, model or key.digest)
                 held.enter_context(self._root.lock(key.digest, limit, watch))
             yield
@@ -334,7 +332,7 @@ class Cache:
         try:
             return copy_entry(entry, self._roots(shared=True)[0], folder_name(entry.model), advance, limit)
         except CacheError as error:
-            logger.warning("using %s where it is: %s", entry.folder, error)
+            logger().warning("using %s where it is: %s", entry.folder, error)
             return entry
 
     def _remove_unfinished(self, model: str) -> None:
@@ -490,7 +488,7 @@ class Cache:
         removed, kept = carry_out(self._root, removals, is_still_right)
         self._forget_copies(removal.path.name for removal in removed if is_digest(removal.path.name))
         for removal, reason in kept:
-            logger.info("kept %s: %s", removal.path, reason)
+            logger().info("kept %s: %s", removal.path, reason)
         for removal in forgotten:
             with explained(self.root):
                 os.unlink(removal.path)
