@@ -407,7 +407,8 @@ def _splash(
     fill = -length % block
     # The kernel multiplies logits with nothing.
     query = (query.astype(jnp.float32) * rule.scale).astype(query.dtype)
-    by_head = [jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, fill), (0, 0))) for x in (query, key, value)]
+    filling = ((0, 0), (0, 0), (0, fill), (0, 0))
+    query, key, value = (jnp.pad(jnp.swapaxes(x, 1, 2), filling) for x in (query, key, value))
     sizes = splash_attention.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -419,28 +420,32 @@ def _splash(
         block_kv_dq=block,
     )
 
-    def run(query: jax.Array, key: jax.Array, value: jax.Array, rows: jax.Array | None) -> jax.Array:
-        """One sequence; its mask, or its groups."""
-        kernel = splash_attention.make_splash_mha(
-            _heads_mask(rule, length + fill, heads) if mask is None else rows[None],
+    def kernel_of(mask: Any) -> Any:
+        return splash_attention.make_splash_mha(
+            mask,
             block_sizes=sizes,
             attn_logits_soft_cap=rule.softcap,
             head_shards=1,
             q_seq_shards=1,
             interpret=interpret,
         )
-        if mask is not None:
-            # JAX 0.10 to 0.12 make an array of this flag, and ask it whether it is true.
-            kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
-        ids = None if groups is None else splash_attention.SegmentIds(rows, rows)
-        mixed: jax.Array = kernel(query, key, value, segment_ids=ids, sinks=sinks)
-        return mixed
 
-    rows = None if groups is None else jnp.pad(groups, ((0, 0), (0, fill)))
-    if mask is not None:
-        # A row without a key would be divided by zero.
-        rows = jnp.pad(mask, ((0, 0), (0, fill), (0, fill))) | jnp.eye(length + fill, dtype=bool)
-    mixed = jax.vmap(run, in_axes=(0, 0, 0, None if rows is None else 0))(*by_head, rows)
+    def by_rule(query: jax.Array, key: jax.Array, value: jax.Array, groups: jax.Array | None) -> Any:
+        ids = None if groups is None else splash_attention.SegmentIds(groups, groups)
+        return kernel_of(_heads_mask(rule, length + fill, heads))(query, key, value, segment_ids=ids, sinks=sinks)
+
+    def by_pairs(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> Any:
+        kernel = kernel_of(mask[None])
+        # JAX 0.10 to 0.12 make an array of this flag, and ask it whether it is true.
+        kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
+        return kernel(query, key, value, sinks=sinks)
+
+    if mask is None:
+        mixed = jax.vmap(by_rule)(query, key, value, None if groups is None else jnp.pad(groups, ((0, 0), (0, fill))))
+    else:
+        # A token that sees no key would be divided by zero.
+        itself = jnp.eye(length + fill, dtype=bool)
+        mixed = jax.vmap(by_pairs)(query, key, value, jnp.pad(mask, ((0, 0), (0, fill), (0, fill))) | itself)
     return jnp.swapaxes(mixed, 1, 2)[:, :length].astype(value.dtype)
 
 
