@@ -55,23 +55,25 @@ def loss_and_gradient(model: Decoder, attention: str, **kwargs: Any) -> tuple[An
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "axis_type"),
+    ("config", "kwargs", "axis_type"),
     [
-        ({"attention_mask": REAL, "segment_ids": SEGMENTS}, AxisType.Auto),
-        ({"attention_mask": PAIRS}, AxisType.Explicit),
+        (MIXED, {"attention_mask": REAL, "segment_ids": SEGMENTS}, AxisType.Auto),
+        (config(layer()), {"attention_mask": PAIRS}, AxisType.Explicit),
     ],
     ids=["padded and packed", "a mask of pairs"],
 )
-def test_splash_attention_is_dense_attention(kwargs: dict[str, Any], axis_type: AxisType) -> None:
-    logits, gradient = loss_and_gradient(decoder(MIXED), "dense", **kwargs)
-    on_mesh = by_rules(MIXED, mesh_named("fsdp=4,tp=2", axis_type))
+def test_splash_attention_is_dense_attention(
+    config: DecoderConfig, kwargs: dict[str, Any], axis_type: AxisType
+) -> None:
+    logits, gradient = loss_and_gradient(decoder(config), "dense", **kwargs)
+    on_mesh = by_rules(config, mesh_named("fsdp=4,tp=2", axis_type))
     same_logits, same_gradient = loss_and_gradient(on_mesh, "splash", **kwargs)
     np.testing.assert_allclose(same_logits, logits, atol=2e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), same_gradient, gradient)
 
 
 def test_rules_alone_make_causal_attention_windows_and_chunks() -> None:
-    model = decoder(config(layer(CHUNKED), layer(replace(CHUNKED, num_kv_heads=4, window=30))))
+    model = decoder(config(layer(replace(CHUNKED, window=30))))
     model.attention = "splash"
     same = run(model, TOKENS)[0]
     model.attention = "dense"
