@@ -105,8 +105,8 @@ def _peak(lowered: Any, length: int) -> int | None:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found = re.search(r"Used \S+ of \S+ hbm", str(error))
-        print(f"    {length}: {found[0] if found else str(error).splitlines()[0][:120]}", flush=True)
+        found = re.search(r"required for HLO temporaries \(([^)]*)\)", str(error))
+        print(f"    {length}: does not fit{', ' + found[1] if found else ''}", flush=True)
         return None
     print(f"    {length}: {peak / _GIB:.2f} GiB", flush=True)
     return peak
