@@ -7,6 +7,7 @@ tokens see each other by a rule (causal, a window, chunks) and a number for each
 made only where these cannot say it.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -173,32 +174,17 @@ def attend(
         mask = context.mask(key.shape[1], rule.window, rule.chunk)
         return dense(query, key, value, mask, scale=rule.scale, softcap=rule.softcap, sinks=sinks)
 
-    def mask_of_pairs() -> jax.Array:
-        mask = context.mask(key.shape[1], rule.window, rule.chunk)
-        return jnp.broadcast_to(mask, (query.shape[0], *mask.shape[1:]))
-
-    if kernel == "cudnn":
-        said = not (call.has_pairs or call.has_padding or call.has_segments or rule.chunk)
-        causal = not call.has_pairs
-
-        def run(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *_: None) -> jax.Array:
-            return _cudnn(query, key, value, mask, rule, causal=causal)
-
-        return _on_shards(run, query, key, value, None if said else mask_of_pairs(), None, None, split)
-
-    def run_splash(
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        mask: jax.Array | None,
-        groups: jax.Array | None,
-        sinks: jax.Array | None,
-    ) -> jax.Array:
-        return _splash(query, key, value, mask, groups, sinks, rule, interpret=call.platform == "cpu")
-
-    if call.has_pairs:
-        return _on_shards(run_splash, query, key, value, mask_of_pairs(), None, sinks, split)
-    return _on_shards(run_splash, query, key, value, None, _groups(context), sinks, split)
+    run: Callable[..., jax.Array]
+    if kernel == "splash":
+        by_pairs = call.has_pairs
+        run = functools.partial(_splash, rule=rule, interpret=call.platform == "cpu")
+    else:
+        by_pairs = call.has_pairs or call.has_padding or call.has_segments or rule.chunk is not None
+        run = functools.partial(_cudnn, rule=rule, causal=not call.has_pairs)
+    mask = context.mask(key.shape[1], rule.window, rule.chunk) if by_pairs else None
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (query.shape[0], *mask.shape[1:]))
+    return _on_shards(run, query, key, value, mask, None if by_pairs else _groups(context), sinks, split)
 
 
 def dense(
@@ -360,8 +346,9 @@ def _on_shards(
 
 
 def _cudnn(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, rule: _Rule, *, causal: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *_: None, rule: _Rule, causal: bool
 ) -> jax.Array:
+    """Computes attention on one device; the mask is None for what the rule says, and causal or not beside it."""
     return jax.nn.dot_product_attention(
         query,
         key,
@@ -381,8 +368,8 @@ def _splash(
     mask: jax.Array | None,
     groups: jax.Array | None,
     sinks: jax.Array | None,
-    rule: _Rule,
     *,
+    rule: _Rule,
     interpret: bool,
 ) -> jax.Array:
     """Splash attention on one device.
