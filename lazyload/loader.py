@@ -36,6 +36,7 @@ from lazyload.options import (
     compute_dtype_of,
     decoder_layout,
     explains_arguments,
+    require_attention,
     require_remat,
 )
 from lazyload.progress import ProgressOption, show_progress
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
     from lazyload.low_rank import Beside
+    from lazyload.models.context import AttentionKernel
     from lazyload.models.decoder import Decoder
     from lazyload.models.stack import Remat
     from lazyload.sharding import Rules
@@ -105,6 +107,7 @@ def from_pretrained(
     layers: range | None = None,
     scan_layers: bool = False,
     remat: "Remat | None" = None,
+    attention: "AttentionKernel | None" = None,
     storage: StorageOption = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -164,6 +167,9 @@ def from_pretrained(
         remat: What the decoder computes again in the backward pass instead of keeping it: `"none"`, all of a layer but
             its input (`"block"`), or all but that and the products with parameters (`"dots"`). It becomes the
             attribute `remat`, which may be set at any time. None for that of `into`, and else `"none"`.
+        attention: What the decoder computes attention by: JAX's kernel for TPUs (`"splash"`), cuDNN's for GPUs
+            (`"cudnn"`), or all logits at once (`"dense"`). It becomes the attribute `attention`, which may be set at
+            any time. None for that of `into`, and else for what suits platform and layers best.
         storage: How the converted checkpoint is stored, a `Storage` or its flags in a dictionary; None for the
             platform's defaults.
         cache_dir: The cache's root, a folder, or a URL such as `gs://bucket/path` or `s3://bucket/path`; None for
@@ -236,6 +242,7 @@ def from_pretrained(
         merge=merge,
     )
     require_remat(remat, layout, into)
+    require_attention(attention, layout, into)
     _require_merge(arguments, into)
     placement = Placement(mesh, rules, layout, into)
     name = arguments.reference.name
@@ -247,11 +254,14 @@ def from_pretrained(
         shown.check = call.check
         with stopwatch.entering("open", open_together(call, arguments, shown)) as request:
             placement.require(request)
+            if attention is not None:
+                _require_able(request, attention)
             kept_apart = _beside(request)
             computed = arguments.compute_dtype
             of_module = {
                 "compute_dtype": computed and computed.name,
                 "remat": remat,
+                "attention": attention,
                 "adapter": None if kept_apart is None else dict(kept_apart.files.identity),
             }
             place_together(call, request, placement, of_module)
@@ -261,6 +271,8 @@ def from_pretrained(
                 built = built if kept_apart is None else kept_apart.put_into(built)
                 if remat is not None:
                     built.remat = remat
+                if attention is not None:
+                    built.attention = attention
                 return built
 
             if not call.team.is_member:
@@ -296,6 +308,18 @@ def _require_merge(arguments: ModelArguments, into: object) -> None:
             "merge=False puts an adapter beside the weights of a new, whole Decoder: give adapter=, and no into=, "
             "layout=, layers= or scan_layers="
         )
+
+
+def _require_able(request: Request, attention: "AttentionKernel") -> None:
+    """Makes sure that what is to compute attention can do so in every layer.
+
+    Raises:
+        InputError: It cannot.
+    """
+    # Flax takes a while to import, and few calls need it before arrays are read.
+    from lazyload.models.attention_kernels import require_able
+
+    require_able(request.architecture, attention)
 
 
 def _beside(request: Request) -> "Beside | None":

@@ -24,6 +24,7 @@ from lazyload.storage import Storage
 if TYPE_CHECKING:
     import jax
 
+    from lazyload.models.context import AttentionKernel
     from lazyload.models.stack import Remat
     from lazyload.sharding import Rules
 
@@ -88,6 +89,7 @@ class LoadOptions(TypedDict, total=False):
     layers: range | None
     scan_layers: bool
     remat: "Remat | None"
+    attention: "AttentionKernel | None"
     storage: StorageOption
     cache_dir: str | os.PathLike[str] | None
     token: str | bool | None
@@ -120,7 +122,7 @@ class ConfigOptions(TypedDict, total=False):
 
 _SHARDED = "parameters go where mesh= and rules= say"
 _DTYPE = "packed weights are unpacked to dtype=, and nothing is quantised"
-_ATTENTION = "there is one implementation of attention"
+_ATTENTION = "give attention=, or leave it out for the platform's best"
 _STREAMED = "weights are always streamed; leave it out"
 _SAFETENSORS = "only safetensors are read"
 _GENERATION = "it is none of the weights'; leave it out"
@@ -265,6 +267,20 @@ def require_remat(remat: object, layout: LayoutOption, into: object) -> None:
         raise ArgumentError(f"remat={remat!r:.200}: give 'none', 'block' or 'dots'")
     if layout not in DECODERS or not (into is None or hasattr(into, "remat")):
         raise ArgumentError(f"remat={remat!r} is for this library's decoder, layout='nnx'")
+
+
+def require_attention(attention: object, layout: LayoutOption, into: object) -> None:
+    """Makes sure that what is loaded can compute attention as it is wanted.
+
+    Raises:
+        ArgumentError: There is no such implementation, or what is loaded is no decoder of this library.
+    """
+    if attention is None:
+        return
+    if attention not in ("dense", "cudnn", "splash"):
+        raise ArgumentError(f"attention={attention!r:.200}: give None, 'dense', 'cudnn' or 'splash'")
+    if layout not in DECODERS or not (into is None or hasattr(into, "attention")):
+        raise ArgumentError(f"attention={attention!r} is for this library's decoder, layout='nnx'")
 
 
 def dtype_patterns(option: DTypeOption) -> Mapping[str, np.dtype | None]:

@@ -45,7 +45,9 @@ def test_a_decoder_with_stacked_layers_is_filled(folder: Path) -> None:
     model = lazyload.Decoder(lazyload.config(folder), scan_layers=True, remat="dots", rngs=None)
     assert lazyload.from_pretrained(folder, into=model) is model
     assert model.remat == "dots"
-    assert lazyload.from_pretrained(folder, into=model, remat="none").remat == "none"
+    assert model.attention is None
+    loaded = lazyload.from_pretrained(folder, into=model, remat="none", attention="dense")
+    assert (loaded.remat, loaded.attention) == ("none", "dense")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,8 @@ def test_a_decoder_with_stacked_layers_is_filled(folder: Path) -> None:
         ({"scan_layers": "yes"}, "scan_layers='yes'"),
         ({"remat": "full"}, "remat='full': give 'none', 'block' or 'dots'"),
         ({"remat": "block", "layout": lazyload.MaxText()}, "remat='block' is for this library's decoder"),
+        ({"attention": "flash"}, "attention='flash': give None, 'dense', 'cudnn' or 'splash'"),
+        ({"attention": "dense", "layout": lazyload.MaxText()}, "attention='dense' is for this library's decoder"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_read(arguments: dict, message: str) -> None:

@@ -30,7 +30,7 @@ def as_outputs(y: jax.Array, kernel: Any, axes: Sequence[str], outputs: Iterable
     if automatic_mesh() is None:
         return y
     over = partition(kernel, axes)
-    return constrain(y, _batch(axes, over), None, *(() if is_spread(axes[n]) else over[n] for n in outputs))
+    return constrain(y, batch_split(axes, over), None, *(() if is_spread(axes[n]) else over[n] for n in outputs))
 
 
 def value_of(param: nnx.Param[jax.Array]) -> jax.Array:
@@ -45,8 +45,13 @@ def value_of(param: nnx.Param[jax.Array]) -> jax.Array:
     return constrain(array, *partition(param, axes[len(axes) - array.ndim :]))
 
 
-def _batch(axes: Sequence[str], over: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
-    """The mesh axes that the batch is split over; None where none is known to be meant for it."""
+def batch_split(axes: Sequence[str], over: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """The mesh axes that the batch is split over; None where none is known to be meant for it.
+
+    Args:
+        axes: The logical axes of a kernel that activations are multiplied with.
+        over: The mesh axes that split each of them.
+    """
     mesh = automatic_mesh()
     assert mesh is not None  # the callers see to it
     spread = {name for axis, names in zip(axes, over, strict=True) if is_spread(axis) for name in names}

@@ -1,4 +1,4 @@
-"""Attention: the softmax over keys, and the mixer with grouped query heads."""
+"""The mixer with grouped query heads."""
 
 import jax
 import jax.numpy as jnp
@@ -6,51 +6,13 @@ from flax import nnx
 
 from lazyload import architecture
 from lazyload.models.activations import value_of
+from lazyload.models.attention_kernels import attend, split_of
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache, append
 from lazyload.models.norm import RMSNorm, normalized
 from lazyload.models.parameters import Parameters
 from lazyload.models.projection import Projection
 from lazyload.models.rope import Rotation, rotate
-
-
-def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array,
-    *,
-    scale: float,
-    softcap: float | None = None,
-    sinks: jax.Array | None = None,
-) -> jax.Array:
-    """Softmax attention; logits and softmax are in float32.
-
-    Args:
-        query: `[batch, length, head, dim]`.
-        key: `[batch, keys, kv_head, dim]`; each serves `head / kv_head` neighbouring query heads.
-        value: `[batch, keys, kv_head, v_dim]`.
-        mask: bool `[batch or 1, length, keys]`. A query that may attend to nothing (padding) gets finite nonsense.
-        scale: What the logits are multiplied with.
-        softcap: `softcap * tanh(logits / softcap)`, before the mask.
-        sinks: `[head]`: one further logit a head, whose share of the attention goes nowhere.
-
-    Returns:
-        `[batch, length, head, v_dim]`, of the values' dtype.
-    """
-    batch, length, heads, dim = query.shape
-    kv_heads = key.shape[2]
-    grouped = query.reshape(batch, length, kv_heads, heads // kv_heads, dim)
-    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32) * scale
-    if softcap is not None:
-        logits = softcap * jnp.tanh(logits / softcap)
-    logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    if sinks is not None:
-        sink = sinks.astype(jnp.float32).reshape(1, kv_heads, -1, 1, 1)
-        logits = jnp.concatenate([logits, jnp.broadcast_to(sink, (*logits.shape[:-1], 1))], axis=-1)
-    weights = jax.nn.softmax(logits, axis=-1)[..., : key.shape[1]]
-    mixed = jnp.einsum("bkgts,bskv->btkgv", weights.astype(value.dtype), value)
-    return mixed.reshape(batch, length, heads, value.shape[-1])
 
 
 class Attention(nnx.Module):
@@ -102,10 +64,10 @@ class Attention(nnx.Module):
             query,
             key,
             value,
-            context.mask(key.shape[1], self.block.window, self.block.chunk),
-            scale=self.block.scale,
-            softcap=self.block.softcap,
-            sinks=value_of(self.sinks) if self.block.sinks else None,
+            context,
+            self.block,
+            split_of(self.q_proj),
+            value_of(self.sinks) if self.block.sinks else None,
         )
         if gate is not None:
             mixed = mixed * jax.nn.sigmoid(gate)

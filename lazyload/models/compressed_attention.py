@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from lazyload import architecture
 from lazyload.errors import InputError
-from lazyload.models.attention import attend
+from lazyload.models.attention_kernels import dense
 from lazyload.models.compressor import CompressedIndexer, Compressor, Place, place_of
 from lazyload.models.context import Context
 from lazyload.models.kv_cache import LayerCache, append
@@ -86,7 +86,7 @@ class CompressedAttention(nnx.Module):
             keys = jnp.concatenate([keys, further[:, :, None]], axis=1)
             mask = jnp.concatenate([jnp.broadcast_to(mask, (len(x), *mask.shape[1:])), seen], axis=2)
             kept = None if kept is None else {**kept, "seen": place.after, **compressed}
-        mixed = attend(query, keys, keys, mask, scale=self.block.scale, sinks=self.sinks[...])
+        mixed = dense(query, keys, keys, mask, scale=self.block.scale, sinks=self.sinks[...])
         mixed = self._rotated(mixed, context, back=True)
         groups = mixed.reshape(*mixed.shape[:2], self.block.num_groups, -1, self.block.head_dim)
         return self.o_b_proj(self.o_a_proj(groups)), kept

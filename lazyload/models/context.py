@@ -1,6 +1,6 @@
 """What the mixers of one call share: positions, rotary angles, masks, each made once."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,9 @@ from lazyload.architecture import Rope
 from lazyload.errors import InputError
 from lazyload.models.kv_cache import KVCache
 from lazyload.models.rope import Rotation, rotation
+
+AttentionKernel = Literal["dense", "cudnn", "splash"]
+"""What computes attention: products of all queries with all keys, cuDNN's kernel, or splash attention."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -22,6 +25,7 @@ class Context:
         segment_ids: int32 `[batch, length]`, the document that each token belongs to; None for one document a row.
             There are none where there is a cache.
         tokens: Which tokens they are, int32 `[batch, length]`; None where nobody asks.
+        attention: What is to compute attention; None for what suits platform and layer best.
         selected: Which of the keys that it may attend to the last indexer has selected for each token, bool `[batch or
             1, length, keys]`; None before there was one.
     """
@@ -33,15 +37,22 @@ class Context:
         attention_mask: jax.Array | None,
         segment_ids: jax.Array | None = None,
         tokens: jax.Array | None = None,
+        attention: AttentionKernel | None = None,
     ):
         self.positions = positions
         self.start = start
         self.attention_mask = attention_mask
         self.segment_ids = segment_ids
         self.tokens = tokens
+        self.attention = attention
         self.selected: jax.Array | None = None
         self._rotations: dict[Rope, Rotation] = {}
         self._masks: dict[tuple[int, int | None, int | None], jax.Array] = {}
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether there is a key-value cache."""
+        return not isinstance(self.start, int)
 
     def copy(self) -> "Context":
         """The same, with a memory of its own of what is made once."""
@@ -51,10 +62,9 @@ class Context:
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         """What is traced, and what is not: whether there is a cache, and of which kinds of things there are any."""
-        known = isinstance(self.start, int)
         children = {
             "positions": self.positions,
-            "start": None if known else self.start,
+            "start": self.start if self.has_cache else None,
             "attention_mask": self.attention_mask,
             "segment_ids": self.segment_ids,
             "tokens": self.tokens,
@@ -63,14 +73,16 @@ class Context:
             "masks": tuple(self._masks.values()),
         }
         keyed = tuple((jax.tree_util.GetAttrKey(name), child) for name, child in children.items())
-        return keyed, (self.start if known else None, tuple(self._rotations), tuple(self._masks))
+        start = None if self.has_cache else self.start
+        return keyed, (start, self.attention, tuple(self._rotations), tuple(self._masks))
 
     @classmethod
     def tree_unflatten(cls, static: Any, children: Any) -> "Context":
         """The inverse of that."""
-        start, ropes, kinds = static
+        start, attention, ropes, kinds = static
         positions, traced_start, attention_mask, segment_ids, tokens, selected, rotations, masks = children
-        context = cls(positions, traced_start if start is None else start, attention_mask, segment_ids, tokens)
+        start = traced_start if start is None else start
+        context = cls(positions, start, attention_mask, segment_ids, tokens, attention)
         context.selected = selected
         context._rotations = dict(zip(ropes, rotations, strict=True))
         context._masks = dict(zip(kinds, masks, strict=True))

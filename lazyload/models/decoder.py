@@ -16,7 +16,8 @@ from lazyload.errors import InputError
 from lazyload.models import card, kv_cache, weight_sync
 from lazyload.models.activations import value_of, zeros
 from lazyload.models.altup import AltUpStreams
-from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
+from lazyload.models.attention_kernels import call_of, require_able
+from lazyload.models.context import AttentionKernel, Context, checked_mask, counted_positions, require_segments
 from lazyload.models.hyper_connection import HyperStreams
 from lazyload.models.kv_cache import KVCache
 from lazyload.models.layer import BLOCKS, DecoderLayer
@@ -42,6 +43,9 @@ class Decoder(nnx.Module):
         scan_layers: Whether layers that are alike are stacked, each parameter an array of all of them.
         remat: What the backward pass computes again instead of having it kept; it may be set at any time. `"none"`:
             nothing; `"block"`: all of a layer but its input; `"dots"`: all but that and the products with parameters.
+        attention: What computes attention where there is no key-value cache; it may be set at any time. None: the
+            platform's kernel where it can, splash attention on TPUs and cuDNN's on GPUs, and dense products elsewhere.
+            `"dense"`, `"splash"` or `"cudnn"`: that, and an error where it cannot. With a cache it is dense.
         embed: The embedding.
         layers: The layers, or the stacks of them: those that follow each other, or those at each place of a cycle.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
@@ -56,6 +60,7 @@ class Decoder(nnx.Module):
     """
 
     remat: Remat
+    attention: AttentionKernel | None
     embed: Embedding
     compute_dtype: np.dtype[Any] | None
     hub_names: tuple[tuple[str, str], ...]
@@ -74,6 +79,7 @@ class Decoder(nnx.Module):
         compute_dtype: DTypeLike | None = None,
         scan_layers: bool = False,
         remat: Remat = "none",
+        attention: AttentionKernel | None = None,
         rngs: nnx.Rngs | None,
     ):
         self.config = config
@@ -81,6 +87,7 @@ class Decoder(nnx.Module):
         self.hub_names = ()
         self.scan_layers = scan_layers
         self.remat = remat
+        self.attention = attention
 
         def declared(part: DecoderConfig | Layer, layers: int | None = None) -> Parameters:
             return Parameters(
@@ -226,7 +233,8 @@ class Decoder(nnx.Module):
 
         Raises:
             InputError: The tokens do not fit into the cache, the mask or the segments have another shape, there are
-                segments and a cache or compressed attention, or there are images.
+                segments and a cache or compressed attention, there are images, or `attention` names what cannot
+                compute a layer.
         """
         if images is not None:
             raise InputError("there are images, and this is a model of text alone: give images=None")
@@ -284,8 +292,9 @@ class Decoder(nnx.Module):
         start: jax.Array | int = 0 if cache is None else cache["layer_0"]["end_index"][0]
         if positions is None:
             positions = counted_positions(tokens, start, segment_ids)
-        context = Context(positions, start, attention_mask, segment_ids, tokens)
+        context = Context(positions, start, attention_mask, segment_ids, tokens, self.attention)
         x = self.embed(tokens)
+        require_able(self.config, self.attention, call_of(context, x.dtype))
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         inputs = None if self.config.per_layer_embedding is None else self.per_layer_embedding(tokens, x)
         if self.config.streams is not None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lazyload import architecture
-from lazyload.models.attention import attend
+from lazyload.models.attention_kernels import attend, dense, split_of
 from lazyload.models.context import Context
 from lazyload.models.indexer import Indexer
 from lazyload.models.kv_cache import LayerCache, append
@@ -65,14 +65,11 @@ class LatentAttention(nnx.Module):
         if cache is not None:
             cache = append(cache, **kept)
             kept = {name: cache[name].astype(x.dtype) for name in kept}
-        mask = context.mask(kept["k"].shape[1])
         if self.block.indexer is not None:
-            mask = context.selected = self.indexer(x, latent, kept["index_k"], mask, context)
-        elif self.block.shares_selection:
-            assert context.selected is not None  # `DecoderConfig` sees to it
-            mask = context.selected
+            mask = context.mask(kept["k"].shape[1])
+            context.selected = self.indexer(x, latent, kept["index_k"], mask, context)
         attend_to = self._attend_expanded if cache is None else self._attend_compressed
-        return self.o_proj(attend_to(q_nope, q_rope, kept["k"], kept["v"], mask)), cache
+        return self.o_proj(attend_to(q_nope, q_rope, kept["k"], kept["v"], context)), cache
 
     def _query(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The compressed query, or `x` where queries are projected directly, and the query of each head."""
@@ -81,20 +78,30 @@ class LatentAttention(nnx.Module):
         latent = self.q_a_layernorm(self.q_a_proj(x))
         return latent, self.q_b_proj(latent)
 
+    def _selected(self, context: Context) -> jax.Array | None:
+        """Which keys each token attends to; None where no indexer has selected them."""
+        return context.selected if self.block.indexer is not None or self.block.shares_selection else None
+
     def _attend_expanded(
-        self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, mask: jax.Array
+        self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, context: Context
     ) -> jax.Array:
         k_nope, value = jnp.split(self.kv_b_proj(compressed[:, :, 0]), [self.block.nope_dim], axis=-1)
         shared = jnp.broadcast_to(k_rope, (*k_nope.shape[:-1], self.block.rope_dim))
         query, key = jnp.concatenate([q_nope, q_rope], axis=-1), jnp.concatenate([k_nope, shared], axis=-1)
-        return attend(query, key, value, mask, scale=self.block.scale)
+        mask = self._selected(context)
+        if mask is not None:
+            return dense(query, key, value, mask, scale=self.block.scale)
+        heads = self.q_proj if self.block.q_rank is None else self.q_b_proj
+        return attend(query, key, value, context, self.block, split_of(heads))
 
     def _attend_compressed(
-        self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, mask: jax.Array
+        self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, context: Context
     ) -> jax.Array:
         to_key, to_value = jnp.split(self.kv_b_proj.weights(), [self.block.nope_dim], axis=-1)
         mapped = jnp.einsum("btnh,rnh->btnr", q_nope, to_key).astype(q_nope.dtype)
         query = jnp.concatenate([mapped, q_rope], axis=-1)
         key = jnp.concatenate([compressed, k_rope], axis=-1)
-        mixed = attend(query, key, compressed, mask, scale=self.block.scale)
+        mask = self._selected(context)
+        mask = context.mask(key.shape[1]) if mask is None else mask
+        mixed = dense(query, key, compressed, mask, scale=self.block.scale)
         return jnp.einsum("btnr,rnv->btnv", mixed, to_value).astype(mixed.dtype)

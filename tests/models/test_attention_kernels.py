@@ -1,0 +1,173 @@
+"""Kernels compute the attention that dense products compute, and are taken where they can."""
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
+from support.decoders import ATTENTION, CONFIGS, LATENT, build, config, layer, run, weights
+from support.meshes import by_rules, mesh_named
+
+from lazyload.architecture import DecoderConfig
+from lazyload.errors import InputError
+from lazyload.models import attention_kernels
+from lazyload.models.attention_kernels import Call, chosen
+from lazyload.models.decoder import Decoder
+
+# Longer than a block of the kernel, and no multiple of it.
+LENGTH = 130
+TOKENS = (np.arange(4 * LENGTH).reshape(4, LENGTH) * 7 % 61).astype(np.int32)
+REAL = np.arange(LENGTH) >= np.array([[0], [40], [129], [7]])
+SEGMENTS = np.broadcast_to(np.arange(LENGTH, dtype=np.int32) // 75, TOKENS.shape)
+PAIRS = REAL[:, None] & np.tri(LENGTH, dtype=bool)
+
+MIXED = config(
+    layer(replace(ATTENTION, num_kv_heads=1, window=90, softcap=2.0, sinks=True)),
+    layer(LATENT),
+)
+CHUNKED = replace(ATTENTION, chunk=50)
+
+TPU = Call(platform="tpu", dtype=jnp.dtype(jnp.bfloat16), length=2048)
+GPU = replace(TPU, platform="gpu")
+
+
+def decoder(config: DecoderConfig) -> Decoder:
+    return build(config, jnp.float32, {path: jnp.asarray(array) for path, array in weights(config).items()})
+
+
+def loss_and_gradient(model: Decoder, attention: str, **kwargs: Any) -> tuple[Any, Any]:
+    """The loss of the tokens that are real, their logits, and the loss's gradient."""
+    model.attention = attention  # type: ignore[assignment]
+    graphdef, state = nnx.split(model)
+
+    def loss(state: Any, kwargs: Any) -> tuple[jax.Array, jax.Array]:
+        logits, _ = nnx.merge(graphdef, state)(TOKENS, **kwargs)
+        logits = jnp.where(REAL[..., None], logits, 0)
+        return jnp.mean(jax.nn.log_softmax(logits) * np.sin(np.arange(64))), logits
+
+    ((_, logits), gradient) = jax.jit(jax.value_and_grad(loss, has_aux=True))(state, kwargs)
+    return logits, gradient
+
+
+@pytest.mark.parametrize(
+    ("config", "kwargs", "axis_type"),
+    [
+        (MIXED, {"attention_mask": REAL, "segment_ids": SEGMENTS}, AxisType.Auto),
+        (config(layer()), {"attention_mask": PAIRS}, AxisType.Explicit),
+    ],
+    ids=["padded and packed", "a mask of pairs"],
+)
+def test_splash_attention_is_dense_attention(
+    config: DecoderConfig, kwargs: dict[str, Any], axis_type: AxisType
+) -> None:
+    logits, gradient = loss_and_gradient(decoder(config), "dense", **kwargs)
+    on_mesh = by_rules(config, mesh_named("fsdp=4,tp=2", axis_type))
+    same_logits, same_gradient = loss_and_gradient(on_mesh, "splash", **kwargs)
+    np.testing.assert_allclose(same_logits, logits, atol=2e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), same_gradient, gradient)
+
+
+def test_rules_alone_make_causal_attention_windows_and_chunks() -> None:
+    model = decoder(config(layer(replace(CHUNKED, window=30))))
+    model.attention = "splash"
+    same = run(model, TOKENS)[0]
+    model.attention = "dense"
+    np.testing.assert_allclose(same, run(model, TOKENS)[0], atol=2e-5)
+
+
+def lowered(model: Decoder, tokens: jax.Array, platform: str) -> str:
+    """The program of the gradient, for a platform that need not be there."""
+    graphdef, state = nnx.split(model)
+
+    def loss(state: Any, tokens: jax.Array) -> jax.Array:
+        return jnp.mean(nnx.merge(graphdef, state)(tokens)[0])
+
+    return jax.jit(jax.grad(loss)).trace(state, tokens).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_on_tpus_splash_attention_is_compiled_into_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernels, "platform", lambda: "tpu")
+    model = Decoder(config(layer(replace(ATTENTION, head_dim=64, softcap=3.0))), rngs=nnx.Rngs(0))
+    program = lowered(model, jnp.zeros((2, 1000), jnp.int32), "tpu")
+    # Forwards, of the queries, and of keys and values.
+    assert program.count("tpu_custom_call") == 3
+    assert "1000x1000" not in program
+
+
+def test_on_gpus_cudnn_is_called_by_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(attention_kernels, "platform", lambda: "gpu")
+    monkeypatch.setattr(attention_kernels, "_compute_capability", lambda: (9, 0))
+    model = Decoder(config(layer(replace(ATTENTION, window=100))), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    program = lowered(model, jnp.zeros((2, 1000), jnp.int32), "cuda")
+    assert program.count("__cudnn$fmhaSoftmax(") == program.count("__cudnn$fmhaSoftmaxBackward(") == 1
+    assert '"mask_type": "CAUSAL"' in program.replace("\\22", '"')
+    assert '"sliding_window_length": 100' in program.replace("\\22", '"')
+    assert "1000x1000" not in program
+
+
+@pytest.mark.parametrize(
+    ("mixer", "call", "kernel"),
+    [
+        (ATTENTION, TPU, "splash"),
+        (ATTENTION, replace(TPU, length=100), "dense"),
+        (ATTENTION, replace(TPU, has_cache=True), "dense"),
+        (CHUNKED, TPU, "splash"),
+        (CHUNKED, replace(TPU, has_padding=True), "dense"),
+        (LATENT, TPU, "splash"),
+        (ATTENTION, GPU, "cudnn"),
+        (ATTENTION, replace(GPU, dtype=jnp.dtype(jnp.float32)), "dense"),
+        (ATTENTION, replace(GPU, has_padding=True, length=2047), "dense"),
+        (replace(ATTENTION, head_dim=256), GPU, "cudnn"),
+        (replace(ATTENTION, head_dim=512), GPU, "dense"),
+        (replace(ATTENTION, softcap=2.0), GPU, "dense"),
+        (replace(ATTENTION, sinks=True), GPU, "dense"),
+        (LATENT, GPU, "dense"),
+        (ATTENTION, replace(TPU, platform="cpu"), "dense"),
+    ],
+)
+def test_a_layer_is_computed_by_the_kernel_of_the_platform_that_can(
+    mixer: Any, call: Call, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_kernels, "_compute_capability", lambda: (9, 0))
+    assert chosen(None, mixer, call) == kernel
+
+
+def test_the_platform_is_that_of_the_mesh() -> None:
+    fields = {"device_kind": "TPU v5 lite", "num_cores": 1, "platform": "tpu"}
+    known = getattr(jax.sharding.AbstractDevice, "__dataclass_fields__", fields)
+    device = jax.sharding.AbstractDevice(**{name: value for name, value in fields.items() if name in known})
+    assert attention_kernels.platform() == "cpu"
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2,), ("fsdp",), abstract_device=device)):
+        assert attention_kernels.platform() == "tpu"
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "kwargs", "message"),
+    [
+        (CONFIGS["gemma2"], "cudnn", {}, "attention='cudnn' cannot compute layer 0: cuDNN's kernel has no soft cap"),
+        (CONFIGS["deepseek_v32"], "splash", {}, "layer 0: it attends to keys that an indexer selects"),
+        (
+            config(layer(), layer(CHUNKED)),
+            "splash",
+            {"attention_mask": REAL},
+            "layer 1: its chunks start where padding",
+        ),
+        (CONFIGS["plain"], "cudnn", {}, "layer 0: cuDNN is for NVIDIA's GPUs, and the model lies on a cpu"),
+        (CONFIGS["plain"], "flash", {}, "attention='flash': give None, 'dense', 'cudnn', 'splash'"),
+    ],
+)
+def test_what_cannot_compute_a_layer_is_refused(
+    config: DecoderConfig, attention: str, kwargs: dict[str, Any], message: str
+) -> None:
+    model = decoder(config)
+    model.attention = attention  # type: ignore[assignment]
+    with pytest.raises(InputError, match=message):
+        run(model, TOKENS, **kwargs)
