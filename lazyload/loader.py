@@ -28,6 +28,7 @@ from lazyload.layouts.source import Box
 from lazyload.monitoring import tell
 from lazyload.obtaining import Manner, Obtained, obtain
 from lazyload.options import (
+    DECODERS,
     DTypeOption,
     LayoutOption,
     LoadOptions,
@@ -218,7 +219,7 @@ def from_pretrained(
     layout = decoder_layout(layout, scan_layers or (layout == "nnx" and getattr(into, "scan_layers", False)))
     computed = compute_dtype_of(compute_dtype, layout, into)
     require_remat(remat, layout, into)
-    _require_merge(merge, adapter, layout, into, layers)
+    _require_merge(merge, adapter, layout, into)
     placement = Placement(mesh, rules, layout, into)
     reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
     with (
@@ -278,7 +279,7 @@ def from_pretrained(
     return built
 
 
-def _require_merge(merge: bool, adapter: object, layout: LayoutOption, into: object, layers: object) -> None:
+def _require_merge(merge: bool, adapter: object, layout: LayoutOption, into: object) -> None:
     """Makes sure that an adapter can be kept apart, where that is asked for.
 
     Raises:
@@ -286,10 +287,9 @@ def _require_merge(merge: bool, adapter: object, layout: LayoutOption, into: obj
     """
     if not isinstance(merge, bool):
         raise ArgumentError(f"merge={merge!r:.200}: give True or False")
-    if not merge and (adapter is None or layout != "nnx" or into is not None or layers is not None):
+    if not merge and (adapter is None or layout not in DECODERS or into is not None):
         raise ArgumentError(
-            "merge=False puts an adapter beside the weights of a new, whole Decoder: give adapter=, and no into=, "
-            "layout=, layers= or scan_layers="
+            "merge=False puts an adapter beside the weights of a new Decoder: give adapter=, and no into= or layout="
         )
 
 
