@@ -10,8 +10,8 @@ from lazyload.cache.key import Key
 from lazyload.errors import CacheError
 from lazyload.families.family import Family
 from lazyload.options import DTypeOption, LayoutOption, StorageOption, explains_arguments
-from lazyload.request import Request, adapter_reference, open_request
-from lazyload.sources import ModelReference
+from lazyload.request import Request, open_request
+from lazyload.sources import ModelReference, adapter_reference
 
 _MEANINGS: Mapping[str, str] = {
     "source": "other files",

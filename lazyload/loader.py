@@ -41,9 +41,9 @@ from lazyload.options import (
 )
 from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
-from lazyload.request import Request, adapter_reference, open_request
+from lazyload.request import Request, open_request
 from lazyload.results import CachedCheckpoint
-from lazyload.sources import ModelReference, open_adapter
+from lazyload.sources import ModelReference, adapter_reference, open_adapter
 from lazyload.team import Call, Team, shown_to_peers
 
 if TYPE_CHECKING:
@@ -190,11 +190,13 @@ def from_pretrained(
         config: Fields of `config.json` that are to have other values: `{"field": None}` for one that does not matter,
             `{"text_config": {"field": None}}` for one of a part.
         family: The architecture, where it is none of those that are known.
-        adapter: A LoRA adapter in PEFT's format, an id of the hub, a folder or a URL, that is merged into the weights
-            while they are converted: `W + scaling * B A`, computed in float32 and rounded once. Its content is part of
-            the entry's identity, and it is held in memory meanwhile.
+        adapter: A LoRA adapter in PEFT's format that is merged into the weights while they are converted: an id of the
+            hub, of a branch, tag or commit `"org/name@revision"`, in a subfolder `"hf://org/name@revision/subfolder"`;
+            a folder or a URL. `W + scaling * B A` is computed in float32 and rounded once. The hub's commit, or the
+            files' content, is part of the entry's identity; the adapter is held in memory meanwhile.
         merge: False leaves the weights as they are, and puts the adapter beside them as parameters of LoRA, those that
-            qwix makes and Tunix trains; for the layout `"nnx"`, and with qwix installed.
+            qwix makes and Tunix trains; for the layout `"nnx"`, stacked or not, and with qwix installed. Layers of one
+            stack need adapters of one rank and scaling.
 
     Returns:
         An `nnx.Module` for `"nnx"`: `model(tokens, positions) -> (logits, cache)`; for another layout the nested

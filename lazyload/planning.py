@@ -12,9 +12,9 @@ from lazyload.families.family import Family
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.options import ConfigOptions, DTypeOption, LayoutOption, StorageOption, explains_arguments
 from lazyload.progress import show_progress
-from lazyload.request import adapter_reference, open_request, read_config
+from lazyload.request import open_request, read_config
 from lazyload.results import Parameter, Plan
-from lazyload.sources import ModelReference
+from lazyload.sources import ModelReference, adapter_reference
 from lazyload.storage import Storage
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import quote
 
 from lazyload.bucket.path import Folder
 from lazyload.cache.cache import Cache
@@ -125,8 +126,6 @@ def _call(manifest: Manifest, cache: Cache, token: str | bool | None) -> dict[st
     """
     fields = manifest.fields
     identity = fields.get("source")
-    if fields.get("adapter"):
-        raise LayoutError("an adapter was merged into it, and nothing says where that is")
     source = {**manifest.source, **(identity if isinstance(identity, Mapping) else {})}
     call = {
         "model": manifest.model,
@@ -141,11 +140,31 @@ def _call(manifest: Manifest, cache: Cache, token: str | bool | None) -> dict[st
     }
     # The branch first: an entry that remembers it is found by those who ask for it, even without the hub.
     revisions = dict.fromkeys((manifest.source.get("revision"), source.get("commit")))
-    for layout, revision in itertools.product(_layouts(fields.get("layout"), manifest.arrays), revisions):
-        same = {**call, "layout": layout, "revision": revision}
+    adapters = _adapters(fields.get("adapter"), manifest.source.get("adapter"))
+    for layout, adapter, revision in itertools.product(
+        _layouts(fields.get("layout"), manifest.arrays), adapters, revisions
+    ):
+        same = {**call, "layout": layout, "adapter": adapter, "revision": revision}
         if plan(**same).key == manifest.key:
             return same
     raise CorruptSourceError(f"{manifest.model} has changed since, or this version converts it in another way")
+
+
+def _adapters(identity: Any, origin: Any) -> list[str | None]:
+    """Where the adapter that was merged into an entry can be; None for none.
+
+    Raises:
+        LayoutError: Nothing says so.
+    """
+    if not identity:
+        return [None]
+    if not isinstance(identity, Mapping) or not isinstance(origin, Mapping) or "id" not in origin:
+        raise LayoutError("an adapter was merged into it, and nothing says where that is")
+    if "commit" not in identity:
+        return [str(origin["id"])]
+    below = f"/{identity['subfolder']}" if identity.get("subfolder") else ""
+    revisions = dict.fromkeys((origin.get("revision") or "main", identity["commit"]))
+    return [f"hf://{origin['id']}@{quote(str(revision), safe='')}{below}" for revision in revisions]
 
 
 def _layouts(name: Any, arrays: Mapping[str, Mapping[str, Any]]) -> list[LayoutOption]:

@@ -54,7 +54,8 @@ from lazyload.options import (
     storage_of,
 )
 from lazyload.progress import CallProgress
-from lazyload.sources import AdapterFiles, ModelReference, Source, open_adapter, open_source
+from lazyload.sources import AdapterFiles, ModelReference, Source, adapter_at, open_adapter, open_source
+from lazyload.sources.files import CONFIG
 from lazyload.sources.remembered import RememberedSource, Told
 from lazyload.storage import Storage
 
@@ -120,6 +121,11 @@ class Request:
         return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else set(names)
 
     @property
+    def origin(self) -> Mapping[str, Any]:
+        """What the entry's manifest says of where the tensors come from."""
+        return self.source.origin if self.adapter is None else {**self.source.origin, "adapter": self.adapter.origin}
+
+    @property
     def key(self) -> Key:
         """The entry that all of this amounts to.
 
@@ -148,6 +154,8 @@ class Request:
             ConfigError: `config.json` speaks of far more than is stored.
             TensorMismatchError: The tensors are not those that the family has.
         """
+        if self.adapter is not None:
+            warn_of_other_base(self.adapter, self.source.name)
         source_layout = self.family.stored(self.whole)
         require_plausible(self.tensors, source_layout, self.whole)
         try:
@@ -306,10 +314,8 @@ def open_request(
     contents = cache.contents.read_only() if dry_run else cache.contents
     if not dry_run:
         tell_outdated(cache)
-    adapter_files = None if adapter is None else open_adapter(adapter, peft.CONFIG, peft.WEIGHTS)
     with contextlib.closing(_open_source(reference, cache, contents, progress, told)) as source:
-        if adapter_files is not None:
-            warn_of_other_base(adapter_files, source.name)
+        adapter_files = None if adapter is None else _open_adapter(adapter, cache, source.name)
         values = overridden(source.config, config)
         family = family or families.find(values)
         whole = _with_all_parameters(layout, family.read(values))
@@ -355,21 +361,6 @@ def open_request(
 def _with_all_parameters(layout: LayoutOption, whole: Any) -> Any:
     """A model as a layout has it: classes of others may have parameters that nobody reads."""
     return layout.with_all_parameters(whole) if isinstance(layout, Tunix) else whole
-
-
-def adapter_reference(
-    adapter: str | os.PathLike[str] | None, token: str | bool | None, local_files_only: bool
-) -> ModelReference | None:
-    """Which adapter a call names; None for none.
-
-    Raises:
-        ArgumentError: It is neither a text nor a path.
-    """
-    if adapter is None:
-        return None
-    if not isinstance(adapter, str | os.PathLike) or not os.fspath(adapter):
-        raise ArgumentError(f"adapter={adapter!r:.200}: give the hub id, the folder or the URL of a PEFT adapter")
-    return ModelReference(adapter, token=token, local_files_only=local_files_only)
 
 
 def read_config(
@@ -446,6 +437,39 @@ def _is_of_place(entry: Entry, reference: ModelReference) -> bool:
     return {name: identity[name] for name in ("subfolder", "variant") if identity.get(name)} == reference.place
 
 
+def _open_adapter(reference: ModelReference, cache: Cache, model: str) -> AdapterFiles:
+    """The adapter, or what entries of the model say of it: a hit needs no more of one on the hub than its commit."""
+    known = _known_adapters(reference, cache, model) if reference.is_hub_id else []
+    if not known:
+        return open_adapter(reference, peft.CONFIG, peft.WEIGHTS)
+    reachable = reference
+    try:
+        commit = _commit_of(reference, peft.CONFIG)
+    except (SourceNotFoundError, AccessDeniedError) as error:
+        logger.info("using what is cached of %s: %s", reference.name, error)
+        reachable, commit = replace(reference, local_files_only=True), None
+    for adapter in known:
+        if adapter.identity["commit"] == commit:
+            return adapter
+    try:
+        return open_adapter(reachable, peft.CONFIG, peft.WEIGHTS)
+    except (SourceNotFoundError, AccessDeniedError):
+        return known[0]
+
+
+def _known_adapters(reference: ModelReference, cache: Cache, model: str) -> list[AdapterFiles]:
+    """What is known of a hub adapter's revision from the entries of a model that it is merged into, newest first."""
+    found = []
+    for entry in sorted(cache.entries(model), key=lambda entry: entry.created, reverse=True):
+        identity, origin = entry.manifest.fields.get("adapter"), entry.manifest.source.get("adapter")
+        if not isinstance(identity, Mapping) or not isinstance(origin, Mapping) or "commit" not in identity:
+            continue
+        at = {"kind": "hub", "id": reference.name, "commit": identity["commit"], **reference.place}
+        if identity == at and (reference.revision or "main") in (identity["commit"], origin.get("revision") or "main"):
+            found.append(adapter_at(reference, identity, origin, peft.CONFIG, peft.WEIGHTS))
+    return found
+
+
 def _remembered(entry: Entry, reference: ModelReference) -> RememberedSource:
     identity = entry.manifest.fields["source"]
     return RememberedSource(
@@ -458,13 +482,13 @@ def _reopening(reference: ModelReference, identity: Mapping[str, Any]) -> Callab
     return functools.partial(open_source, replace(reference, revision=identity["commit"]))
 
 
-def _commit_of(reference: ModelReference) -> str | None:
-    """The commit that a revision is at; None where the hub must not be asked."""
+def _commit_of(reference: ModelReference, file: str = CONFIG) -> str | None:
+    """The commit that a revision is at, asked for one of its files; None where the hub must not be asked."""
     if reference.commit or reference.local_files_only:
         return reference.commit
     from lazyload.sources.hub import current_commit
 
-    return current_commit(reference)
+    return current_commit(reference, file)
 
 
 def _with_own_head(architecture: Any) -> DecoderConfig | None:

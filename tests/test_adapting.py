@@ -1,6 +1,7 @@
 """Adapters in PEFT's format, merged into a model while it is converted."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from support import checkpoints, stored
+from support.hub import Hub
 
 import lazyload
-from lazyload.errors import LazyLoadError, SourceNotFoundError, TensorMismatchError, UnsupportedFormatError
+from lazyload.errors import (
+    ArgumentError,
+    LazyLoadError,
+    SourceNotFoundError,
+    TensorMismatchError,
+    UnsupportedFormatError,
+)
 
 PREFIX = "base_model.model."
 LAYERS = "model.layers"
@@ -33,7 +41,7 @@ def pair(tensors: dict[str, np.ndarray], weight: str, rank: int, seed: int = 0) 
 
 
 def write(folder: Path, tensors: dict[str, np.ndarray], **config: Any) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     save_file(
         {name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "adapter_model.safetensors"
     )
@@ -103,6 +111,57 @@ def test_the_content_of_the_adapter_is_part_of_the_key(tmp_path: Path) -> None:
     assert lazyload.plan(base, adapter=copy, **options).key != first
     write(copy, pair(tensors, name, 4, seed=1))
     assert lazyload.plan(base, adapter=copy, **options).key != first
+
+
+def test_a_revision_of_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = base_of(tmp_path)
+    weight = f"{LAYERS}.0.self_attn.q_proj.weight"
+    matrices = pair(stored.tensors(base), weight, 4)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, alpha in ((first, 2), (second, 4)):
+        write(folder, matrices, lora_alpha=alpha)
+        write(folder / "best", matrices, lora_alpha=10 * alpha)
+    hub.add("org/base", base)
+    newest = hub.add("org/adapter", second)
+    hub.revisions["org/adapter", "v1"] = first
+    old = hub.commit("org/adapter", "v1")
+    hub.revisions["org/adapter", old] = first
+    change = np.matmul(*reversed(list(matrices.values()))) / 4
+
+    def changed(adapter: str, **options: Any) -> float:
+        """The alpha that is merged."""
+        model = lazyload.from_pretrained("org/base", adapter=adapter, dtype="float32", cache_dir=cache, **options)
+        merged = np.asarray(model.layers[0].attn.q_proj.kernel[...]).reshape(change.shape[::-1]).T
+        return float(((merged - stored.tensors(base)[weight].astype(np.float32)) / change).mean().round(3))
+
+    cache = tmp_path / "cache"
+    assert changed("org/adapter") == 4
+    manifest = lazyload.last_report().path.parent / "manifest.json"
+    said = json.loads(manifest.read_text())
+    assert said["fields"]["adapter"] == {"kind": "hub", "id": "org/adapter", "commit": newest}
+    assert said["source"]["adapter"] == {"id": "org/adapter", "revision": None, "commit": newest}
+    assert changed("org/adapter@v1") == 2
+    assert changed(f"hf://org/adapter@{old}/best") == 20
+    assert changed(f"org/adapter@{newest}") == 4
+    assert lazyload.last_report().hit, "a commit is what the branch was at"
+    with pytest.raises(SourceNotFoundError, match="nowhere"):
+        lazyload.plan("org/base", adapter="org/adapter@nowhere", cache_dir=cache)
+    # Without the hub, and without what it has left here, the cache knows what its revisions were.
+    shutil.rmtree(tmp_path / "hub")
+    for options in ({"local_files_only": True}, {}):
+        hub.folders.clear()
+        hub.revisions.clear()
+        assert changed("org/adapter@v1", **options) == 2
+        assert changed("hf://org/adapter@main", **options) == 4
+        assert lazyload.last_report().hit
+    with pytest.raises(SourceNotFoundError):
+        lazyload.plan("org/base", adapter="org/adapter@v2", cache_dir=cache, local_files_only=True)
+
+
+def test_a_place_that_is_none() -> None:
+    for adapter in ("hf://", "hf://a@", ""):
+        with pytest.raises(ArgumentError, match="adapter="):
+            lazyload.plan("org/base", adapter=adapter)
 
 
 def test_an_output_projection_of_its_own_unties(tmp_path: Path) -> None:
