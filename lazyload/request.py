@@ -33,7 +33,7 @@ from lazyload.formats import peft
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.nnx import layout as nnx_layout
 from lazyload.formats.nnx import stacked_layout
-from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
+from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, tied_names, what_it_is
 from lazyload.formats.target import Target, nested
 from lazyload.formats.tensor_names import tensor_names
 from lazyload.formats.tunix import Tunix
@@ -114,7 +114,11 @@ class Request:
         if self.adapter is None:
             return self.source
         aliases = self.family.stored(self.whole).aliases
-        return Merged(self.source, self.adapter, aliases, tied=getattr(self.whole, "tied", False))
+        tied = None
+        if self.fields["own_head"] is not None:
+            # By `config.json`, also where this is the request for what turned out to be stored.
+            tied = tied_names(self.source, self.family.stored(_with_own_head(self.whole) or self.whole))
+        return Merged(self.source, self.adapter, aliases, tied)
 
     def of_source(self, names: Collection[str]) -> set[str]:
         """Those of some tensors for which the source is read."""

@@ -173,6 +173,35 @@ def test_an_output_projection_of_its_own_unties(tmp_path: Path) -> None:
     np.testing.assert_array_equal(model.lm_head.kernel[...], 1)
 
 
+def test_half_of_a_tied_pair_unties(tmp_path: Path) -> None:
+    """As PEFT has it, which wraps embedding and output projection one by one."""
+    base = base_of(tmp_path, "llama3_tied")
+    embedding = stored.tensors(base)["model.embed_tokens.weight"].astype(np.float32)
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "dtype": "float32"}
+    own = {f"{PREFIX}model.embed_tokens.weight": np.ones_like(embedding)}
+    a, b = (np.full(shape, 0.5, np.float32) for shape in ((4, embedding.shape[1]), (len(embedding), 4)))
+    thin = {f"{PREFIX}lm_head.lora_A.weight": a, f"{PREFIX}lm_head.lora_B.weight": b}
+    of_embedding = {
+        f"{PREFIX}model.embed_tokens.lora_embedding_A": b.T,
+        f"{PREFIX}model.embed_tokens.lora_embedding_B": a.T,
+    }
+    for number, (tensors, config, embed, head) in enumerate(
+        (
+            (own, {}, 1, embedding),
+            (own, {"ensure_weight_tying": True}, 1, None),
+            (thin, {}, embedding, embedding + 2.0),
+            (of_embedding, {}, embedding + 2.0, embedding),
+            (of_embedding | thin, {}, embedding + 2.0, embedding + 2.0),
+        )
+    ):
+        adapter = write(tmp_path / str(number), tensors, **config)
+        model = lazyload.from_pretrained(base, adapter=adapter, **options)
+        np.testing.assert_allclose(model.embed.embedding[...], np.broadcast_to(embed, embedding.shape), atol=1e-6)
+        assert model.config.tied == (head is None or np.array_equal(head, embed))
+        if not model.config.tied:
+            np.testing.assert_allclose(np.asarray(model.lm_head.kernel[...]).T, head, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["llama3", "gemma3", "qwen2_awq"])
 def test_names_and_packing_of_the_base_do_not_matter(name: str, tmp_path: Path) -> None:
     """transformers has a multimodal model's text model at another prefix than the hub, and nothing packed."""

@@ -79,7 +79,7 @@ def test_fused_matrices_in_stacked_layers(tmp_path: Path) -> None:
     merged = lazyload.from_pretrained(base, **options)
     beside = lazyload.from_pretrained(base, merge=False, **options)
     up = beside.layers[0].mlp.up_proj
-    assert up.kernel_lora_b[...].sharding.spec == (None, None, "tp")
+    assert tuple(up.kernel_lora_b[...].sharding.spec) == (None, None, "tp")
     tokens = jnp.arange(20).reshape(2, 10) * 3 % 61
     run = nnx.jit(lambda model, tokens: model(tokens)[0])
     with jax.default_matmul_precision("highest"):
