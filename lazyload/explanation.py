@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lazyload.arguments import ModelArguments
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
 from lazyload.errors import CacheError
 from lazyload.families.family import Family
 from lazyload.options import DTypeOption, LayoutOption, StorageOption, explains_arguments
 from lazyload.request import Request, open_request
-from lazyload.sources import ModelReference, adapter_reference
 
 _MEANINGS: Mapping[str, str] = {
     "source": "other files",
@@ -131,21 +131,24 @@ def explain(
     Example:
         >>> lazyload.explain("Qwen/Qwen3-8B", dtype="float32").hit  # doctest: +SKIP
     """
-    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    opened = open_request(
-        reference,
-        dtype,
-        layout,
-        storage,
-        cache_dir,
-        family,
-        strict,
-        config,
-        dry_run=True,
+    arguments = ModelArguments(
+        model=model,
+        revision=revision,
+        subfolder=subfolder,
+        variant=variant,
+        dtype=dtype,
+        layout=layout,
         layers=layers,
-        adapter=adapter_reference(adapter, token, local_files_only),
+        storage=storage,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        strict=strict,
+        config=config,
+        family=family,
+        adapter=adapter,
     )
-    with opened as request:
+    with open_request(arguments, dry_run=True) as request:
         return _explained(request)
 
 

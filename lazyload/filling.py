@@ -87,7 +87,7 @@ def _place(value: Any, mesh: Mesh) -> Sharding | None:
 def _misfit(module: nnx.Module, request: Request) -> ArgumentError | TensorMismatchError | None:
     """What keeps a module from being filled with what a request loads."""
     ours, theirs = getattr(module, "config", None), request.architecture
-    if request.layout in DECODERS and isinstance(ours, DecoderConfig) and ours != theirs:
+    if request.arguments.layout in DECODERS and isinstance(ours, DecoderConfig) and ours != theirs:
         return ArgumentError(
             f"into: the module is no {request.source.name}: {'; '.join(_differences(ours, theirs))}. Make it of "
             "lazyload.config(...), called with the same arguments"

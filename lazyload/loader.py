@@ -5,7 +5,6 @@ On a miss it converts under the key's lock, and the devices are given their shar
 reads its own from the entry.
 """
 
-import functools
 import logging
 import math
 import os
@@ -14,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
+from lazyload.arguments import ModelArguments
 from lazyload.cache.entry import Entry
 from lazyload.cache.termination import cleaning_up
 from lazyload.errors import ArgumentError
@@ -43,7 +43,7 @@ from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, open_request
 from lazyload.results import CachedCheckpoint
-from lazyload.sources import ModelReference, adapter_reference, open_adapter
+from lazyload.sources import open_adapter
 from lazyload.team import Call, Team, shown_to_peers
 
 if TYPE_CHECKING:
@@ -219,35 +219,39 @@ def from_pretrained(
 
     stopwatch = Stopwatch()
     layout = decoder_layout(layout, scan_layers or (layout == "nnx" and getattr(into, "scan_layers", False)))
-    computed = compute_dtype_of(compute_dtype, layout, into)
+    arguments = ModelArguments(
+        model=model,
+        revision=revision,
+        subfolder=subfolder,
+        variant=variant,
+        dtype=dtype,
+        compute_dtype=compute_dtype_of(compute_dtype, layout, into),
+        layout=layout,
+        layers=layers,
+        storage=storage,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        strict=strict,
+        config=config,
+        family=family,
+        adapter=adapter,
+        merge=merge,
+    )
     require_remat(remat, layout, into)
-    _require_merge(merge, adapter, layout, into)
+    _require_merge(arguments, into)
     placement = Placement(mesh, rules, layout, into)
-    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
+    name = arguments.reference.name
     with (
-        Call(Team.of(placement.devices), f"lazyload.from_pretrained of {reference.name}", patience) as call,
+        Call(Team.of(placement.devices), f"lazyload.from_pretrained of {name}", patience) as call,
         cleaning_up(),
-        show_progress(progress, reference.name) as shown,
+        show_progress(progress, name) as shown,
     ):
         shown.check = call.check
-        opened = functools.partial(
-            open_request,
-            reference,
-            dtype,
-            layout,
-            storage,
-            cache_dir,
-            family,
-            strict,
-            config,
-            shown,
-            layers=layers,
-            compute_dtype=computed,
-            adapter=adapter_reference(adapter if merge else None, token, local_files_only),
-        )
-        with stopwatch.entering("open", open_together(call, reference, opened)) as request:
+        with stopwatch.entering("open", open_together(call, arguments, shown)) as request:
             placement.require(request)
-            kept_apart = None if merge else _beside(request, adapter_reference(adapter, token, local_files_only))
+            kept_apart = _beside(request)
+            computed = arguments.compute_dtype
             of_module = {
                 "compute_dtype": computed and computed.name,
                 "remat": remat,
@@ -281,23 +285,25 @@ def from_pretrained(
     return built
 
 
-def _require_merge(merge: bool, adapter: object, layout: LayoutOption, into: object) -> None:
+def _require_merge(arguments: ModelArguments, into: object) -> None:
     """Makes sure that an adapter can be kept apart, where that is asked for.
 
     Raises:
         ArgumentError: It cannot.
     """
-    if not isinstance(merge, bool):
-        raise ArgumentError(f"merge={merge!r:.200}: give True or False")
-    if not merge and (adapter is None or layout not in DECODERS or into is not None):
+    if not isinstance(arguments.merge, bool):
+        raise ArgumentError(f"merge={arguments.merge!r:.200}: give True or False")
+    is_new_decoder = arguments.layout in DECODERS and into is None
+    if not arguments.merge and (arguments.adapter is None or not is_new_decoder):
         raise ArgumentError(
             "merge=False puts an adapter beside the weights of a new Decoder: give adapter=, and no into= or layout="
         )
 
 
-def _beside(request: Request, adapter: ModelReference | None) -> "Beside | None":
+def _beside(request: Request) -> "Beside | None":
     """An adapter that is not merged, once it is known to fit."""
-    if adapter is None:
+    adapter = request.arguments.adapter_reference
+    if adapter is None or request.arguments.merge:
         return None
     # Flax takes a while to import, and few calls need it before arrays are read.
     from lazyload.low_rank import beside
@@ -357,28 +363,48 @@ def convert(
     Example:
         >>> lazyload.convert("Qwen/Qwen3-8B").path  # doctest: +SKIP
     """
+    arguments = ModelArguments(
+        model=model,
+        revision=revision,
+        subfolder=subfolder,
+        variant=variant,
+        dtype=dtype,
+        layout=layout,
+        layers=layers,
+        storage=storage,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        strict=strict,
+        config=config,
+        family=family,
+        adapter=adapter,
+    )
+    return cached_checkpoint(
+        arguments,
+        force_convert=force_convert,
+        keep_source=keep_source,
+        lock_timeout=lock_timeout,
+        progress=progress,
+    )
+
+
+def cached_checkpoint(
+    arguments: ModelArguments,
+    *,
+    force_convert: bool = False,
+    keep_source: bool = True,
+    lock_timeout: float | None = None,
+    progress: ProgressOption = None,
+) -> CachedCheckpoint:
+    """The converted checkpoint that arguments mean, once it is in the cache; see `convert`."""
     stopwatch = Stopwatch()
-    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
+    name = arguments.reference.name
     with (
-        shown_to_peers(f"lazyload.convert of {reference.name}"),
+        shown_to_peers(f"lazyload.convert of {name}"),
         cleaning_up(),
-        show_progress(progress, reference.name) as shown,
-        stopwatch.entering(
-            "open",
-            open_request(
-                reference,
-                dtype,
-                layout,
-                storage,
-                cache_dir,
-                family,
-                strict,
-                config,
-                shown,
-                layers=layers,
-                adapter=adapter_reference(adapter, token, local_files_only),
-            ),
-        ) as request,
+        show_progress(progress, name) as shown,
+        stopwatch.entering("open", open_request(arguments, shown)) as request,
     ):
         manner = Manner(force_convert, keep_source, lock_timeout, shown, stopwatch)
         obtained = obtain(request, _Alone(), manner)

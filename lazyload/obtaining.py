@@ -115,7 +115,7 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
         LazyLoadError: One of the errors in `lazyload.errors`; the cache is left as it was.
     """
     planned = None
-    if request.strict or not request.source.is_identified:
+    if request.arguments.strict or not request.source.is_identified:
         # An entry does not tell whether tensors were left aside; and weights need not be read to tell which they are
         # where they cannot be converted.
         planned = _planned(request, manner.stopwatch)

@@ -89,13 +89,13 @@ class Placement:
 
     def _made_for(self, request: Request) -> "Filling | None":
         """The module that a call makes before it has arrays for it; None where it makes one of them."""
-        if not isinstance(request.layout, Tunix):
+        if not isinstance(request.arguments.layout, Tunix):
             return None
         if self._made is None or self._made[0] is not request:
             from lazyload.models.tunix.module import abstract_module
 
-            module = abstract_module(request.layout, request.family.name, request.architecture, self._mesh)
-            self._made = request, _filling(module, request.layout)
+            module = abstract_module(request.arguments.layout, request.family.name, request.architecture, self._mesh)
+            self._made = request, _filling(module, request.arguments.layout)
         return self._made[1]
 
 

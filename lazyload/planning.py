@@ -1,21 +1,19 @@
 """Looking at a model without loading it: what a load would do, and what its `config.json` means."""
 
-import functools
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from lazyload.checkpoint.chunks import choose_chunks
+from lazyload.arguments import ModelArguments
 from lazyload.checkpoint.reads import Kind
+from lazyload.checkpoint.records import new_record
 from lazyload.errors import ArgumentError
 from lazyload.families.family import Family
-from lazyload.layouts.lazy import LazyTensor
 from lazyload.options import ConfigOptions, DTypeOption, LayoutOption, StorageOption, explains_arguments
 from lazyload.progress import show_progress
-from lazyload.request import open_request, read_config
+from lazyload.request import Request, open_request, read_config
 from lazyload.results import Parameter, Plan
-from lazyload.sources import ModelReference, adapter_reference
-from lazyload.storage import Storage
 
 if TYPE_CHECKING:
     import jax
@@ -79,28 +77,39 @@ def plan(
         >>> print(lazyload.plan("Qwen/Qwen3-8B").nbytes)  # doctest: +SKIP
     """
     _require_rules_of_a_mesh(mesh, rules)
-    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    opened = functools.partial(
-        open_request,
-        reference,
-        dtype,
-        layout,
-        storage,
-        cache_dir,
-        family,
-        strict,
-        config,
-        dry_run=True,
+    arguments = ModelArguments(
+        model=model,
+        revision=revision,
+        subfolder=subfolder,
+        variant=variant,
+        dtype=dtype,
+        layout=layout,
         layers=layers,
-        adapter=adapter_reference(adapter, token, local_files_only),
+        storage=storage,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        strict=strict,
+        config=config,
+        family=family,
+        adapter=adapter,
     )
-    with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
+    return planned(arguments, mesh, rules)
+
+
+def planned(
+    arguments: ModelArguments,
+    mesh: "jax.sharding.Mesh | jax.sharding.AbstractMesh | None" = None,
+    rules: "Rules | None" = None,
+) -> Plan:
+    """What a load of some arguments would do; see `plan`."""
+    with _opened(arguments) as request:
         conversion = request.settled().conversion()
         entry = request.cache.find(request.key, request.forms) if request.may_be_cached else None
         reasons = () if entry else tuple(request.reasons())
 
     def key() -> str:
-        with show_progress(None, reference.name) as shown, opened(progress=shown) as request:
+        with _opened(arguments) as request:
             return request.key.digest
 
     parameters = {
@@ -121,17 +130,24 @@ def plan(
         mesh=mesh,
         rules=rules,
         _key=key,
-        _kinds={path: _kind(lazy, request.storage) for path, lazy in conversion.tensors.items()},
+        _kinds={
+            path: Kind.of(new_record(lazy.shape, lazy.dtype, request.storage, lazy.split_order))
+            for path, lazy in conversion.tensors.items()
+        },
     )
     # Rules that do not fit the model are refused here.
     _ = made.shardings
     return made
 
 
-def _kind(lazy: LazyTensor, storage: Storage) -> Kind:
-    """How an array would be stored."""
-    chunks = choose_chunks(lazy.shape, lazy.dtype.itemsize, lazy.split_order, storage.chunk_bytes or 1)
-    return Kind(lazy.shape, chunks, lazy.dtype.itemsize)
+@contextlib.contextmanager
+def _opened(arguments: ModelArguments) -> Iterator[Request]:
+    """The request of a call that only asks."""
+    with (
+        show_progress(None, arguments.reference.name) as shown,
+        open_request(arguments, shown, dry_run=True) as request,
+    ):
+        yield request
 
 
 def _require_rules_of_a_mesh(mesh: object, rules: object) -> None:
@@ -194,5 +210,16 @@ def config(
         >>> lazyload.config("Qwen/Qwen3-8B").num_layers  # doctest: +SKIP
         36
     """
-    reference = ModelReference(model, revision, token, local_files_only, subfolder or "", variant or "")
-    return read_config(reference, cache_dir, family, config, layers)
+    arguments = ModelArguments(
+        model=model,
+        revision=revision,
+        subfolder=subfolder,
+        variant=variant,
+        layers=layers,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        config=config,
+        family=family,
+    )
+    return read_config(arguments)

@@ -8,10 +8,11 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import quote
 
+from lazyload.arguments import ModelArguments
 from lazyload.bucket.path import Folder
 from lazyload.cache.cache import Cache
 from lazyload.cache.manifest import FILE_NAME, Manifest, UnreadableManifestError, read_manifest
@@ -25,9 +26,9 @@ from lazyload.errors import (
 )
 from lazyload.formats import tunix
 from lazyload.formats.maxtext import MaxText
-from lazyload.loader import convert
+from lazyload.loader import cached_checkpoint
 from lazyload.options import DECODERS, LayoutOption
-from lazyload.planning import plan
+from lazyload.planning import planned
 from lazyload.progress import ProgressOption
 from lazyload.storage import Storage
 from lazyload.verification import Verification, verify
@@ -105,9 +106,9 @@ def _repaired(
         why = f"its manifest does not say what it was made of: {error}"
     else:
         try:
-            call = _call(manifest, cache, token)
+            arguments = _arguments(manifest, cache, token)
             if not dry_run:
-                convert(**call, force_convert=True, keep_source=keep_source, progress=progress)
+                cached_checkpoint(arguments, force_convert=True, keep_source=keep_source, progress=progress)
                 _require_sound(cache, manifest.key)
             return Repair(verification, "converted")
         except (CacheError, SourceNotFoundError, AccessDeniedError) as error:
@@ -118,7 +119,7 @@ def _repaired(
     return Repair(verification, "kept", f"{stays}; {why}") if stays else Repair(verification, "removed", why)
 
 
-def _call(manifest: Manifest, cache: Cache, token: str | bool | None) -> dict[str, Any]:
+def _arguments(manifest: Manifest, cache: Cache, token: str | bool | None) -> ModelArguments:
     """The arguments of a conversion that makes the same entry.
 
     Raises:
@@ -127,25 +128,25 @@ def _call(manifest: Manifest, cache: Cache, token: str | bool | None) -> dict[st
     fields = manifest.fields
     identity = fields.get("source")
     source = {**manifest.source, **(identity if isinstance(identity, Mapping) else {})}
-    call = {
-        "model": manifest.model,
-        "subfolder": source.get("subfolder"),
-        "variant": source.get("variant") or _variant(source.get("files", ())),
-        "dtype": _dtypes(fields.get("dtype")),
-        "layers": _layers(fields.get("layers")),
-        "storage": Storage.from_fields(fields.get("storage")),
-        "config": fields.get("config"),
-        "cache_dir": cache.root,
-        "token": token,
-    }
+    arguments = ModelArguments(
+        model=manifest.model,
+        subfolder=source.get("subfolder"),
+        variant=source.get("variant") or _variant(source.get("files", ())),
+        dtype=_dtypes(fields.get("dtype")),
+        layers=_layers(fields.get("layers")),
+        storage=Storage.from_fields(fields.get("storage")),
+        cache_dir=cache.root,
+        token=token,
+        config=fields.get("config"),
+    )
     # The branch first: an entry that remembers it is found by those who ask for it, even without the hub.
     revisions = dict.fromkeys((manifest.source.get("revision"), source.get("commit")))
     adapters = _adapters(fields.get("adapter"), manifest.source.get("adapter"))
     for layout, adapter, revision in itertools.product(
         _layouts(fields.get("layout"), manifest.arrays), adapters, revisions
     ):
-        same = {**call, "layout": layout, "adapter": adapter, "revision": revision}
-        if plan(**same).key == manifest.key:
+        same = replace(arguments, layout=layout, adapter=adapter, revision=revision)
+        if planned(same).key == manifest.key:
             return same
     raise CorruptSourceError(f"{manifest.model} has changed since, or this version converts it in another way")
 

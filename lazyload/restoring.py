@@ -79,7 +79,7 @@ class Restoring:
         self._call = call
         self._lock = threading.Lock()
         self._delivery: Delivery | None = None
-        if request.layout in DECODERS:
+        if request.arguments.layout in DECODERS:
             _import_meanwhile("lazyload.models.decoder")
 
     def begin(self, request: Request, conversion: Conversion) -> None:

@@ -13,14 +13,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
 
+from lazyload.arguments import ModelArguments
 from lazyload.cache import nonce
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
@@ -30,7 +30,8 @@ from lazyload.display import text
 from lazyload.errors import CacheError, EntryRemovedError, PeerError
 from lazyload.obtaining import Manner, Obtained, Sharing, Use, obtain, take_part
 from lazyload.placement import Placement
-from lazyload.request import Request
+from lazyload.progress import CallProgress
+from lazyload.request import Request, open_request
 from lazyload.restoring import Restored
 from lazyload.sources import ModelReference
 from lazyload.sources.remembered import Told
@@ -45,47 +46,40 @@ Used = TypeVar("Used")
 logger = logging.getLogger("lazyload")
 
 
-class Open(Protocol):
-    """Opens the request of a call; see `lazyload.request.open_request`."""
-
-    def __call__(self, *, told: Told | None) -> AbstractContextManager[Request]:
-        """Opens it, of what the first process has been told of a hub model."""
-
-
 @contextlib.contextmanager
-def open_together(call: Call, reference: ModelReference, opened: Open) -> Iterator[Request]:
+def open_together(call: Call, arguments: ModelArguments, progress: CallProgress) -> Iterator[Request]:
     """The request of a call, the same in all processes that make it.
 
     Args:
         call: The call.
-        reference: The checkpoint that this process means.
-        opened: Opens the request, of what the first process has found out about a hub model, or of what there is.
+        arguments: Those of this process.
+        progress: The call's progress.
 
     Raises:
         LazyLoadError: What keeps the request from being opened, in any process; or the processes do not mean the same.
     """
     if call.is_alone:
-        with opened(told=None) as request:
+        with open_request(arguments, progress) as request:
             yield request
     elif call.leads:
-        with opened(told=None) as request:
-            _speak(call, request, reference)
+        with open_request(arguments, progress) as request:
+            _speak(call, request)
             yield request
     else:
         said = call.hear("open")
-        if differences := _differences_of_reference(reference, said):
+        if differences := _differences_of_reference(arguments.reference, said):
             if not call.team.is_member:
                 raise PeerError(f"process {call.team.first} loads something else: {'; '.join(differences)}")
             call.answer("open", differences)
-        with opened(told=Told(**said["hub"]) if said["hub"] else None) as request:
+        with open_request(arguments, progress, told=Told(**said["hub"]) if said["hub"] else None) as request:
             if call.team.is_member:
                 _compare(call, request, said)
             yield request
 
 
-def _speak(call: Call, request: Request, reference: ModelReference) -> None:
+def _speak(call: Call, request: Request) -> None:
     """Says what is about to be loaded, and waits until all others mean the same."""
-    source = request.source
+    reference, source = request.arguments.reference, request.source
     hub = {"config": dict(source.config), "identity": dict(source.identity), "origin": dict(source.origin)}
     call.say(
         "open",

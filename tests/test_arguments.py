@@ -1,5 +1,6 @@
 """Arguments of a call: those of transformers, subfolders and variants, and what is none."""
 
+import dataclasses
 import inspect
 import shutil
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support import checkpoints
@@ -14,6 +16,7 @@ from support.hub import Hub
 
 import lazyload
 from lazyload import errors
+from lazyload.arguments import ModelArguments
 from lazyload.options import INSTEAD
 from lazyload.sources import ModelReference
 
@@ -42,6 +45,25 @@ def test_what_is_mistyped_is_told() -> None:
         lazyload.convert("org/model", zzz=1)  # type: ignore[call-arg]
     with pytest.raises(errors.ArgumentError, match="positional"):
         lazyload.plan("org/model", "v1")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("call", [*CALLS, lazyload.explain, lazyload.config])
+def test_every_argument_that_decides_the_checkpoint_is_handed_on(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_on: dict[str, Any] = {}
+
+    def made(**arguments: Any) -> None:
+        handed_on.update(arguments)
+        raise RuntimeError("made")
+
+    monkeypatch.setattr(f"{call.__module__}.ModelArguments", made)
+    accepted = inspect.signature(call).parameters.keys() & {field.name for field in dataclasses.fields(ModelArguments)}
+    given: dict[str, Any] = {name: object() for name in accepted} | ({"layout": "nnx"} if "layout" in accepted else {})
+    given |= {"compute_dtype": np.dtype("float32")} if "compute_dtype" in accepted else {}
+    with pytest.raises(RuntimeError, match="made"):
+        call(**given)
+    assert handed_on == given
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from lazyload.bucket.bucket import Stored
 from lazyload.bucket.path import BucketPath
 from lazyload.cache import heartbeat
-from lazyload.cache.entry import read_entry
+from lazyload.cache.entry import named_data
 from lazyload.cache.in_bucket import LAST_USED, InBucket
-from lazyload.cache.manifest import FILE_NAME, AbsentError, DamagedError, OlderFormatError, UnreadableManifestError
+from lazyload.cache.manifest import FILE_NAME, DamagedError, OlderFormatError, UnreadableManifestError
 from lazyload.cache.removal import KEPT_SECONDS, Removal
 
 
@@ -24,11 +24,7 @@ def leftovers(folder: BucketPath) -> list[Removal]:
         return []
     removals = list(_dead_marks(place, objects, generations))
     try:
-        named = read_entry(folder).manifest.data
-        if named not in generations:
-            return [*removals, Removal(folder, size(folder), f"damaged: its data {named!a} is not there")]
-    except AbsentError:
-        named = ""
+        named = named_data(folder)
     except DamagedError as error:
         return [*removals, Removal(folder, size(folder), f"damaged: {error}")]
     except OlderFormatError as error:
@@ -37,6 +33,8 @@ def leftovers(folder: BucketPath) -> list[Removal]:
         return removals if in_use else [*removals, Removal(folder, size(folder), unread)]
     except UnreadableManifestError:
         return removals
+    if named and named not in generations:
+        return [*removals, Removal(folder, size(folder), f"damaged: its data {named!a} is not there")]
     unpublished = _unpublished(place, objects, generations, named)
     return [*removals, *unpublished, *_replaced(place, objects, generations, named)]
 
@@ -47,9 +45,7 @@ def unfinished(folder: BucketPath) -> list[Removal]:
     objects, generations = place.children()
     removals = list(_dead_marks(place, objects, generations))
     try:
-        named = read_entry(folder).manifest.data
-    except AbsentError:
-        named = ""
+        named = named_data(folder)
     except UnreadableManifestError:
         return removals
     return [*removals, *_unpublished(place, objects, generations, named)]

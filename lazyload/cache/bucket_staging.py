@@ -8,7 +8,7 @@ from typing import Any
 
 from lazyload.bucket.path import BucketPath
 from lazyload.cache import heartbeat
-from lazyload.cache.entry import Entry, read_entry
+from lazyload.cache.entry import Entry, named_data, read_entry
 from lazyload.cache.files import SMALL_BYTES
 from lazyload.cache.in_bucket import InBucket, sha256_of
 from lazyload.cache.key import Key
@@ -131,7 +131,7 @@ def new_staging(folder: BucketPath, key: Key, model: str) -> Iterator[BucketStag
     """A fresh data folder in an entry's folder; removed again unless the body publishes it."""
     path = folder / f"data-{uuid.uuid4().hex}"
     try:
-        replaces = read_entry(folder).manifest.data
+        replaces = named_data(folder)
     except UnreadableManifestError:
         replaces = ""
     staging = BucketStaging(folder, path, key, model, replaces)

@@ -245,6 +245,18 @@ def read_entry(folder: Folder) -> Entry:
     return Entry(folder, manifest, status)
 
 
+def named_data(folder: Folder) -> str:
+    """The name of the data folder that the manifest in an entry's folder names; empty where there is no manifest.
+
+    Raises:
+        UnreadableManifestError: There is one, but no complete entry.
+    """
+    try:
+        return read_entry(folder).manifest.data
+    except AbsentError:
+        return ""
+
+
 def _is_shape(recorded: object, shape: tuple[int, ...]) -> bool:
     """Whether a manifest has recorded a shape, in whole numbers: 64.0 is not 64."""
     return isinstance(recorded, list) and tuple(recorded) == shape and {*map(type, recorded)} <= {int}

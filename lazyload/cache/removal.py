@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lazyload.bucket.path import Folder
 from lazyload.cache import generation, liveness
-from lazyload.cache.entry import read_entry
-from lazyload.cache.manifest import FILE_NAME, AbsentError, DamagedError, OlderFormatError, UnreadableManifestError
+from lazyload.cache.entry import named_data
+from lazyload.cache.manifest import FILE_NAME, DamagedError, OlderFormatError, UnreadableManifestError
 
 KEPT_SECONDS = 3600.0
 """How long data that a newer conversion has replaced is kept for the loads that began before."""
@@ -37,9 +37,7 @@ def leftovers(folder: Path) -> list[Removal]:
     """
     removals = list(_dead_files(folder))
     try:
-        named = read_entry(folder).manifest.data
-    except AbsentError:
-        named = ""
+        named = named_data(folder)
     except DamagedError as error:
         return [*removals, Removal(folder, size(folder), f"damaged: {error}")]
     except OlderFormatError as error:
@@ -58,9 +56,7 @@ def unfinished(folder: Path) -> list[Removal]:
     """
     removals = list(_dead_files(folder))
     try:
-        named = read_entry(folder).manifest.data
-    except AbsentError:
-        named = ""
+        named = named_data(folder)
     except UnreadableManifestError:
         return removals
     return [*removals, *_unpublished(folder, named)]
@@ -107,7 +103,7 @@ def _remove_entry(folder: Path, force: bool) -> str | None:
     """Removes all generations of an entry; says who uses one that stays."""
     manifest = folder / FILE_NAME
     try:
-        named = read_entry(folder).manifest.data
+        named = named_data(folder)
     except UnreadableManifestError:
         named = ""
     generations = _generations(folder)

@@ -68,8 +68,7 @@ def place_to_read(record: ArrayRecord, final: Sharding) -> NamedSharding | None:
     """Where an array goes first so that a fleet reads it about once; None where it is read once as it is."""
     if not isinstance(final, NamedSharding) or not isinstance(final.mesh, Mesh):
         return None
-    kind = Kind(tuple(record.shape), tuple(record.chunks), record.numpy_dtype.itemsize)
-    return _place_to_read(kind, final, final.mesh)
+    return _place_to_read(Kind.of(record), final, final.mesh)
 
 
 @functools.lru_cache(maxsize=4096)

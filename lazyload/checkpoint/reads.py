@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.pieces import start_of_stretch
+from lazyload.checkpoint.records import ArrayRecord
 from lazyload.layouts.source import Box
 
 Limits = tuple[tuple[int, int], ...]
@@ -44,6 +45,11 @@ class Kind:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     itemsize: int
+
+    @classmethod
+    def of(cls, record: ArrayRecord) -> "Kind":
+        """The kind of an array."""
+        return cls(record.shape, record.chunks, record.numpy_dtype.itemsize)
 
     @property
     def nbytes(self) -> int:

@@ -2,13 +2,16 @@
 
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import google_crc32c
 import ml_dtypes
 import numpy as np
+
+from lazyload.checkpoint.chunks import choose_chunks
+from lazyload.storage import Storage
 
 Records = Mapping[str, Mapping[str, Any]]
 """What a manifest says of a checkpoint's arrays, by dotted path (`ArrayRecord.as_dict`)."""
@@ -87,6 +90,21 @@ class ArrayRecord:
         if not sizes or nbytes != math.prod(shape) * record.numpy_dtype.itemsize:
             raise ValueError(f"not the sizes of an array: {_shown(values)}")
         return record
+
+
+def new_record(
+    shape: tuple[int, ...], dtype: np.dtype, storage: Storage, split_order: Sequence[int] = ()
+) -> ArrayRecord:
+    """An array that is to be written.
+
+    Args:
+        shape: Its shape.
+        dtype: Its dtype.
+        storage: How it is stored; every flag concrete.
+        split_order: The dimensions in the order in which to cut them into chunks.
+    """
+    chunks = choose_chunks(shape, dtype.itemsize, split_order, storage.chunk_bytes or 1)
+    return ArrayRecord(shape, dtype.name, chunks, math.prod(shape) * dtype.itemsize, checksum="")
 
 
 def _is_size(value: Any) -> bool:

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lazyload.bucket.path import Folder
-from lazyload.checkpoint.chunks import boxes, choose_chunks
+from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.objects import ObjectWriter
 from lazyload.checkpoint.orbax_files import write_commit_file, write_composite_file, write_orbax_files
 from lazyload.checkpoint.order import in_order_of_arrival
 from lazyload.checkpoint.ranges import are_ranges, placed, placed_in_objects
-from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined
+from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined, new_record
 from lazyload.checkpoint.sharing import Share, Written, dealt
 from lazyload.checkpoint.uncompressed import UncompressedWriter
 from lazyload.errors import CacheError, LazyLoadError
@@ -167,7 +167,7 @@ def nbytes_of_share(tensors: Mapping[str, LazyTensor], storage: Storage, share: 
     """Bytes of the chunks that a process writes."""
     if share is None:
         return sum(lazy.nbytes for lazy in tensors.values())
-    records = {path: _new_record(lazy.shape, lazy.dtype, storage, lazy.split_order) for path, lazy in tensors.items()}
+    records = {path: new_record(lazy.shape, lazy.dtype, storage, lazy.split_order) for path, lazy in tensors.items()}
     own = dealt(records, share.count)[share.index]
     return sum(
         math.prod(cut.stop - cut.start for cut in box) * lazy.dtype.itemsize
@@ -181,8 +181,8 @@ def _records(
     folder: Folder, tensors: Mapping[str, LazyTensor], scalars: Mapping[str, int], storage: Storage
 ) -> dict[str, ArrayRecord]:
     """The arrays that are to be written, with the places of their chunks where those are known beforehand."""
-    records = {path: _new_record(lazy.shape, lazy.dtype, storage, lazy.split_order) for path, lazy in tensors.items()}
-    records |= {path: _new_record((), np.dtype(np.int64), storage) for path in scalars}
+    records = {path: new_record(lazy.shape, lazy.dtype, storage, lazy.split_order) for path, lazy in tensors.items()}
+    records |= {path: new_record((), np.dtype(np.int64), storage) for path in scalars}
     if not are_ranges(storage):
         return records
     if isinstance(folder, Path):
@@ -259,14 +259,6 @@ class _Writing:
         with _explained(self._folder):
             self._writer.put(path, box, chunk)
         self._advance(chunk.nbytes)
-
-
-def _new_record(
-    shape: tuple[int, ...], dtype: np.dtype, storage: Storage, split_order: Sequence[int] = ()
-) -> ArrayRecord:
-    """An array that is to be written."""
-    chunks = choose_chunks(shape, dtype.itemsize, split_order, storage.chunk_bytes or 1)
-    return ArrayRecord(shape, dtype.name, chunks, math.prod(shape) * dtype.itemsize, checksum="")
 
 
 def _writer(

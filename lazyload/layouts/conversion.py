@@ -17,7 +17,7 @@ import numpy as np
 
 from lazyload.errors import LayoutError, TensorMismatchError
 from lazyload.layouts.axes import Axes
-from lazyload.layouts.dtypes import DTypes
+from lazyload.layouts.dtypes import DTypes, is_floating
 from lazyload.layouts.layout import Layout
 from lazyload.layouts.lazy import LazyTensor, Region
 from lazyload.layouts.match import StoredRole, fill
@@ -293,10 +293,10 @@ def _dtype(path: str, regions: Sequence[Region], source: TensorSource, wanted: n
     stored = {source.tensors[each.tensor].dtype for region in regions for each in region.contributions.values()}
     operations = regions[0].pattern.operations
     if operations.dtype is not None and operations.dtype.kind == "i":
-        if any(map(_is_floating, stored)):
+        if any(map(is_floating, stored)):
             raise LayoutError(f"{path}: {operations.dtype} cannot hold {', '.join(sorted(map(str, stored)))}")
         return operations.dtype
-    if all(_is_floating(dtype) for dtype in stored):
+    if all(is_floating(dtype) for dtype in stored):
         if operations.unrounded and not all(_holds(wanted, dtype) for dtype in stored):
             return np.dtype(np.float32)
         return wanted
@@ -315,11 +315,3 @@ def _holds(wanted: np.dtype, stored: np.dtype) -> bool:
     """Whether a dtype has all values of another one."""
     wide, narrow = ml_dtypes.finfo(wanted), ml_dtypes.finfo(stored)
     return bool(wide.nmant >= narrow.nmant and wide.maxexp >= narrow.maxexp and wide.minexp <= narrow.minexp)
-
-
-def _is_floating(dtype: np.dtype) -> bool:
-    try:
-        ml_dtypes.finfo(dtype)
-    except ValueError:
-        return False
-    return True

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from lazyload.errors import LayoutError
@@ -72,6 +73,15 @@ class DTypes:
             if pattern in names or (not has_own and _matches(pattern, names)):
                 return number
         return None
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether a dtype is of floating-point numbers, of NumPy's or of ml_dtypes."""
+    try:
+        ml_dtypes.finfo(dtype)
+    except ValueError:
+        return False
+    return True
 
 
 def _names(array: Array) -> tuple[str, ...]:

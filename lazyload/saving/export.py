@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lazyload.arguments import ModelArguments
 from lazyload.errors import LayoutError, TensorMismatchError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
@@ -14,7 +15,6 @@ from lazyload.request import Request, open_request
 from lazyload.saving.files import shard_bytes
 from lazyload.saving.save import SHARD_SIZE, Manner, folder_of, request_for, write_checkpoint
 from lazyload.saving.stored import StoredArrays
-from lazyload.sources import ModelReference
 
 _EMBEDDING = "params.params.token_embedder.embedding"
 
@@ -69,11 +69,18 @@ def export(
     target = folder_of(folder)
     most = shard_bytes(max_shard_size)
     arrays = StoredArrays(folder_of(checkpoint))
-    reference = ModelReference(like, revision, token, local_files_only, subfolder or "", variant or "")
-
-    with open_request(
-        reference, "bfloat16", layout or "nnx", None, None, family, config=config, dry_run=True
-    ) as opened:
+    arguments = ModelArguments(
+        model=like,
+        revision=revision,
+        subfolder=subfolder,
+        variant=variant,
+        layout=layout or "nnx",
+        token=token,
+        local_files_only=local_files_only,
+        config=config,
+        family=family,
+    )
+    with open_request(arguments, dry_run=True) as opened:
         request = opened if layout else opened.in_layout(_layout_of(arrays, opened))
         arrays.open(_parameters(arrays, request))
         write_checkpoint(arrays, request_for(arrays, request), target, Manner(dtype, most, config))

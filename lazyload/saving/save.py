@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from lazyload.architecture import DecoderConfig
+from lazyload.arguments import ModelArguments
 from lazyload.cache.termination import cleaning_up
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import ArgumentError, TensorMismatchError
@@ -27,6 +27,7 @@ from lazyload.formats import peft
 from lazyload.layouts.boxes import normalised
 from lazyload.layouts.conversion import Conversion, resolve_backwards
 from lazyload.layouts.copying import copy_cast
+from lazyload.layouts.dtypes import is_floating
 from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box, TensorSource
 from lazyload.low_rank import peft_files
@@ -35,7 +36,6 @@ from lazyload.request import Request, open_request
 from lazyload.saving.config import config_json
 from lazyload.saving.files import Readable, new_folder, shard_bytes, write_file, write_one, write_tensors
 from lazyload.saving.held import HeldArrays, arrays_of
-from lazyload.sources import ModelReference
 from lazyload.sources.beside import files_beside
 
 if TYPE_CHECKING:
@@ -110,9 +110,18 @@ def save_pretrained(
     if lora_alpha is not None and not (type(lora_alpha) in (int, float) and 0 < lora_alpha < math.inf):
         raise ArgumentError(f"lora_alpha={lora_alpha!r:.100}: give a number above 0")
     most = shard_bytes(max_shard_size)
-    reference = ModelReference(like, revision, token, local_files_only, subfolder or "", variant or "")
-    layout = decoder_layout(layout, layout == "nnx" and getattr(model, "scan_layers", False))
-    with open_request(reference, "bfloat16", layout, None, None, family, config=config, dry_run=True) as opened:
+    arguments = ModelArguments(
+        model=like,
+        revision=revision,
+        subfolder=subfolder,
+        variant=variant,
+        layout=decoder_layout(layout, layout == "nnx" and getattr(model, "scan_layers", False)),
+        token=token,
+        local_files_only=local_files_only,
+        config=config,
+        family=family,
+    )
+    with open_request(arguments, dry_run=True) as opened:
         if lora_alpha is not None:
             _write_adapter(model, opened, target, lora_alpha)
             return target
@@ -285,7 +294,7 @@ def _main_dtype(conversion: Conversion, arrays: TensorSource) -> np.dtype:
     """The dtype of most values that no table gives a dtype of its own."""
     counts: dict[np.dtype, int] = collections.Counter()
     for lazy in conversion.tensors.values():
-        if not _has_own_dtype(lazy) and _is_floating(lazy.dtype):
+        if not _has_own_dtype(lazy) and is_floating(lazy.dtype):
             for name in lazy.sources:
                 counts[arrays.tensors[name].dtype] += lazy.nbytes
     return max(counts, key=lambda dtype: counts[dtype]) if counts else np.dtype(np.float32)
@@ -293,7 +302,7 @@ def _main_dtype(conversion: Conversion, arrays: TensorSource) -> np.dtype:
 
 def _dtype(name: str, lazy: LazyTensor, main: np.dtype, wanted: np.dtype | None, like: TensorSource) -> np.dtype:
     """What a tensor is written as."""
-    if not _is_floating(lazy.dtype):
+    if not is_floating(lazy.dtype):
         return like.tensors[name].dtype if name in like.tensors else lazy.dtype
     if _has_own_dtype(lazy):
         return _wider(main, like.tensors[name].dtype if name in like.tensors else main)
@@ -309,14 +318,6 @@ def _has_own_dtype(lazy: LazyTensor) -> bool:
 
 def _wider(one: np.dtype, other: np.dtype) -> np.dtype:
     """The narrowest of the dtypes of parameters that holds the values of both."""
-    if one == other or not _is_floating(other) or other.itemsize < 2:
+    if one == other or not is_floating(other) or other.itemsize < 2:
         return one
     return np.dtype(np.float32)
-
-
-def _is_floating(dtype: np.dtype) -> bool:
-    try:
-        ml_dtypes.finfo(dtype)
-    except ValueError:
-        return False
-    return True

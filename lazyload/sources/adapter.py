@@ -43,10 +43,11 @@ def adapter_reference(
     if not isinstance(adapter, str | os.PathLike) or not os.fspath(adapter):
         raise ArgumentError(f"adapter={adapter!r:.200}: give the hub id, the folder or the URL of a PEFT adapter")
     plain = ModelReference(adapter, token=token, local_files_only=local_files_only)
-    is_url = isinstance(adapter, str) and adapter.startswith("hf://")
-    if not is_url and not (isinstance(adapter, str) and "@" in adapter and "://" not in adapter):
+    if not isinstance(adapter, str):
         return plain
-    match = None if not is_url and os.path.exists(plain.folder) else _HUB_PATH.fullmatch(adapter)
+    is_url = adapter.startswith("hf://")
+    may_be_one = is_url or ("@" in adapter and "://" not in adapter and not os.path.exists(plain.folder))
+    match = _HUB_PATH.fullmatch(adapter) if may_be_one else None
     if match is None and is_url:
         raise ArgumentError(f"adapter={adapter!r:.200}: a place on the hub is hf://NAME@REVISION/FOLDER")
     if match is None:

@@ -45,22 +45,22 @@ def measure_hit(folder: Path, cache: Path, repeat: int) -> None:
     import jax.numpy as jnp
 
     import lazyload
+    from lazyload.arguments import ModelArguments
     from lazyload.models.decoder import Decoder
     from lazyload.models.fill import fill
     from lazyload.request import open_request
-    from lazyload.sources import ModelReference
 
     lazyload.convert(folder, cache_dir=cache, progress=False)
 
     def decide() -> None:
-        with open_request(ModelReference(folder), "bfloat16", "nnx", None, cache, None) as request:
+        with open_request(ModelArguments(model=folder, cache_dir=cache)) as request:
             found = request.cache.find(request.key, request.forms)
             assert found is not None
             with found.in_use():
                 _ = request.as_stored(found.manifest.arrays).axes
 
     config = lazyload.config(folder)
-    with open_request(ModelReference(folder), "bfloat16", "nnx", None, cache, None) as request:
+    with open_request(ModelArguments(model=folder, cache_dir=cache)) as request:
         alike = {shape: jnp.zeros(shape, jnp.bfloat16) for shape, _ in request.axes.values()}
         arrays = {path: alike[shape] for path, (shape, _) in request.axes.items()}
     print(f"decide that it is a hit   {milliseconds(decide, repeat):7.1f}  ({len(arrays)} arrays)")

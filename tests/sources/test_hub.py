@@ -16,8 +16,8 @@ from support.hub import TOKEN, Handler, Hub
 
 import lazyload
 from lazyload import errors
+from lazyload.arguments import ModelArguments
 from lazyload.request import open_request
-from lazyload.sources import ModelReference
 
 MODEL = "org/qwen"
 
@@ -139,7 +139,7 @@ def test_what_is_remembered_of_a_branch_is_not_read_from_where_it_moved(
     shutil.rmtree(tmp_path / "hub")
     hub.requests.clear()
     hub.down = True
-    with open_request(ModelReference(MODEL), "float32", "nnx", None, cache, family=None) as request:
+    with open_request(ModelArguments(model=MODEL, dtype="float32", cache_dir=cache)) as request:
         hub.down = False
         hub.add(MODEL, copied(folder, tmp_path))
         os.utime(tmp_path / "copy" / "config.json", ns=(1, 1))

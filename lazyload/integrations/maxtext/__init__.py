@@ -6,21 +6,22 @@
 What decides the checkpoint is read off the config, so that a run restores with the flags it was converted with.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lazyload.arguments import ModelArguments
 from lazyload.errors import ConfigError
 from lazyload.formats.maxtext import MaxText
 from lazyload.integrations.maxtext.comparison import require_entry, require_fields, require_head
 from lazyload.integrations.maxtext.hub_ids import HUB_IDS
 from lazyload.integrations.maxtext.settings import get, replaced, scan_layers, storage_of
 from lazyload.integrations.replacement import Function, Installation, Library
-from lazyload.loader import convert
+from lazyload.loader import cached_checkpoint
 from lazyload.options import DTypeOption
 from lazyload.progress import ProgressOption, show_progress
 from lazyload.request import open_request
-from lazyload.sources import ModelReference
 
 if TYPE_CHECKING:
     import os
@@ -145,28 +146,24 @@ def with_checkpoint(
         return config
     if not get(config, "convert_checkpoint_if_possible"):
         return config
-    reference = ModelReference(
-        model or _model(config),
-        revision or get(config, "revision"),
+    arguments = ModelArguments(
+        model=model or _model(config),
+        revision=revision or get(config, "revision"),
+        dtype=dtype,
+        storage=storage_of(config),
+        cache_dir=cache_dir,
         token=get(config, "hf_access_token") or None,
         local_files_only=local_files_only,
     )
-    storage = storage_of(config)
     with (
-        show_progress(progress, reference.name) as shown,
-        open_request(reference, dtype, "nnx", storage, cache_dir, family=None, progress=shown) as request,
+        show_progress(progress, arguments.reference.name) as shown,
+        open_request(arguments, shown) as request,
     ):
         require_fields(config, request)
         commit = request.source.identity.get("commit")
-    converted = convert(
-        reference.model,
-        revision=commit or reference.revision,
-        dtype=dtype,
-        layout=MaxText(scan_layers(config), get(config, "vocab_size")),
-        storage=storage,
-        cache_dir=cache_dir,
-        token=reference.token,
-        local_files_only=local_files_only,
+    layout = MaxText(scan_layers(config), get(config, "vocab_size"))
+    converted = cached_checkpoint(
+        dataclasses.replace(arguments, revision=commit or arguments.revision, layout=layout),
         keep_source=keep_source,
         progress=progress,
     )
