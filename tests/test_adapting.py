@@ -144,6 +144,9 @@ def test_a_revision_of_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mon
     assert changed(f"hf://org/adapter@{old}/best") == 20
     assert changed(f"org/adapter@{newest}") == 4
     assert lazyload.last_report().hit, "a commit is what the branch was at"
+    damaged = lazyload.last_report()
+    max(damaged.path.rglob("*"), key=lambda path: path.stat().st_size).write_bytes(b"")
+    assert [repaired.outcome for repaired in lazyload.repair(damaged.key, cache_dir=cache)] == ["converted"]
     with pytest.raises(SourceNotFoundError, match="nowhere"):
         lazyload.plan("org/base", adapter="org/adapter@nowhere", cache_dir=cache)
     # Without the hub, and without what it has left here, the cache knows what its revisions were.

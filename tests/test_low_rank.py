@@ -42,7 +42,7 @@ def test_an_adapter_that_is_saved_is_merged_as_it_was(base: Path, tmp_path: Path
 def test_peft_loads_it(base: Path, tmp_path: Path) -> None:
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers", minversion="5.24")
-    _, folder = save(base, tmp_path)
+    _, folder = save(base, tmp_path, {**PATHS, "lm_head": 3})
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tuned = peft.PeftModel.from_pretrained(theirs, folder).merge_and_unload()
     model = lazyload.from_pretrained(base, adapter=folder, dtype="float32", cache_dir=tmp_path / "cache")

@@ -106,7 +106,9 @@ class ModelOptions:
     ] = None
     adapter: Annotated[
         str | None,
-        typer.Option(help="A LoRA adapter in PEFT's format, a hub id, folder or URL, to be merged into the weights."),
+        typer.Option(
+            help="A LoRA adapter in PEFT's format, NAME@REVISION, a folder or URL, to be merged into the weights."
+        ),
     ] = None
     strict: Annotated[bool, typer.Option("--strict", help="Every tensor without use is an error.")] = False
     token: Token = None
