@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 _A, _B = "_lora_a", "_lora_b"
+_NAMED_OTHERWISE = ("deepseek_v4",)
+"""Families whose modules transformers 5.24 calls otherwise than the tensors of their checkpoints."""
+
 _ALPHA = "lora_alpha"
 """Of a parameter `_lora_a` that came from an adapter: what it was made with."""
 
@@ -151,8 +154,14 @@ def peft_files(model: nnx.Module, request: Request, alpha: float) -> tuple[bytes
     Raises:
         InputError: The module has no parameters of LoRA, or some beside what is no matrix of the checkpoint.
         TensorMismatchError: It is another model than the request's.
+        UnsupportedFormatError: PEFT knows the model's modules by names that are not known here.
         SaveError: A part of them lies on devices of another process.
     """
+    if request.family.name in _NAMED_OTHERWISE:
+        raise UnsupportedFormatError(
+            f"adapter_only=True: transformers, and so PEFT, has other names for what a model of family "
+            f"{request.family.name!r} consists of; save the whole model"
+        )
     nodes = lora_parameters(model)
     require_here({path: node[...] for path, node in nodes.items()})
     kernels = kernels_of(_request_of(model, request)).all
@@ -171,7 +180,11 @@ def peft_files(model: nnx.Module, request: Request, alpha: float) -> tuple[bytes
         count += 2
     if count != len(nodes) or not nodes:
         raise InputError("adapter_only=True: the model has no parameters of LoRA, such as qwix makes, or others, too")
-    joined = {name.removesuffix(".weight"): functools.reduce(_joined, of_it) for name, of_it in pairs.items()}
+    aliases = request.family.stored(request.whole).aliases
+    joined = {
+        in_transformers(name, aliases).removesuffix(".weight"): functools.reduce(_joined, of_it)
+        for name, of_it in pairs.items()
+    }
     tensors = {
         f"{peft.PREFIX}{module}.lora_{half}.weight": np.ascontiguousarray(matrix)
         for module, pair in joined.items()
@@ -247,6 +260,20 @@ def _request_of(model: nnx.Module, request: Request) -> Request:
             ["their configs differ; give what the whole model was loaded from, with the same config="],
         )
     return fitting[0]
+
+
+def in_transformers(name: str, aliases: Iterable[tuple[str, str]]) -> str:
+    """What transformers calls a tensor: it has every decoder's layers below `model.`.
+
+    Example:
+        >>> in_transformers("backbone.layers.0.mixer.q_proj.weight", [("backbone.", "model.")])
+        'model.layers.0.mixer.q_proj.weight'
+        >>> in_transformers("model.norm.weight", [("model.", "language_model.model.")])
+        'model.norm.weight'
+    """
+    fitting = (prefix for prefix, other in aliases if other == "model." and name.startswith(prefix))
+    prefix = next(fitting, None)
+    return name if prefix is None else f"model.{name.removeprefix(prefix)}"
 
 
 def lora_parameters(model: nnx.Module) -> dict[str, Any]:
