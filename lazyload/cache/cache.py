@@ -14,7 +14,6 @@ from lazyload.cache.copying import copy_entry
 from lazyload.cache.disk import explained
 from lazyload.cache.entry import Entry, Form, Listed, problem_of, read_entry
 from lazyload.cache.filters import filtered
-from lazyload.cache.index import abandoned
 from lazyload.cache.key import Key, is_digest
 from lazyload.cache.looking import look_at, names_in
 from lazyload.cache.manifest import (
@@ -27,7 +26,7 @@ from lazyload.cache.manifest import (
 )
 from lazyload.cache.pruning import Rules
 from lazyload.cache.removal import Removal
-from lazyload.cache.root import Root, Staging, chosen_roots, default_root
+from lazyload.cache.root import Root, Staging, chosen_roots, default_root, root_of
 from lazyload.cache.superseded import Superseded, find_superseded
 from lazyload.cache.targets import folder_name, selected
 from lazyload.display import text
@@ -301,11 +300,19 @@ class Cache:
 
     def _forget_copies(self, digests: Iterable[str]) -> None:
         """Removes what `brought_here` has copied of entries, unless somebody reads it, so that they are found anew."""
+        for folder in self._copies(digests):
+            carry_out_one(root_of(folder), Removal(folder, 0, "a copy"), lambda removal: True, force=False)
+
+    def _copies(self, digests: Iterable[str]) -> list[Folder]:
+        """The folders of the copies that `brought_here` has made of entries."""
         first = self._roots(shared=True)[0]
         if isinstance(self.root, Path) or not isinstance(first.folder, Path):
-            return
-        for folder in [folder for digest in digests for folder in first.folders(None, digest)]:
-            carry_out_one(first, Removal(folder, 0, "a copy"), lambda removal: True, force=False)
+            return []
+        return [folder for digest in digests for folder in first.folders(None, digest)]
+
+    def copies_of(self, folders: Iterable[Folder]) -> list[Folder]:
+        """The folders on a disk in front of a bucket to which entries have been copied, complete or not."""
+        return [folder for folder in self._copies(each.name for each in folders) if _has_manifest(folder)]
 
     def copies(self, entry: Entry) -> bool:
         """Whether `brought_here` copies an entry."""
@@ -382,8 +389,8 @@ class Cache:
             Why it stays, a clause; None if it is gone.
         """
         asked = Removal(folder, 0, "asked for")
-        stays = carry_out_one(self._root, asked, lambda removal: is_still_right(), force=False)
-        if stays is None:
+        stays = carry_out_one(root_of(folder), asked, lambda removal: is_still_right(), force=False)
+        if stays is None and folder.parents[1] == self.root:
             self._forget_copies([folder.name])
         return stays
 
@@ -451,7 +458,7 @@ class Cache:
         find = self._root.unfinished if incomplete else self._root.leftovers
         with explained(self.root):
             removals = [leftover for folder in self._folders() for leftover in find(folder)]
-            forgotten = [] if incomplete else [*self._obsolete(), *self._abandoned()]
+            forgotten = [] if incomplete else [*self._obsolete(), *self._root.abandoned()]
         entries, problems = self.look()
         unread = {path for path in problems if everything and _is_of_other_version(path)}
         known = {removal.path for removal in removals}
@@ -480,18 +487,11 @@ class Cache:
             logger.info("kept %s: %s", removal.path, reason)
         for removal in forgotten:
             with explained(self.root):
-                os.unlink(removal.path)
+                self._root.discard(removal.path)
         return [*removed, *forgotten]
 
     def _obsolete(self) -> list[Removal]:
         return self.contents.obsolete() if isinstance(self.root, Path) else []
-
-    def _abandoned(self) -> list[Removal]:
-        if not isinstance(self.root, Path):
-            return []
-        return [
-            Removal(path, self._root.size(path), "what an interrupted command left") for path in abandoned(self.root)
-        ]
 
     def _roots(self, *, shared: bool) -> tuple[Root, ...]:
         return self._all if shared else (self._root,)

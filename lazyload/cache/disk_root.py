@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lazyload.bucket.path import Folder
-from lazyload.cache import removal
+from lazyload.cache import index, nonce, removal
 from lazyload.cache.disk import explained, make_folder, share
 from lazyload.cache.key import Key, is_digest
 from lazyload.cache.removal import Removal
@@ -111,6 +111,15 @@ class DiskRoot:
         """See `lazyload.cache.removal`."""
         assert isinstance(path, Path)
         return removal.remove(path, force=force)
+
+    def abandoned(self) -> list[Removal]:
+        """What interrupted calls and commands have left beside the entries; a mark of a process goes with its lock."""
+        found = [*index.abandoned(self.folder), *nonce.abandoned(self.folder)]
+        return [Removal(path, self.size(path), "what an interrupted command left") for path in found]
+
+    def discard(self, path: Folder) -> None:
+        """Removes one of these."""
+        os.unlink(path)
 
     def size(self, folder: Path) -> int:
         """See `lazyload.cache.removal`."""

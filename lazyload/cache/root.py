@@ -102,6 +102,16 @@ class Root(Protocol):
             OSError: It cannot be removed.
         """
 
+    def abandoned(self) -> list[Removal]:
+        """What processes that are gone have left beside the entries."""
+
+    def discard(self, path: Any) -> None:
+        """Removes one of these.
+
+        Raises:
+            OSError: It cannot be removed.
+        """
+
     def size(self, folder: Any) -> int:
         """What a folder or file takes, in bytes."""
 

@@ -1,5 +1,6 @@
 """`lazyload cache verify`: what differs from what was written, and with `--repair`, what became of it."""
 
+import collections
 import json
 from typing import Annotated, Any
 
@@ -43,8 +44,11 @@ def verify(
         repairs = [lazyload.Repair(each, "kept" if each.problems else "sound") for each in found]
     if as_json:
         print(json.dumps([_repair_fields(each, told=repair) for each in repairs], indent=1))
+    keys = collections.Counter(each.verification.key for each in repairs)
     for each in () if as_json else repairs:
-        _tell(each, told=repair, quiet=quiet, verbose=verbose, dry_run=dry_run)
+        _tell(
+            each, is_copied=keys[each.verification.key] > 1, told=repair, quiet=quiet, verbose=verbose, dry_run=dry_run
+        )
     still = {"kept"} if repair and not dry_run else {"kept", "converted", "removed"}
     if any(each.outcome in still for each in repairs):
         raise typer.Exit(1)
@@ -52,18 +56,19 @@ def verify(
 
 def _repair_fields(each: Any, *, told: bool) -> dict[str, Any]:
     found = each.verification
-    fields = {"key": found.key, "model": found.model, "problems": found.problems}
+    fields = {"key": found.key, "model": found.model, "folder": str(found.folder), "problems": found.problems}
     return fields | ({"outcome": each.outcome, "reason": each.reason} if told else {})
 
 
-def _tell(each: Any, *, told: bool, quiet: bool, verbose: bool, dry_run: bool) -> None:
+def _tell(each: Any, *, is_copied: bool, told: bool, quiet: bool, verbose: bool, dry_run: bool) -> None:
     """Prints what was found of an entry, and what became of it."""
     found = each.verification
     if quiet:
         if found.problems:
             print(found.key)
         return
-    print(f"{found.key[:8]}  {text.printable(found.model)}: {text.printable('; '.join(found.problems)) or 'ok'}")
+    where = f" in {found.folder.parents[1]}" if is_copied else ""
+    print(f"{found.key[:8]}  {text.printable(found.model)}{where}: {text.printable('; '.join(found.problems)) or 'ok'}")
     if verbose:
         print(f"          {found.folder}, {text.size(size(found.folder))}")
     if told and found.problems:

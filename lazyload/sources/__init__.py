@@ -36,7 +36,11 @@ _INFINITY = {"__float__": "Infinity"}
 
 
 def open_source(
-    reference: ModelReference, contents: Contents | None = None, progress: CallProgress | None = None
+    reference: ModelReference,
+    contents: Contents | None = None,
+    progress: CallProgress | None = None,
+    *,
+    answers: Mapping[str, Any] | None = None,
 ) -> Source:
     """Opens a checkpoint; of its weights, nothing is read.
 
@@ -46,6 +50,7 @@ def open_source(
         reference: Which checkpoint.
         contents: What is remembered of folders.
         progress: The call's, where weights must be read to tell which they are; None for nobody's.
+        answers: What the source of another process has been answered of the same model of the hub.
 
     Raises:
         SourceNotFoundError: There is no such model, or it lacks a file.
@@ -53,7 +58,7 @@ def open_source(
         CorruptSourceError: `config.json` or the index is malformed.
         UnsupportedFormatError: The weights are in a form that is not read.
     """
-    files = _files(reference, contents, progress)
+    files = _files(reference, contents, progress, answers=answers)
     try:
         content = files.find(CONFIG)
         if content is None:
@@ -119,13 +124,18 @@ def _of_adapter(files: Files, name: str) -> bytes:
 
 
 def _files(
-    reference: ModelReference, contents: Contents | None, progress: CallProgress | None, config: str = CONFIG
+    reference: ModelReference,
+    contents: Contents | None,
+    progress: CallProgress | None,
+    config: str = CONFIG,
+    answers: Mapping[str, Any] | None = None,
 ) -> Files:
     # The hub's and other file systems' libraries take a while to import, and a folder needs neither.
     if reference.is_hub_id:
+        from lazyload.sources.answers import Answers
         from lazyload.sources.hub import HubFiles
 
-        return HubFiles(reference, config)
+        return HubFiles(reference, config, Answers.from_json(answers) if answers else None)
     if page := _HUB_PAGE.match(reference.address):
         at = f" with revision={page['revision']!r}" if page["revision"] else ""
         raise SourceNotFoundError(
