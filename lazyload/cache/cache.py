@@ -1,19 +1,16 @@
 """The cache: folders of converted checkpoints, an entry a key, on disks and in buckets."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lazyload.bucket.path import Folder
 from lazyload.cache.clearing import carry_out, carry_out_one, entry_folder
 from lazyload.cache.contents import Contents
-from lazyload.cache.copying import copy_entry
 from lazyload.cache.disk import explained
 from lazyload.cache.entry import Entry, Form, Listed, problem_of, read_entry
-from lazyload.cache.filters import filtered
 from lazyload.cache.key import Key, is_digest
 from lazyload.cache.looking import look_at, names_in
 from lazyload.cache.manifest import (
@@ -24,18 +21,18 @@ from lazyload.cache.manifest import (
     OlderFormatError,
     UnreadableManifestError,
 )
-from lazyload.cache.pruning import Rules
 from lazyload.cache.removal import Removal
 from lazyload.cache.root import Root, Staging, chosen_roots, default_root, root_of
 from lazyload.cache.superseded import Superseded, find_superseded
 from lazyload.cache.targets import folder_name, selected
 from lazyload.display import text
 from lazyload.errors import ArgumentError, CacheAccessError, CacheError
-from lazyload.progress import Advance
+from lazyload.log import logger
+
+if TYPE_CHECKING:
+    from lazyload.progress import Advance
 
 Found = TypeVar("Found")
-
-logger = logging.getLogger("lazyload")
 
 _MOST_ROWS = 100
 """How many entries a notebook shows."""
@@ -105,7 +102,12 @@ class Cache:
             ArgumentError: A filter is none.
         """
         entries = self._entries(model)
-        return filtered(entries, filters, entries) if filters else entries
+        if not filters:
+            return entries
+        # What lists do without is imported where it is used.
+        from lazyload.cache.filters import filtered
+
+        return filtered(entries, filters, entries)
 
     def look(self) -> tuple[list[Listed], dict[Folder, str]]:
         """What `entries` and `problems` return, in short, with one look at each folder."""
@@ -173,18 +175,18 @@ class Cache:
                 continue
             except (InaccessibleError, NewerFormatError) as error:
                 if folder.parents[1] != self.root:
-                    logger.warning("not using a cached checkpoint: %s", error)
+                    logger().warning("not using a cached checkpoint: %s", error)
                     continue
                 newer = ": a newer lazyload made it; install that" if isinstance(error, NewerFormatError) else ""
                 raise CacheError(
                     f"{error}{newer or '; try again, see who may read it'}, or give another cache_dir (LAZYLOAD_CACHE)"
                 ) from None
             except UnreadableManifestError as error:
-                logger.warning("not using a cached checkpoint: %s", error)
+                logger().warning("not using a cached checkpoint: %s", error)
                 continue
             if not problems:
                 return entry
-            logger.warning(
+            logger().warning(
                 "not using a cached checkpoint, which is damaged: %s: %s%s",
                 entry.data,
                 problems[0],
@@ -204,7 +206,7 @@ class Cache:
         except CacheError as error:
             if isinstance(root.folder, Path) or len(self._all) == 1:
                 raise
-            logger.warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
+            logger().warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
             return None
 
     def explain(self, key: Key, model: str) -> list[str]:
@@ -267,7 +269,7 @@ class Cache:
             except CacheAccessError as error:
                 if not self._write_to_an_earlier_root():
                     raise
-                logger.warning("converting into %s: %s", self.root, error)
+                logger().warning("converting into %s: %s", self.root, error)
                 watch = Watch(self.root, key, model or key.digest)
                 held.enter_context(self._root.lock(key.digest, limit, watch))
             yield
@@ -318,7 +320,9 @@ class Cache:
         """Whether `brought_here` copies an entry."""
         return not isinstance(entry.folder, Path) and isinstance(self._roots(shared=True)[0].folder, Path)
 
-    def brought_here(self, entry: Entry, advance: Advance = lambda nbytes: None, timeout: float | None = None) -> Entry:
+    def brought_here(
+        self, entry: Entry, advance: "Advance" = lambda nbytes: None, timeout: float | None = None
+    ) -> Entry:
         """An entry that is in a bucket, copied to the first root where that is on a disk; else the entry itself.
 
         Args:
@@ -328,11 +332,14 @@ class Cache:
         """
         if not self.copies(entry):
             return entry
+        # A cache on a disk does without it.
+        from lazyload.cache.copying import copy_entry
+
         limit = _lock_timeout() if timeout is None else timeout
         try:
             return copy_entry(entry, self._roots(shared=True)[0], folder_name(entry.model), advance, limit)
         except CacheError as error:
-            logger.warning("using %s where it is: %s", entry.folder, error)
+            logger().warning("using %s where it is: %s", entry.folder, error)
             return entry
 
     def _remove_unfinished(self, model: str) -> None:
@@ -363,6 +370,8 @@ class Cache:
         """
         folders = self._select(targets)
         if filters:
+            from lazyload.cache.filters import filtered
+
             entries, _ = self._look()
             passed = {entry.folder for entry in filtered(entries, filters, entries)}
             folders = [folder for folder in (folders if targets else self._folders()) if folder in passed]
@@ -452,6 +461,8 @@ class Cache:
         Raises:
             ArgumentError: `incomplete` stands beside another rule, or `keep_last` is less than 1.
         """
+        from lazyload.cache.pruning import Rules
+
         rules = Rules(older_than, max_bytes, superseded, keep_last, everything)
         if incomplete and not rules.is_none:
             raise ArgumentError("incomplete=True removes nothing but what is unfinished; leave the other rules out")
@@ -484,7 +495,7 @@ class Cache:
         removed, kept = carry_out(self._root, removals, is_still_right)
         self._forget_copies(removal.path.name for removal in removed if is_digest(removal.path.name))
         for removal, reason in kept:
-            logger.info("kept %s: %s", removal.path, reason)
+            logger().info("kept %s: %s", removal.path, reason)
         for removal in forgotten:
             with explained(self.root):
                 self._root.discard(removal.path)

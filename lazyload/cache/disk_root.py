@@ -11,7 +11,6 @@
 
 import contextlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,8 +51,8 @@ class DiskRoot:
         with explained(self.folder):
             for name in _subfolders(str(self.folder), model):
                 if name.startswith("models--"):
-                    within = Path(self.folder, name)
-                    found += [within / own for own in _subfolders(f"{self.folder}/{name}", key) if is_digest(own)]
+                    within = f"{self.folder}/{name}"
+                    found += [Path(f"{within}/{own}") for own in _subfolders(within, key) if is_digest(own)]
         return found
 
     def find(self, key: str, model: str) -> list[Path]:
@@ -126,6 +125,9 @@ class DiskRoot:
         return removal.size(folder)
 
     def _require_space(self, nbytes: int) -> None:
+        # As in `generation`.
+        import shutil
+
         existing = next(path for path in [self.folder, *self.folder.parents] if path.exists())
         free = shutil.disk_usage(existing).free
         if free < nbytes:

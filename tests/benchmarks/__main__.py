@@ -146,9 +146,9 @@ def _parser() -> argparse.ArgumentParser:
         "--arrays",
         nargs="+",
         type=int,
-        default=[200, 2000, 20000],
+        default=[13, 200, 2000, 20000],
         metavar="NUMBER",
-        help="of small ones; 200 2000 20000",
+        help="of small ones; 13 200 2000 20000",
     )
     add("--entries", type=int, default=1000, metavar="NUMBER", help="in the cache that is listed; %(default)s")
     add("--rate", type=float, default=100, metavar="MB", help="megabytes a second that the hub sends; %(default)s")

@@ -192,9 +192,11 @@ class _Watched:
 def environment(python: str, given: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process: eight devices where there is no accelerator, and paths for this Python alone.
 
-    What another Python finds by `PYTHONPATH` would be packages made for this one.
+    What another Python finds by `PYTHONPATH` would be packages made for this one. Modules are compiled once, as those
+    of installed packages are, and what is printed is written as a whole, however the one who measures does it.
     """
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    left_out = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
     flags = os.environ.get("XLA_FLAGS", "")
     if "device_count" not in flags:
         inherited["XLA_FLAGS"] = f"{flags} {_DEVICES}".strip()

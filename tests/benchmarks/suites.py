@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import importlib.util
+import itertools
 import math
 import sys
 import threading
@@ -177,6 +178,24 @@ def loads(settings: Settings) -> Iterator[Experiment]:
                 ratio(f"warm load / Orbax's restore, mesh ({name})", f"warm@{name}", f"orbax@{name}", 0.5),
             ]
         yield Experiment(f"load, {title}", rows, bars, "read")
+
+
+def storages(settings: Settings) -> Iterator[Experiment]:
+    """Loads beside Orbax's, for each way in which a checkpoint can be stored without compression."""
+    for kind in settings.kinds:
+        model = _model(settings, kind, min(settings.gigabytes))
+        nbytes = models.nbytes_on_disk(model)
+        rows, bars = [], []
+        for ocdbt, zarr3 in itertools.product((True, False), repeat=2):
+            name = f"{'ocdbt' if ocdbt else 'files'},{'zarr3' if zarr3 else 'zarr2'}"
+            job = settings.job(model, storage={"ocdbt": ocdbt, "zarr3": zarr3})
+            row = partial(Row, job=job, nbytes=nbytes, python=_PYTHON, held=settings.held(nbytes))
+            rows += [
+                row(f"warm-{name}", f"load, {name}", "lazyload", "load"),
+                row(f"orbax-{name}", f"Orbax's restore, {name}", "Orbax", "orbax"),
+            ]
+            bars.append(ratio(f"warm load / Orbax's restore, {name}", f"warm-{name}", f"orbax-{name}", 0.5))
+        yield Experiment(f"storage flags, {_KINDS[kind]}, {_size(model)}", rows, bars, rows[0].name)
 
 
 def conversions(settings: Settings) -> Iterator[Experiment]:
@@ -477,6 +496,7 @@ def _of_a_share(row: str, found: Round) -> float:
 
 SUITES: Mapping[str, Suite] = {
     "load": loads,
+    "storage": storages,
     "convert": conversions,
     "hub": hub,
     "bucket": bucket,
