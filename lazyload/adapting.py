@@ -18,19 +18,30 @@ from lazyload.sources.adapter import AdapterFiles
 logger = logging.getLogger("lazyload")
 
 _FLOAT32 = np.dtype(np.float32)
+_HEAD = "lm_head.weight"
 
 
 class Merged:
     """A base model with an adapter, as `lazyload.layouts.source.TensorSource`."""
 
-    def __init__(self, base: TensorSource, files: AdapterFiles, aliases: Sequence[tuple[str, str]], *, tied: bool):
+    def __init__(
+        self,
+        base: TensorSource,
+        files: AdapterFiles,
+        aliases: Sequence[tuple[str, str]],
+        tied: tuple[str, str] | None = None,
+    ):
         """Looks at the headers of both.
+
+        PEFT wraps embedding and output projection one by one: where they are one tensor and only one of them is
+        changed, they are two from then on, unless the adapter ensures that they stay tied.
 
         Args:
             base: The base model's tensors.
             files: The adapter.
             aliases: Prefixes of tensors, and others that may stand in their place.
-            tied: Whether the base model's embedding is its output projection, too.
+            tied: Where the base model's embedding is its output projection, too: the name of that tensor, and what the
+                output projection is called where it is one of its own.
 
         Raises:
             UnsupportedFormatError: The adapter has a feature that is not read.
@@ -40,30 +51,32 @@ class Merged:
         # A tied model's embedding may bear the output projection's name, but an adapter means what it says.
         aliases = [(prefix, other) for prefix, other in aliases if prefix.endswith(".")]
         self._base, self._files = base, files
+        self._copied = _untied(adapter, aliases, *tied, files) if tied and tied[1] not in base.tensors else {}
+        self._own = {**base.tensors, **{name: base.tensors[other] for name, other in self._copied.items()}}
         problems: list[str] = []
         self._added: dict[str, LowRank] = {}
         for weight, low_rank in adapter.added.items():
-            name = found(weight, base.tensors, aliases)
+            name = found(weight, self._own, aliases)
             if name is None:
                 problems.append(f"{weight}: the base model has no such tensor")
-            elif low_rank.of_embedding and tied:
-                problems.append(f"{weight}: is the output projection, too, which PEFT leaves as it is")
-            elif shape_of(low_rank, files.tensors) != base.tensors[name].shape:
-                shape, own = list(shape_of(low_rank, files.tensors)), list(base.tensors[name].shape)
+            elif shape_of(low_rank, files.tensors) != self._own[name].shape:
+                shape, own = list(shape_of(low_rank, files.tensors)), list(self._own[name].shape)
                 problems.append(f"{weight}: the adapter is for shape {shape}, the base model has {own}")
             else:
                 self._added[name] = low_rank
         self._replaced = self._replacements(adapter, aliases, problems)
         if problems:
             raise TensorMismatchError(f"{files.name} is no adapter of this base model", problems)
-        changed = {name: TensorInfo(base.tensors[name].shape, _FLOAT32) for name in self._added}
+        changed = {name: TensorInfo(self._own[name].shape, _FLOAT32) for name in self._added}
         replaced = {name: files.tensors[stored] for name, stored in self._replaced.items()}
-        self.tensors: Mapping[str, TensorInfo] = {**base.tensors, **replaced, **changed}
+        self.tensors: Mapping[str, TensorInfo] = {**self._own, **replaced, **changed}
 
     def read(self, name: str, index: Box) -> np.ndarray:
         """Reads one box of a tensor."""
-        is_own = name in self._replaced
-        values = self._files.read(self._replaced[name], index) if is_own else self._base.read(name, index)
+        if name in self._replaced:
+            values = self._files.read(self._replaced[name], index)
+        else:
+            values = self._base.read(self._copied.get(name, name), index)
         if name not in self._added:
             return values
         merged: np.ndarray = values.astype(_FLOAT32) + self._change(self._added[name], index)
@@ -71,11 +84,11 @@ class Merged:
 
     def position(self, name: str) -> int:
         """When a tensor has arrived; what is the adapter's is here."""
-        return 0 if name in self._replaced else self._base.position(name)
+        return 0 if name in self._replaced else self._base.position(self._copied.get(name, name))
 
     def of_base(self, names: Collection[str]) -> set[str]:
-        """Those of some tensors for which the base model is read."""
-        return {name for name in names if name not in self._replaced}
+        """The base model's tensors that are read for some tensors."""
+        return {self._copied.get(name, name) for name in names if name not in self._replaced}
 
     def _change(self, low_rank: LowRank, index: Box) -> np.ndarray:
         """What is added to a box of a weight, in float32."""
@@ -92,18 +105,31 @@ class Merged:
         """The adapter's own tensors by the names of those whose place they take; an output projection may be new."""
         replaced = {}
         for wanted, stored in adapter.replaced.items():
-            name = found(wanted, self._base.tensors, aliases)
-            if name is None and wanted.endswith("lm_head.weight"):
+            name = found(wanted, self._own, aliases)
+            if name is None and wanted.endswith(_HEAD):
                 name = wanted
             elif name is None:
                 problems.append(f"{stored}: the base model has no such tensor")
                 continue
-            elif self._base.tensors[name].shape != self._files.tensors[stored].shape:
-                own, shape = list(self._base.tensors[name].shape), list(self._files.tensors[stored].shape)
+            elif self._own[name].shape != self._files.tensors[stored].shape:
+                own, shape = list(self._own[name].shape), list(self._files.tensors[stored].shape)
                 problems.append(f"{stored}: has shape {shape}, the base model has {own}")
                 continue
             replaced[name] = stored
         return replaced
+
+
+def _untied(
+    adapter: Adapter, aliases: Sequence[tuple[str, str]], embedding: str, head: str, files: AdapterFiles
+) -> dict[str, str]:
+    """The output projection as a copy of the embedding, where the adapter changes one without the other."""
+    changed = {*adapter.added, *adapter.replaced}
+    if any(name.endswith(_HEAD) for name in adapter.replaced):
+        return {}
+    if any(name.endswith(_HEAD) for name in adapter.added):
+        return {head: embedding}
+    alone = any(found(name, {embedding: None}, aliases) for name in changed)
+    return {head: embedding} if alone and not files.config.get("ensure_weight_tying") else {}
 
 
 def warn_of_other_base(files: AdapterFiles, base: str) -> None:

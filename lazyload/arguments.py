@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lazyload.errors import ArgumentError
 from lazyload.families.family import Family
 from lazyload.options import DTypeOption, LayoutOption, StorageOption
-from lazyload.sources import ModelReference
+from lazyload.sources import ModelReference, adapter_reference
 
 
 # Not shown: a token, and URLs, hold secrets.
@@ -76,12 +75,6 @@ class ModelArguments:
         """Which adapter is meant; None for none.
 
         Raises:
-            ArgumentError: It is neither a text nor a path.
+            ArgumentError: It is neither a text nor a path, or no place on the hub.
         """
-        if self.adapter is None:
-            return None
-        if not isinstance(self.adapter, str | os.PathLike) or not os.fspath(self.adapter):
-            raise ArgumentError(
-                f"adapter={self.adapter!r:.200}: give the hub id, the folder or the URL of a PEFT adapter"
-            )
-        return ModelReference(self.adapter, token=self.token, local_files_only=self.local_files_only)
+        return adapter_reference(self.adapter, self.token, self.local_files_only)

@@ -28,6 +28,7 @@ from lazyload.layouts.source import Box
 from lazyload.monitoring import tell
 from lazyload.obtaining import Manner, Obtained, obtain
 from lazyload.options import (
+    DECODERS,
     DTypeOption,
     LayoutOption,
     LoadOptions,
@@ -195,11 +196,13 @@ def from_pretrained(
         config: Fields of `config.json` that are to have other values: `{"field": None}` for one that does not matter,
             `{"text_config": {"field": None}}` for one of a part.
         family: The architecture, where it is none of those that are known.
-        adapter: A LoRA adapter in PEFT's format, an id of the hub, a folder or a URL, that is merged into the weights
-            while they are converted: `W + scaling * B A`, computed in float32 and rounded once. Its content is part of
-            the entry's identity, and it is held in memory meanwhile.
+        adapter: A LoRA adapter in PEFT's format that is merged into the weights while they are converted: an id of the
+            hub, of a branch, tag or commit `"org/name@revision"`, in a subfolder `"hf://org/name@revision/subfolder"`;
+            a folder or a URL. `W + scaling * B A` is computed in float32 and rounded once. The hub's commit, or the
+            files' content, is part of the entry's identity; the adapter is held in memory meanwhile.
         merge: False leaves the weights as they are, and puts the adapter beside them as parameters of LoRA, those that
-            qwix makes and Tunix trains; for the layout `"nnx"`, and with qwix installed.
+            qwix makes and Tunix trains; for the layout `"nnx"`, stacked or not, and with qwix installed. Layers of one
+            stack need adapters of one rank and scaling.
 
     Returns:
         An `nnx.Module` for `"nnx"`: `model(tokens, positions) -> (logits, cache)`; for another layout the nested
@@ -302,11 +305,10 @@ def _require_merge(arguments: ModelArguments, into: object) -> None:
     """
     if not isinstance(arguments.merge, bool):
         raise ArgumentError(f"merge={arguments.merge!r:.200}: give True or False")
-    is_whole = arguments.layout == "nnx" and into is None and arguments.layers is None
-    if not arguments.merge and (arguments.adapter is None or not is_whole):
+    is_new_decoder = arguments.layout in DECODERS and into is None
+    if not arguments.merge and (arguments.adapter is None or not is_new_decoder):
         raise ArgumentError(
-            "merge=False puts an adapter beside the weights of a new, whole Decoder: give adapter=, and no into=, "
-            "layout=, layers= or scan_layers="
+            "merge=False puts an adapter beside the weights of a new Decoder: give adapter=, and no into= or layout="
         )
 
 

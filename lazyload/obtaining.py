@@ -324,7 +324,7 @@ def _convert(
             arrays=arrays,
             nbytes=nbytes,
             item=request.target.item,
-            source=request.source.origin,
+            source=request.origin,
             config=request.source.config,
             seconds=time.perf_counter() - started,
         )

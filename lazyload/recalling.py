@@ -1,8 +1,8 @@
-"""The source that a call means; or what the cache recalls of it, where nobody needs to be asked, or can be."""
+"""The source and the adapter that a call means; or what the cache recalls of it, where nobody can or need be asked."""
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,8 @@ from lazyload.cache.contents import Contents
 from lazyload.cache.entry import Entry
 from lazyload.errors import AccessDeniedError, SourceNotFoundError
 from lazyload.progress import CallProgress
-from lazyload.sources import ModelReference, Source, open_source
+from lazyload.sources import AdapterFiles, ModelReference, Source, adapter_at, open_adapter, open_source
+from lazyload.sources.files import CONFIG
 from lazyload.sources.remembered import Open, RememberedSource, Told
 
 logger = logging.getLogger("lazyload")
@@ -57,6 +58,47 @@ def source_of(
         return _remembered(entries[0], reference)
 
 
+def adapter_of(reference: ModelReference, cache: Cache, model: str, config: str, weights: str) -> AdapterFiles:
+    """The adapter, or what the cache remembers of it: a hit needs no more of one on the hub than its commit.
+
+    Args:
+        reference: Which one.
+        cache: Whose entries say what its revision was.
+        model: What it is merged into.
+        config: The name of its config.
+        weights: The name of its file of weights.
+    """
+    known = list(_known_adapters(reference, cache, model, config, weights)) if reference.is_hub_id else []
+    if not known:
+        return open_adapter(reference, config, weights)
+    reachable = reference
+    try:
+        commit = _commit_of(reference, config)
+    except (SourceNotFoundError, AccessDeniedError) as error:
+        logger.info("using what is cached of %s: %s", reference.name, error)
+        reachable, commit = replace(reference, local_files_only=True), None
+    for adapter in known:
+        if adapter.identity["commit"] == commit:
+            return adapter
+    try:
+        return open_adapter(reachable, config, weights)
+    except (SourceNotFoundError, AccessDeniedError):
+        return known[0]
+
+
+def _known_adapters(
+    reference: ModelReference, cache: Cache, model: str, config: str, weights: str
+) -> Iterator[AdapterFiles]:
+    """What the entries of a model say of a revision of a hub adapter that was merged into it, the newest first."""
+    for entry in sorted(cache.entries(model), key=lambda entry: entry.created, reverse=True):
+        identity, origin = entry.manifest.fields.get("adapter"), entry.manifest.source.get("adapter")
+        if not isinstance(identity, Mapping) or not isinstance(origin, Mapping) or "commit" not in identity:
+            continue
+        at = {"kind": "hub", "id": reference.name, "commit": identity["commit"], **reference.place}
+        if identity == at and (reference.revision or "main") in (identity["commit"], origin.get("revision") or "main"):
+            yield adapter_at(reference, identity, origin, config, weights)
+
+
 def _is_of_place(entry: Entry, reference: ModelReference) -> bool:
     """Whether an entry was made of the files of its repository that are meant."""
     identity = entry.manifest.fields["source"]
@@ -75,10 +117,10 @@ def _reopening(reference: ModelReference, identity: Mapping[str, Any]) -> Open:
     return functools.partial(open_source, replace(reference, revision=identity["commit"]))
 
 
-def _commit_of(reference: ModelReference) -> str | None:
-    """The commit that a revision is at; None where the hub must not be asked."""
+def _commit_of(reference: ModelReference, file: str = CONFIG) -> str | None:
+    """The commit that a revision is at, asked for one of its files; None where the hub must not be asked."""
     if reference.commit or reference.local_files_only:
         return reference.commit
     from lazyload.sources.hub import current_commit
 
-    return current_commit(reference)
+    return current_commit(reference, file)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from urllib.parse import quote
 
 from lazyload.arguments import ModelArguments
 from lazyload.bucket.path import Folder
@@ -132,8 +133,6 @@ def _arguments(manifest: Manifest, cache: Cache, token: str | bool | None) -> Mo
     """
     fields = manifest.fields
     identity = fields.get("source")
-    if fields.get("adapter"):
-        raise LayoutError("an adapter was merged into it, and nothing says where that is")
     source = {**manifest.source, **(identity if isinstance(identity, Mapping) else {})}
     arguments = ModelArguments(
         model=manifest.model,
@@ -148,11 +147,31 @@ def _arguments(manifest: Manifest, cache: Cache, token: str | bool | None) -> Mo
     )
     # The branch first: an entry that remembers it is found by those who ask for it, even without the hub.
     revisions = dict.fromkeys((manifest.source.get("revision"), source.get("commit")))
-    for layout, revision in itertools.product(_layouts(fields.get("layout"), manifest.arrays), revisions):
-        same = replace(arguments, layout=layout, revision=revision)
+    adapters = _adapters(fields.get("adapter"), manifest.source.get("adapter"))
+    for layout, adapter, revision in itertools.product(
+        _layouts(fields.get("layout"), manifest.arrays), adapters, revisions
+    ):
+        same = replace(arguments, layout=layout, adapter=adapter, revision=revision)
         if planned(same).key == manifest.key:
             return same
     raise CorruptSourceError(f"{manifest.model} has changed since, or this version converts it in another way")
+
+
+def _adapters(identity: Any, origin: Any) -> list[str | None]:
+    """Where the adapter that was merged into an entry can be; None for none.
+
+    Raises:
+        LayoutError: Nothing says so.
+    """
+    if not identity:
+        return [None]
+    if not isinstance(identity, Mapping) or not isinstance(origin, Mapping) or "id" not in origin:
+        raise LayoutError("an adapter was merged into it, and nothing says where that is")
+    if "commit" not in identity:
+        return [str(origin["id"])]
+    below = f"/{identity['subfolder']}" if identity.get("subfolder") else ""
+    revisions = dict.fromkeys((origin.get("revision") or "main", identity["commit"]))
+    return [f"hf://{origin['id']}@{quote(str(revision), safe='')}{below}" for revision in revisions]
 
 
 def _layouts(name: Any, arrays: Mapping[str, Mapping[str, Any]]) -> list[LayoutOption]:

@@ -22,7 +22,7 @@ from lazyload.errors import ArgumentError, LayoutError, LazyLoadError, TensorMis
 from lazyload.families.family import Family
 from lazyload.formats import peft
 from lazyload.formats.maxtext import MaxText
-from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, what_it_is
+from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, tied_names, what_it_is
 from lazyload.formats.target import Target
 from lazyload.layouts.conversion import Conversion, axes_of, digest, form_of, resolve
 from lazyload.layouts.dtypes import DTypes
@@ -32,8 +32,8 @@ from lazyload.layouts.source import TensorSource
 from lazyload.layouts.unroll import unroll_tree
 from lazyload.options import LayoutOption, dtype_patterns, dtypes_for, require_layers, storage_of
 from lazyload.progress import CallProgress
-from lazyload.recalling import source_of
-from lazyload.sources import AdapterFiles, Source, open_adapter
+from lazyload.recalling import adapter_of, source_of
+from lazyload.sources import AdapterFiles, Source
 from lazyload.sources.remembered import RememberedSource, Told
 from lazyload.storage import Storage
 from lazyload.targets import target_of, with_all_parameters
@@ -87,11 +87,22 @@ class Request:
         if self.adapter is None:
             return self.source
         aliases = self.family.stored(self.whole).aliases
-        return Merged(self.source, self.adapter, aliases, tied=getattr(self.whole, "tied", False))
+        tied = None
+        if self.fields["own_head"] is not None:
+            # By `config.json`, also where this is the request for what turned out to be stored.
+            tied = tied_names(self.source, self.family.stored(_with_own_head(self.whole) or self.whole))
+        return Merged(self.source, self.adapter, aliases, tied)
 
     def of_source(self, names: Collection[str]) -> set[str]:
         """Those of some tensors for which the source is read."""
         return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else set(names)
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """What the entry's manifest says of where the tensors come from."""
+        # One that is recalled from an entry may have that one's adapter.
+        own = {name: value for name, value in self.source.origin.items() if name != "adapter"}
+        return own if self.adapter is None else {**own, "adapter": self.adapter.origin}
 
     @property
     def key(self) -> Key:
@@ -122,6 +133,8 @@ class Request:
             ConfigError: `config.json` speaks of far more than is stored.
             TensorMismatchError: The tensors are not those that the family has.
         """
+        if self.adapter is not None:
+            warn_of_other_base(self.adapter, self.source.name)
         source_layout = self.family.stored(self.whole)
         require_plausible(self.tensors, source_layout, self.whole)
         try:
@@ -275,10 +288,9 @@ def open_request(
     contents = cache.contents.read_only() if dry_run else cache.contents
     if not dry_run:
         tell_outdated(cache)
-    adapter = _adapter(arguments)
+    merged = arguments.adapter_reference if arguments.merge else None
     with contextlib.closing(source_of(arguments.reference, cache, contents, progress, told)) as source:
-        if adapter is not None:
-            warn_of_other_base(adapter, source.name)
+        adapter = None if merged is None else adapter_of(merged, cache, source.name, peft.CONFIG, peft.WEIGHTS)
         values = overridden(source.config, arguments.config)
         family = arguments.family or families.find(values)
         whole = with_all_parameters(arguments.layout, family.read(values))
@@ -317,12 +329,6 @@ def open_request(
             fields=fields,
             adapter=adapter,
         )
-
-
-def _adapter(arguments: ModelArguments) -> AdapterFiles | None:
-    """The adapter that is merged into the weights; None for none."""
-    reference = arguments.adapter_reference if arguments.merge else None
-    return None if reference is None else open_adapter(reference, peft.CONFIG, peft.WEIGHTS)
 
 
 def read_config(arguments: ModelArguments) -> Any:

@@ -1,6 +1,7 @@
 """Adapters in PEFT's format, merged into a model while it is converted."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from support import checkpoints, stored
+from support.hub import Hub
 
 import lazyload
-from lazyload.errors import LazyLoadError, SourceNotFoundError, TensorMismatchError, UnsupportedFormatError
+from lazyload.errors import (
+    ArgumentError,
+    LazyLoadError,
+    SourceNotFoundError,
+    TensorMismatchError,
+    UnsupportedFormatError,
+)
 
 PREFIX = "base_model.model."
 LAYERS = "model.layers"
@@ -33,7 +41,7 @@ def pair(tensors: dict[str, np.ndarray], weight: str, rank: int, seed: int = 0) 
 
 
 def write(folder: Path, tensors: dict[str, np.ndarray], **config: Any) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     save_file(
         {name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "adapter_model.safetensors"
     )
@@ -105,6 +113,60 @@ def test_the_content_of_the_adapter_is_part_of_the_key(tmp_path: Path) -> None:
     assert lazyload.plan(base, adapter=copy, **options).key != first
 
 
+def test_a_revision_of_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = base_of(tmp_path)
+    weight = f"{LAYERS}.0.self_attn.q_proj.weight"
+    matrices = pair(stored.tensors(base), weight, 4)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, alpha in ((first, 2), (second, 4)):
+        write(folder, matrices, lora_alpha=alpha)
+        write(folder / "best", matrices, lora_alpha=10 * alpha)
+    hub.add("org/base", base)
+    newest = hub.add("org/adapter", second)
+    hub.revisions["org/adapter", "v1"] = first
+    old = hub.commit("org/adapter", "v1")
+    hub.revisions["org/adapter", old] = first
+    change = np.matmul(*reversed(list(matrices.values()))) / 4
+
+    def changed(adapter: str, **options: Any) -> float:
+        """The alpha that is merged."""
+        model = lazyload.from_pretrained("org/base", adapter=adapter, dtype="float32", cache_dir=cache, **options)
+        merged = np.asarray(model.layers[0].attn.q_proj.kernel[...]).reshape(change.shape[::-1]).T
+        return float(((merged - stored.tensors(base)[weight].astype(np.float32)) / change).mean().round(3))
+
+    cache = tmp_path / "cache"
+    assert changed("org/adapter") == 4
+    manifest = lazyload.last_report().path.parent / "manifest.json"
+    said = json.loads(manifest.read_text())
+    assert said["fields"]["adapter"] == {"kind": "hub", "id": "org/adapter", "commit": newest}
+    assert said["source"]["adapter"] == {"id": "org/adapter", "revision": None, "commit": newest}
+    assert changed("org/adapter@v1") == 2
+    assert changed(f"hf://org/adapter@{old}/best") == 20
+    assert changed(f"org/adapter@{newest}") == 4
+    assert lazyload.last_report().hit, "a commit is what the branch was at"
+    damaged = lazyload.last_report()
+    max(damaged.path.rglob("*"), key=lambda path: path.stat().st_size).write_bytes(b"")
+    assert [repaired.outcome for repaired in lazyload.repair(damaged.key, cache_dir=cache)] == ["converted"]
+    with pytest.raises(SourceNotFoundError, match="nowhere"):
+        lazyload.plan("org/base", adapter="org/adapter@nowhere", cache_dir=cache)
+    # Without the hub, and without what it has left here, the cache knows what its revisions were.
+    shutil.rmtree(tmp_path / "hub")
+    for options in ({"local_files_only": True}, {}):
+        hub.folders.clear()
+        hub.revisions.clear()
+        assert changed("org/adapter@v1", **options) == 2
+        assert changed("hf://org/adapter@main", **options) == 4
+        assert lazyload.last_report().hit
+    with pytest.raises(SourceNotFoundError):
+        lazyload.plan("org/base", adapter="org/adapter@v2", cache_dir=cache, local_files_only=True)
+
+
+def test_a_place_that_is_none() -> None:
+    for adapter in ("hf://", "hf://a@", ""):
+        with pytest.raises(ArgumentError, match="adapter="):
+            lazyload.plan("org/base", adapter=adapter)
+
+
 def test_an_output_projection_of_its_own_unties(tmp_path: Path) -> None:
     base = base_of(tmp_path, "llama3_tied")
     head = np.ones(stored.tensors(base)["model.embed_tokens.weight"].shape, np.float32)
@@ -112,6 +174,35 @@ def test_an_output_projection_of_its_own_unties(tmp_path: Path) -> None:
     model = lazyload.from_pretrained(base, adapter=adapter, cache_dir=tmp_path / "cache", dtype="float32")
     assert not model.config.tied
     np.testing.assert_array_equal(model.lm_head.kernel[...], 1)
+
+
+def test_half_of_a_tied_pair_unties(tmp_path: Path) -> None:
+    """As PEFT has it, which wraps embedding and output projection one by one."""
+    base = base_of(tmp_path, "llama3_tied")
+    embedding = stored.tensors(base)["model.embed_tokens.weight"].astype(np.float32)
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "dtype": "float32"}
+    own = {f"{PREFIX}model.embed_tokens.weight": np.ones_like(embedding)}
+    a, b = (np.full(shape, 0.5, np.float32) for shape in ((4, embedding.shape[1]), (len(embedding), 4)))
+    thin = {f"{PREFIX}lm_head.lora_A.weight": a, f"{PREFIX}lm_head.lora_B.weight": b}
+    of_embedding = {
+        f"{PREFIX}model.embed_tokens.lora_embedding_A": b.T,
+        f"{PREFIX}model.embed_tokens.lora_embedding_B": a.T,
+    }
+    for number, (tensors, config, embed, head) in enumerate(
+        (
+            (own, {}, 1, embedding),
+            (own, {"ensure_weight_tying": True}, 1, None),
+            (thin, {}, embedding, embedding + 2.0),
+            (of_embedding, {}, embedding + 2.0, embedding),
+            (of_embedding | thin, {}, embedding + 2.0, embedding + 2.0),
+        )
+    ):
+        adapter = write(tmp_path / str(number), tensors, **config)
+        model = lazyload.from_pretrained(base, adapter=adapter, **options)
+        np.testing.assert_allclose(model.embed.embedding[...], np.broadcast_to(embed, embedding.shape), atol=1e-6)
+        assert model.config.tied == (head is None or np.array_equal(head, embed))
+        if not model.config.tied:
+            np.testing.assert_allclose(np.asarray(model.lm_head.kernel[...]).T, head, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama3", "gemma3", "qwen2_awq"])

@@ -23,7 +23,7 @@ ROWS = (
     ("together",),
     ("obtaining", "restoring"),
     ("low_rank", "placement", "shown"),
-    ("filling",),
+    ("filling", "kernels"),
     ("request", "team", "verification"),
     ("targets",),
     ("arguments",),

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from flax import nnx
+from safetensors.numpy import load_file
 from support import checkpoints, stored
 from support.lora import ALPHA, PATHS, TENSORS, save
 
 import lazyload
 from lazyload.errors import ArgumentError, InputError, MissingPackageError, TensorMismatchError
-from lazyload.formats import peft
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_an_adapter_that_is_saved_is_merged_as_it_was(base: Path, tmp_path: Path
 def test_peft_loads_it(base: Path, tmp_path: Path) -> None:
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers", minversion="5.24")
-    _, folder = save(base, tmp_path)
+    _, folder = save(base, tmp_path, {**PATHS, "lm_head": 3})
     theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tuned = peft.PeftModel.from_pretrained(theirs, folder).merge_and_unload()
     model = lazyload.from_pretrained(base, adapter=folder, dtype="float32", cache_dir=tmp_path / "cache")
@@ -57,15 +57,18 @@ def test_peft_loads_it(base: Path, tmp_path: Path) -> None:
 def test_what_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, folder = save(base, tmp_path)
     options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "dtype": "float32"}
+    as_adapter: dict[str, Any] = {"adapter_only": True, "lora_alpha": 1.0}
     with pytest.raises(ArgumentError, match="lora_alpha= belong together"):
         lazyload.save_pretrained(model, tmp_path / "x", like=base, adapter_only=True)
-    plain = lazyload.from_pretrained(base, **options)
+    plain = lazyload.from_pretrained(base, layers=range(1, 3), **options)
+    with pytest.raises(TensorMismatchError, match="another model"):
+        lazyload.save_pretrained(plain, tmp_path / "x", like=base, **as_adapter)
     with pytest.raises(InputError, match="no parameters of LoRA"):
-        lazyload.save_pretrained(plain, tmp_path / "x", like=base, adapter_only=True, lora_alpha=1.0)
+        lazyload.save_pretrained(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), tmp_path / "x", like=base, **as_adapter)
     with pytest.raises(ArgumentError, match="give adapter="):
         lazyload.from_pretrained(base, merge=False, **options)
-    for asked in ({"layout": lazyload.MaxText()}, {"layers": range(1)}, {"scan_layers": True}):
-        with pytest.raises(ArgumentError, match="no into=, layout=, layers= or scan_layers="):
+    for asked in ({"layout": lazyload.MaxText()}, {"into": plain}):
+        with pytest.raises(ArgumentError, match="no into= or layout="):
             lazyload.from_pretrained(base, adapter=folder, merge=False, **asked, **options)
     for alpha in (0, "x", True):
         with pytest.raises(ArgumentError, match="give a number above 0"):
@@ -74,21 +77,39 @@ def test_what_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(MissingPackageError, match="pip install qwix"):
         lazyload.from_pretrained(base, adapter=folder, merge=False, **options)
     monkeypatch.setattr("lazyload.low_rank.importlib.util.find_spec", lambda name: name)
+    with pytest.raises(TensorMismatchError) as caught:
+        lazyload.from_pretrained(base, adapter=folder, merge=False, scan_layers=True, **options)
+    assert any("has no adapter, and others of its stack have one" in each for each in caught.value.problems)
     other = checkpoints.make("phi3", tmp_path)
     with pytest.raises(TensorMismatchError, match="cannot stand beside"):
         lazyload.from_pretrained(other, adapter=folder, merge=False, **options)
 
 
-def test_a_part_of_a_fused_matrix_is_no_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazyload.low_rank.importlib.util.find_spec", lambda name: name)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_pairs_of_a_fused_matrix_become_one(scan_layers: bool, tmp_path: Path) -> None:
+    """Whatever ranks the parts have, and whether layers are stacked."""
     base = checkpoints.make("phi3", tmp_path)
-    fused = stored.tensors(base)["model.layers.0.self_attn.qkv_proj.weight"]
-    module = "base_model.model.model.layers.0.self_attn.qkv_proj"
-    halves = {"A": np.zeros((4, fused.shape[1]), np.float32), "B": np.zeros((fused.shape[0], 4), np.float32)}
-    (tmp_path / "fused").mkdir()
-    save_file({f"{module}.lora_{half}.weight": a for half, a in halves.items()}, tmp_path / "fused" / peft.WEIGHTS)
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["qkv_proj"]}
-    (tmp_path / "fused" / peft.CONFIG).write_text(json.dumps(config))
-    with pytest.raises(TensorMismatchError) as caught:
-        lazyload.from_pretrained(base, adapter=tmp_path / "fused", merge=False, cache_dir=tmp_path / "cache")
-    assert "is no matrix of the model that is a kernel of its own" in caught.value.problems[0]
+    ranks = {"attn.q_proj": 4, "attn.v_proj": 2, "mlp.up_proj": 3, "mlp.down_proj": 4}
+    layers = range(1) if scan_layers else range(4)
+    paths = {f"layers.{layer}.{name}": rank for layer in layers for name, rank in ranks.items()}
+    model, folder = save(base, tmp_path, paths | {"lm_head": 5}, scan_layers=scan_layers)
+    matrices = load_file(folder / "adapter_model.safetensors")
+    qkv = "base_model.model.model.layers.2.self_attn.qkv_proj.lora_"
+    assert [matrices[f"{qkv}{half}.weight"].shape for half in "AB"] == [(6, 64), (128, 6)]
+    merged = lazyload.from_pretrained(base, adapter=folder, dtype="float32", cache_dir=tmp_path / "cache")
+    plain = lazyload.from_pretrained(base, dtype="float32", cache_dir=tmp_path / "cache")
+    for layer in range(4):
+        for name in (*ranks, "attn.k_proj", "mlp.gate_proj"):
+            block, projection = name.split(".")
+            before, after = (
+                np.asarray(getattr(getattr(each.layers[layer], block), projection).kernel[...])
+                for each in (plain, merged)
+            )
+            if name in ranks:
+                own = getattr(getattr(model.layers[0 if scan_layers else layer], block), projection)
+                a, b = (
+                    np.asarray(half[...])[layer] if scan_layers else np.asarray(half[...])
+                    for half in (own.kernel_lora_a, own.kernel_lora_b)
+                )
+                before = before + ALPHA / ranks[name] * np.tensordot(a, b, 1)
+            np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5, err_msg=f"{layer} {name}")

@@ -1,9 +1,10 @@
 """Which entries are superseded: a later one of the same model, made for the same call, has taken their place.
 
-The same call gets another entry when the model's branch or the files of its folder have changed, when this library
-converts it in another way (the mapping), or when it writes entries in another way (the entry format). The earlier entry
-is then found by no call of that kind. What differs in anything else, such as dtype, layout, storage, layers, subfolder
-or variant, belongs to other calls, and so does what was asked for by another branch or tag, or by commit.
+The same call gets another entry when the model's branch, its adapter's or the files of its folder have changed, when
+this library converts it in another way (the mapping), or when it writes entries in another way (the entry format). The
+earlier entry is then found by no call of that kind. What differs in anything else, such as dtype, layout, storage,
+layers, subfolder or variant, belongs to other calls, and so does what was asked for by another branch or tag, or by
+commit.
 """
 
 import json
@@ -28,7 +29,7 @@ class Superseded:
 
     Attributes:
         by: The last entry of the same call.
-        changes: What is newer about it: `commit`, `contents`, `mapping`, `entry format`.
+        changes: What is newer about it: `commit`, `contents`, `adapter`, `mapping`, `entry format`.
     """
 
     by: Listed
@@ -55,12 +56,17 @@ def _call(entry: Listed) -> str:
     """
     fields = {name: value for name, value in entry.manifest.fields.items() if name not in _CHANGES}
     fields["source"] = {name: value for name, value in _source(entry).items() if name not in _VERSIONS}
-    return json.dumps([entry.model, entry.revision, fields], sort_keys=True)
+    of_adapter = None
+    if isinstance(adapter := entry.manifest.source.get("adapter"), Mapping) and "commit" in adapter:
+        of_adapter = adapter.get("revision") or "main"
+        fields["adapter"] = {name: value for name, value in fields["adapter"].items() if name != "commit"}
+    return json.dumps([entry.model, entry.revision, of_adapter, fields], sort_keys=True)
 
 
 def _changes(older: Listed, newer: Listed) -> tuple[str, ...]:
     ours, theirs = older.manifest.fields, newer.manifest.fields
     changed = [name for field, name in _VERSIONS.items() if _source(older).get(field) != _source(newer).get(field)]
+    changed += ["adapter"] if ours.get("adapter") != theirs.get("adapter") else []
     changed += [name for field, name in _CHANGES.items() if ours.get(field) != theirs.get(field)]
     return tuple(dict.fromkeys(changed))
 

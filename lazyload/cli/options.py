@@ -97,7 +97,8 @@ _OF_A_MODEL = (
         "text_config.note=null; or an object, '{\"note\": null}'. May be repeated; later ones win.",
     ),
     click.option(
-        "--adapter", help="A LoRA adapter in PEFT's format, a hub id, folder or URL, to be merged into the weights."
+        "--adapter",
+        help="A LoRA adapter in PEFT's format, NAME@REVISION, a folder or URL, to be merged into the weights.",
     ),
     click.option("--strict", is_flag=True, help="Every tensor without use is an error."),
     token,

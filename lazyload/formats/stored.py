@@ -85,6 +85,19 @@ def has_own_head(
     return not (_are_equal(source, embedding, head) if known is None else known)
 
 
+def tied_names(source: TensorSource, untied: Layout) -> tuple[str, str] | None:
+    """The embedding's name, and what an output projection of its own would be called; None without an embedding.
+
+    Args:
+        source: The checkpoint.
+        untied: How it lies if they are not tied.
+    """
+    embedding = _stored("embed", source, untied)
+    heads = (line.template for table in untied.tables for line in table.parsed if line.roles == ("lm_head",))
+    head = next(heads, None)
+    return None if embedding is None or head is None else (embedding, head)
+
+
 def what_it_is(source: TensorSource) -> str:
     """What a checkpoint that does not fit its model may be, and what to do; empty if nothing is known."""
     names = list(source.tensors)

@@ -97,7 +97,7 @@ class LatentAttention(nnx.Module):
     def _attend_compressed(
         self, q_nope: jax.Array, q_rope: jax.Array, compressed: jax.Array, k_rope: jax.Array, context: Context
     ) -> jax.Array:
-        to_key, to_value = jnp.split(self.kv_b_proj.weights(), [self.block.nope_dim], axis=-1)
+        to_key, to_value = jnp.split(self._expansion(compressed), [self.block.nope_dim], axis=-1)
         mapped = jnp.einsum("btnh,rnh->btnr", q_nope, to_key).astype(q_nope.dtype)
         query = jnp.concatenate([mapped, q_rope], axis=-1)
         key = jnp.concatenate([compressed, k_rope], axis=-1)
@@ -105,3 +105,10 @@ class LatentAttention(nnx.Module):
         mask = context.mask(key.shape[1]) if mask is None else mask
         mixed = dense(query, key, compressed, mask, scale=self.block.scale)
         return jnp.einsum("btnr,rnv->btnv", mixed, to_value).astype(mixed.dtype)
+
+    def _expansion(self, compressed: jax.Array) -> jax.Array:
+        """What keys and values are expanded by, `[rank, head, nope_dim + v_dim]`, with what LoRA adds to it."""
+        if not hasattr(self.kv_b_proj, "kernel_lora_a"):
+            return self.kv_b_proj.weights()
+        # Only a call of the projection has it.
+        return self.kv_b_proj(jnp.eye(compressed.shape[-1], dtype=compressed.dtype)[None])[0]

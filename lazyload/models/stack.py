@@ -73,7 +73,7 @@ class Stack:
                 continue
             graphdef, state = nnx.split(stacked[0])
             layer = nnx.merge(graphdef, _at(state, 0))
-            before = nnx.graphdef(layer)
+            before = _variables(layer)
             x = self._run_one(layer, cycle[0][0], x)
             _require_unchanged(before, layer)
         return x
@@ -106,7 +106,7 @@ class Stack:
             # What the layers of the loop make of it is of no use outside.
             context = self.context.copy()
             for place, layer in enumerate(nnx.merge(modules, states)):
-                before = nnx.graphdef(layer)
+                before = _variables(layer)
                 name, source = own[place], f"layer_{self.config.kv_layer(cycle[place][0])}"
                 cache = self.kept.get(source)
                 if name in caches:
@@ -150,13 +150,18 @@ def _put(stacked: LayerCache, layer: LayerCache, number: jax.Array) -> LayerCach
     }
 
 
-def _require_unchanged(before: Any, layer: nnx.Module) -> None:
-    """Makes sure that a layer is what it was before its call; what one of a stack gets would be lost.
+def _variables(layer: nnx.Module) -> set[tuple[Any, ...]]:
+    """The paths of a layer's variables."""
+    return {path for path, _ in nnx.to_flat_state(nnx.state(layer))}
+
+
+def _require_unchanged(before: set[tuple[Any, ...]], layer: nnx.Module) -> None:
+    """Makes sure that a layer has the variables that it had before its call; what one of a stack gets would be lost.
 
     Raises:
         InputError: It has other variables than before.
     """
-    if nnx.graphdef(layer) != before:
+    if _variables(layer) != before:
         raise InputError(
             "a call adds variables to a layer (of LoRA, or what it sows), which layers in stacks cannot keep; load the "
             "model with scan_layers=False"

@@ -69,9 +69,9 @@ def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
         SaveError: There is something in the folder, or it cannot be made, or the disk is too small.
     """
     folder = Path(os.path.realpath(folder))
-    _require_free(folder)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
+        _require_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(folder.parent).free) < nbytes:
             raise SaveError(f"{folder} needs {shown_size(nbytes)}, but its disk has {shown_size(free)} left")
@@ -146,7 +146,7 @@ def _require_free(folder: Path) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError:
-        raise SaveError(f"{folder} is a file; give a folder that is not there yet") from None
+        raise SaveError(f"{folder} is a file, or lies below one; give a folder that is not there yet") from None
     if is_taken:
         raise SaveError(f"{folder} is not empty, and nothing there is overwritten: give another folder, or remove it")
 

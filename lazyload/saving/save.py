@@ -169,7 +169,8 @@ def folder_of(folder: str | os.PathLike[str]) -> Path:
     Raises:
         ArgumentError: It is none of a file system here.
     """
-    if not isinstance(folder, str | os.PathLike) or "://" in (path := os.fspath(folder)) or not path:
+    path = os.fspath(folder) if isinstance(folder, str | os.PathLike) else ""
+    if not isinstance(path, str) or not path or "://" in path or "\0" in path:
         raise ArgumentError(f"folder={folder!r:.200}: give a folder of a file system here")
     return Path(os.path.abspath(os.path.expanduser(path)))
 

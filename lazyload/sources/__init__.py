@@ -1,20 +1,30 @@
 """Where Hugging Face checkpoints come from: the hub, folders, and whatever fsspec reaches."""
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lazyload.errors import SourceNotFoundError, UnsupportedFormatError
 from lazyload.progress import CallProgress
-from lazyload.sources.adapter import AdapterFiles
+from lazyload.sources.adapter import AdapterFiles, adapter_reference, content_identity
 from lazyload.sources.content import Contents
 from lazyload.sources.files import CONFIG, Files, no_config, parse_json
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.reference import ModelReference
 from lazyload.sources.source import Source
 
-__all__ = ["AdapterFiles", "ModelReference", "Source", "open_adapter", "open_source"]
+__all__ = [
+    "AdapterFiles",
+    "ModelReference",
+    "Source",
+    "adapter_at",
+    "adapter_reference",
+    "open_adapter",
+    "open_source",
+]
 
 _HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/(?P<id>[\w.-]+/[\w.-]+)"
@@ -60,31 +70,57 @@ def open_source(
 
 
 def open_adapter(reference: ModelReference, config: str, weights: str) -> AdapterFiles:
-    """Opens an adapter, and reads it: it is small beside its base model.
+    """Opens an adapter; of one on the hub, nothing is read but which commit is meant.
 
     Args:
-        reference: Which one: an id of the hub, a folder or a URL.
+        reference: Which one: one of the hub, a folder or a URL.
         config: The name of its config.
         weights: The name of its file of weights.
 
     Raises:
         SourceNotFoundError: There is no such adapter, or it lacks a file.
         AccessDeniedError: It may not be read.
-        CorruptSourceError: A file is malformed.
-        UnsupportedFormatError: A tensor has a dtype that is not read.
     """
-    files = _files(reference, None, None, config)
-    try:
-        found = files.find(config)
-        if found is None:
-            raise SourceNotFoundError(f"{files.name} has no {config}; give the folder or repository of a PEFT adapter")
-        content = files.find(weights)
-        if content is None:
-            raise SourceNotFoundError(f"{files.name} has no {weights}; only safetensors are read")
-        parsed = parse_json(f"{files.name}: {config}", found)
-        return AdapterFiles(files.name, parsed, {config: found, weights: content}, weights)
-    finally:
-        files.close()
+    with contextlib.closing(_files(reference, None, None, config)) as files:
+        if reference.is_hub_id:
+            return adapter_at(reference, files.identity(), files.origin, config, weights)
+        content = {name: _of_adapter(files, name) for name in (config, weights)}
+    identity, origin = content_identity(content), {"id": reference.name}
+    return AdapterFiles(files.name, identity, origin, lambda: (content[config], content[weights]), config, weights)
+
+
+def adapter_at(
+    reference: ModelReference, identity: Mapping[str, Any], origin: Mapping[str, Any], config: str, weights: str
+) -> AdapterFiles:
+    """An adapter of the hub whose commit is known; it is read only when it is needed.
+
+    Args:
+        reference: Which one.
+        identity: What the key says of it, its commit among that.
+        origin: What an entry's manifest says of it.
+        config: The name of its config.
+        weights: The name of its file of weights.
+    """
+    at_commit = replace(reference, revision=identity["commit"])
+
+    def read() -> tuple[bytes, bytes]:
+        with contextlib.closing(_files(at_commit, None, None, config)) as files:
+            return _of_adapter(files, config), _of_adapter(files, weights)
+
+    return AdapterFiles(reference.name, identity, origin, read, config, weights)
+
+
+def _of_adapter(files: Files, name: str) -> bytes:
+    """The content of one of an adapter's files.
+
+    Raises:
+        SourceNotFoundError: There is none.
+    """
+    content = files.find(name)
+    if content is None:
+        what = "only safetensors are read" if name.endswith(".safetensors") else "give where a PEFT adapter lies"
+        raise SourceNotFoundError(f"{files.name} has no {name}; {what}")
+    return content
 
 
 def _files(

@@ -440,8 +440,8 @@ class HubFiles:
                 raise self._impatient(error) from None
 
 
-def current_commit(reference: ModelReference) -> str:
-    """The commit that a revision is at now; one request, not repeated where it fails.
+def current_commit(reference: ModelReference, file: str = CONFIG) -> str:
+    """The commit that a revision is at now; one request, for a file of it, not repeated where it fails.
 
     Raises:
         SourceNotFoundError: The hub has no such model or revision, or is out of reach.
@@ -451,7 +451,7 @@ def current_commit(reference: ModelReference) -> str:
     if constants.HF_HUB_OFFLINE:
         raise SourceNotFoundError(f"{model}: the hub must not be asked (HF_HUB_OFFLINE)")
     with explained(reference, offline=False):
-        url = hf_hub_url(model, _path(reference, CONFIG), revision=reference.revision)
+        url = hf_hub_url(model, _path(reference, file), revision=reference.revision)
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         commit = get_hf_file_metadata(url, token=reference.token, timeout=timeout).commit_hash
     if commit is None:

@@ -151,10 +151,15 @@ def test_a_folder_with_something_in_it_stays(model: lazyload.Decoder, source: Pa
         lazyload.save_pretrained(model, tmp_path / "empty", like=source)
     assert {path.name: path.read_bytes() for path in (tmp_path / "empty").iterdir()} == content
     (tmp_path / "file").write_text("")
-    with pytest.raises(SaveError, match="is a file"):
-        lazyload.save_pretrained(model, tmp_path / "file", like=source)
-    with pytest.raises(ArgumentError, match="a folder of a file system here"):
-        lazyload.save_pretrained(model, "gs://bucket/model", like=source)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SaveError, match="is a file, or lies below one"):
+            lazyload.save_pretrained(model, folder, like=source)
+    with pytest.raises(SaveError, match="cannot be written"):
+        lazyload.save_pretrained(model, tmp_path / ("long" * 100), like=source)
+    odd: list[Any] = ["gs://bucket/model", "a\0b", b"bytes", "", None]
+    for folder in odd:
+        with pytest.raises(ArgumentError, match="a folder of a file system here"):
+            lazyload.save_pretrained(model, folder, like=source)
 
 
 def test_nothing_is_left_of_what_fails(
