@@ -180,7 +180,7 @@ def from_pretrained(
         keep_source: Whether what is downloaded from the hub to be converted stays in the hub's cache. Otherwise weights
             pass through memory and are never stored, which takes half the disk; converting the same model again, in
             another layout or dtype, downloads them again. What is here already, a folder or a file in the hub's cache,
-            is read where it is, and stays.
+            is read where it is, and stays. What several processes convert together is not stored either.
         lock_timeout: Seconds to wait at most for another process that converts the same checkpoint; None for
             `$LAZYLOAD_LOCK_TIMEOUT`, else for as long as it takes.
         patience: Where the mesh has devices of several processes, seconds for which one of them may not have made the

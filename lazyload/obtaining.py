@@ -10,17 +10,18 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from lazyload.bucket.path import Folder
 from lazyload.cache.conversions import in_progress
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
-from lazyload.errors import CacheError, CorruptSourceError, EntryRemovedError
+from lazyload.errors import CacheError, EntryRemovedError
 from lazyload.layouts.conversion import Conversion
 from lazyload.layouts.source import Box
 from lazyload.progress import CallProgress, Noted
@@ -33,7 +34,7 @@ from lazyload.sources.source import Source
 if TYPE_CHECKING:
     import numpy as np
 
-    from lazyload.checkpoint.sharing import Written
+    from lazyload.checkpoint.sharing import Share, Written
 
 Used = TypeVar("Used")
 Used_co = TypeVar("Used_co", covariant=True)
@@ -79,7 +80,7 @@ class Manner:
         lock_timeout: Seconds to wait at most for another process.
         progress: The call's progress.
         stopwatch: What measures its stages.
-        shared: Asked for this process's part in a conversion that is about to begin, if others take part in it.
+        shared: Asked for this process's share in a conversion that is about to begin, if others take part in it.
     """
 
     force: bool
@@ -95,13 +96,13 @@ class Sharing:
     """A conversion that several processes share, as the one sees it that publishes what they write.
 
     Attributes:
-        count: How many they are; this one has the first part.
-        begin: Told the data folder, once others may write into it.
+        count: How many they are; this one has the first share.
+        begin: Told the data folder, once others may write into it, and what the source has been answered.
         gather: Waits for what all others have written.
     """
 
     count: int
-    begin: Callable[[Path], None]
+    begin: Callable[[Folder, Mapping[str, Any]], None]
     gather: "Callable[[], list[Written]]"
 
 
@@ -200,25 +201,58 @@ def _converted(
 ) -> Entry:
     """Converts under the last of keys whose locks are held, while the source arrives."""
     sharing = manner.shared(request)
+    share = None
     if sharing is None:
-        # Who converts a part only cannot deliver.
+        # Who converts a share only cannot deliver.
         use.begin(request, conversion)
+    else:
+        share = _share(request, conversion, 0, sharing.count)
     with (
         in_progress(request.cache.root, *keys) as noted,
         manner.stopwatch.switching("fetch", "convert") as arrived,
     ):
-        arriving = _arriving(request, conversion, manner, noted, arrived)
-        return _convert(request, conversion, keys[-1], use, manner, noted, arriving, lease, sharing)
+        arriving = _arriving(request, conversion, manner, noted, arrived, share)
+        return _convert(request, conversion, keys[-1], use, manner, noted, arriving, lease, sharing, share)
+
+
+def _share(request: Request, conversion: Conversion, index: int, count: int) -> "Share":
+    """What one of several processes converts."""
+    # It takes a while to import, and neither plans nor the cache's commands need it.
+    from lazyload.checkpoint.write import shares
+
+    return shares(
+        conversion.tensors,
+        request.storage,
+        count,
+        scalars=request.target.scalars,
+        in_bucket=not isinstance(request.cache.root, Path),
+        is_far=request.source.is_far,
+    )[index]
+
+
+def _read_for(request: Request, conversion: Conversion, share: "Share | None") -> set[str]:
+    """The source's tensors that are read for a conversion, or for a share of it."""
+    if share is not None:
+        return request.of_source(share.sources(conversion.tensors))
+    return request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})
 
 
 @contextlib.contextmanager
 def _arriving(
-    request: Request, conversion: Conversion, manner: Manner, noted: Noted, arrived: Callable[[], None]
+    request: Request,
+    conversion: Conversion,
+    manner: Manner,
+    noted: Noted,
+    arrived: Callable[[], None],
+    share: "Share | None",
 ) -> Iterator[None]:
-    """Brings the weights from far away while the body reads them; `arrived` is called when all of them are there."""
+    """Brings the weights from far away while the body reads them; `arrived` is called when all of them are there.
+
+    Of what several processes share, none has whole files, and nothing is kept.
+    """
     source = request.source
-    tensors = request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})
-    total = source.nbytes_to_fetch(tensors, keep=manner.keep_source)
+    tensors, keep = _read_for(request, conversion, share), manner.keep_source and share is None
+    total = source.nbytes_to_fetch(tensors, keep=keep)
     if not total:
         arrived()
     with manner.progress.stage("fetch", total, noted=noted) as advance:
@@ -232,7 +266,7 @@ def _arriving(
                 arrived()
             advance(nbytes)
 
-        with source.arriving(tensors, count, keep=manner.keep_source):
+        with source.arriving(tensors, count, keep=keep):
             yield
 
 
@@ -246,23 +280,23 @@ def _convert(
     arriving: AbstractContextManager[None],
     lease: contextlib.ExitStack,
     sharing: Sharing | None,
+    share: "Share | None",
 ) -> Entry:
     """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
     # It takes a while to import, and neither plans nor the cache's commands need it.
-    from lazyload.checkpoint.sharing import Share
-    from lazyload.checkpoint.write import nbytes_of_share, write
+    from lazyload.checkpoint.sharing import Others
+    from lazyload.checkpoint.write import write
 
     nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
     started, status = time.perf_counter(), request.source.status
     with request.cache.staging(key, request.source.name, nbytes) as staging, contextlib.ExitStack() as held:
-        share = None
+        others = None
         if sharing is not None:
-            share = Share(0, sharing.count, functools.partial(sharing.begin, staging.path), sharing.gather)
-        own = nbytes_of_share(conversion.tensors, request.storage, share)
+            others = Others(functools.partial(sharing.begin, staging.path, request.source.answers()), sharing.gather)
         with (
             _identified_meanwhile(request.source),
             arriving,
-            manner.progress.stage("convert", own, noted=noted) as advance,
+            manner.progress.stage("convert", share.nbytes if share else nbytes, noted=noted) as advance,
         ):
             arrays = write(
                 staging.path,
@@ -275,6 +309,7 @@ def _convert(
                 deliver=use.take,
                 give_up=request.source.stop_arriving,
                 share=share,
+                others=others,
             )
         request.source.check_unchanged(status)
         if key != request.key:
@@ -297,42 +332,44 @@ def _convert(
     return entry
 
 
-def take_part(request: Request, manner: Manner, folder: Path, index: int, count: int) -> "Written":
-    """Converts a part of what another process has begun to convert, and will publish.
+def take_part(
+    request: Request, manner: Manner, folder: Folder, index: int, count: int, answers: Mapping[str, Any]
+) -> "Written":
+    """Converts a share of what another process has begun to convert, and will publish.
 
     Args:
         request: The same as the other process's.
         manner: How this call goes about it.
         folder: The other process's data folder.
-        index: Which part.
-        count: How many parts there are.
+        index: Which share.
+        count: How many shares there are.
+        answers: What the other process's source has been answered.
 
     Raises:
         LazyLoadError: One of the errors in `lazyload.errors`.
     """
     # It takes a while to import, and neither plans nor the cache's commands need it.
-    from lazyload.checkpoint.sharing import Share
-    from lazyload.checkpoint.write import nbytes_of_share, write_share
+    from lazyload.checkpoint.write import write_share
 
+    request.source.take_over(answers)
     request, conversion = _planned(request, manner.stopwatch)
-    share = Share(index, count, begin=lambda: None, gather=list)
+    share = _share(request, conversion, index, count)
     status = request.source.status
-    nbytes = nbytes_of_share(conversion.tensors, request.storage, share)
-    with manner.stopwatch.stage("convert"), manner.progress.stage("convert", nbytes) as advance:
+    with (
+        manner.stopwatch.switching("fetch", "convert") as arrived,
+        _arriving(request, conversion, manner, lambda advance: advance, arrived, share),
+        manner.progress.stage("convert", share.nbytes) as advance,
+    ):
         written = write_share(
             folder,
             conversion.tensors,
             request.storage,
             share,
-            scalars=request.target.scalars,
             item=request.target.item,
             advance=advance,
+            give_up=request.source.stop_arriving,
         )
-    if request.source.status != status:
-        raise CorruptSourceError(
-            f"{request.source.name} has been changed while it was being converted; call again when its files are "
-            "complete"
-        )
+    request.source.require_status(status)
     return written
 
 

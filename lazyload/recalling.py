@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from lazyload.cache.entry import Entry
 from lazyload.errors import AccessDeniedError, SourceNotFoundError
 from lazyload.progress import CallProgress
 from lazyload.sources import ModelReference, Source, open_source
-from lazyload.sources.remembered import RememberedSource, Told
+from lazyload.sources.remembered import Open, RememberedSource, Told
 
 logger = logging.getLogger("lazyload")
 
@@ -70,7 +70,7 @@ def _remembered(entry: Entry, reference: ModelReference) -> RememberedSource:
     )
 
 
-def _reopening(reference: ModelReference, identity: Mapping[str, Any]) -> Callable[[], Source]:
+def _reopening(reference: ModelReference, identity: Mapping[str, Any]) -> Open:
     """What opens the source of an identity: its commit, not the branch, which may have moved on."""
     return functools.partial(open_source, replace(reference, revision=identity["commit"]))
 

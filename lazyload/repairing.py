@@ -99,6 +99,13 @@ def _repaired(
     if not verification.problems:
         return Repair(verification, "sound")
     found = _text(verification.folder)
+
+    def discarded(why: str) -> Repair:
+        stays = None if dry_run else cache.discard(verification.folder, lambda: _text(verification.folder) == found)
+        return Repair(verification, "kept", f"{stays}; {why}") if stays else Repair(verification, "removed", why)
+
+    if verification.folder.parents[1] != cache.root:
+        return discarded("it is a copy, which the next load makes again")
     try:
         manifest = read_manifest(verification.folder / FILE_NAME)
     except UnreadableManifestError as error:
@@ -114,8 +121,7 @@ def _repaired(
             return Repair(verification, "kept", str(error))
         except LazyLoadError as error:
             why = str(error)
-    stays = None if dry_run else cache.discard(verification.folder, lambda: _text(verification.folder) == found)
-    return Repair(verification, "kept", f"{stays}; {why}") if stays else Repair(verification, "removed", why)
+    return discarded(why)
 
 
 def _arguments(manifest: Manifest, cache: Cache, token: str | bool | None) -> ModelArguments:

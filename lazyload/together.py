@@ -4,8 +4,9 @@ The first process asks the hub which commit is meant, and the others take its an
 decides between hit and miss, and converts; the others wait for its entry. Where the cache is not shared, which is found
 out and not believed, each process sees for itself. Before anything is restored, all entries are compared.
 
-Where the cache is shared and the source is a folder, all take part in a conversion: each writes some of the chunks into
-the folder that the first one has made, and tells it their checksums; that one publishes.
+Where the cache is shared, all take part in a conversion: each reads a part of the source, writes the chunks made of it
+into the folder that the first one has made, and tells it their checksums; that one publishes. The hub is asked by the
+first one alone, which hands on where the weights lie.
 """
 
 import contextlib
@@ -14,17 +15,16 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
 
 from lazyload.arguments import ModelArguments
+from lazyload.bucket.path import Folder
 from lazyload.cache import nonce
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
-from lazyload.checkpoint.ranges import are_ranges
 from lazyload.checkpoint.sharing import Written
 from lazyload.display import text
 from lazyload.errors import CacheError, EntryRemovedError, PeerError
@@ -150,18 +150,21 @@ def obtain_together(request: Request, use: Use[Used], manner: Manner, call: Call
     sees = nonce.is_visible(root, call.hear("cache"))
     call.say("cache.seen", sees)
     if sees:
-        if folder := call.hear("staging"):
-            call.say("share", _take_part(request, manner, call, Path(root) / folder).as_json())
+        if staging := call.hear("staging"):
+            call.say("share", _take_part(request, manner, call, staging).as_json())
         request.source.know(call.hear("entry")["fields"]["source"])
         manner = replace(manner, force=False)
     return obtain(request, _Agreed(use, call), manner)
 
 
-def _take_part(request: Request, manner: Manner, call: Call, folder: Path) -> Written:
-    """Converts this process's part into the first one's folder."""
+def _take_part(request: Request, manner: Manner, call: Call, staging: Mapping[str, Any]) -> Written:
+    """Converts this process's share into the first one's folder."""
+    folder = request.cache.root
+    for name in staging["folder"]:
+        folder /= name
     try:
         members = call.team.members
-        return take_part(request, manner, folder, members.index(call.team.me), len(members))
+        return take_part(request, manner, folder, members.index(call.team.me), len(members), staging["answers"])
     except CacheError:
         # The folder is gone once the first process has given up.
         call.await_failure()
@@ -179,18 +182,13 @@ class _Agreed:
         self._has_spoken = not call.leads
 
     def sharing(self, request: Request) -> Sharing | None:
-        """Has all processes take part in a conversion, once, where each of them has the source and sees the cache.
-
-        What is on the hub is fetched by one of them, and what goes to a bucket is written by one.
-        """
-        is_here = "files" in request.source.status
-        on_disk = isinstance(request.cache.root, Path)
-        may_share = self._apart == 1 and not self._has_spoken
-        if not (may_share and is_here and on_disk and are_ranges(request.storage)):
+        """Has all processes take part in a conversion, once, where each of them sees source and cache."""
+        if self._apart > 1 or self._has_spoken or not request.source.is_for_all:
             return None
 
-        def begin(folder: Path) -> None:
-            self._call.say("staging", str(folder.relative_to(request.cache.root)))
+        def begin(folder: Folder, answers: Mapping[str, Any]) -> None:
+            names = [folder.parent.parent.name, folder.parent.name, folder.name]
+            self._call.say("staging", {"folder": names, "answers": answers})
 
         def gather() -> list[Written]:
             return [Written.from_json(value) for value in self._call.hear_others("share").values()]

@@ -50,7 +50,8 @@ def verify(*targets: str, cache_dir: str | os.PathLike[str] | None = None) -> li
         cache_dir: The cache's root; None for `$LAZYLOAD_CACHE`, else `~/.cache/lazyload`.
 
     Returns:
-        One verification an entry; an entry that cannot be read is one with problems.
+        One verification an entry, and one of its copy on a disk in front of a bucket, where there is one; an entry that
+        cannot be read is one with problems.
 
     Raises:
         CacheError: A target is not in the cache.
@@ -60,7 +61,8 @@ def verify(*targets: str, cache_dir: str | os.PathLike[str] | None = None) -> li
         []
     """
     cache = Cache(cache_dir)
-    return [_verified(folder) for folder in cache.folders(*targets)]
+    folders = cache.folders(*targets)
+    return [_verified(folder) for folder in [*folders, *cache.copies_of(folders)]]
 
 
 def _verified(folder: Folder) -> Verification:

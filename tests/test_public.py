@@ -9,7 +9,7 @@ import pytest
 
 import lazyload
 
-HEAVY = ("jax", "flax", "orbax", "tensorstore", "huggingface_hub", "fsspec", "rich", "tqdm", "typer", "IPython")
+HEAVY = ("jax", "flax", "orbax", "tensorstore", "huggingface_hub", "fsspec", "rich", "tqdm", "click", "IPython")
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -355,7 +355,7 @@ class DecoderConfig:
             layer.hyper_connection if isinstance(self.streams, HyperStreams) else layer.altup for layer in self.layers
         }
         width = self.streams.embed_dim if isinstance(self.streams, AltUpStreams) else self.embed_dim
-        expected = ", ".join(sorted(str(layer.num_streams) for layer in set(self.layers)))
+        expected = ", ".join(sorted({str(layer.num_streams) for layer in self.layers}))
         require(
             {each and each.num_streams for each in around} == {made} == {layer.num_streams for layer in self.layers}
             and width == self.embed_dim,

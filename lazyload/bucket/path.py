@@ -4,10 +4,12 @@ import functools
 import os
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from lazyload.bucket.bucket import Bucket
 from lazyload.errors import CacheError
+
+if TYPE_CHECKING:
+    from lazyload.bucket.bucket import Bucket
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?P<rest>.*)", re.DOTALL)
 SCHEMES = {"gs": "gs", "gcs": "gs", "s3": "s3"}
@@ -24,10 +26,10 @@ class BucketPath:
 
     __slots__ = ("bucket", "key")
 
-    bucket: Bucket
+    bucket: "Bucket"
     key: str
 
-    def __init__(self, bucket: Bucket, key: str = ""):
+    def __init__(self, bucket: "Bucket", key: str = ""):
         self.bucket = bucket
         self.key = key
 
@@ -130,6 +132,9 @@ def bucket_path(url: str) -> BucketPath:
     parts = [part for part in key.split("/") if part]
     if not re.fullmatch(r"[\w.-]+", name) or re.search(r"[\s?#*\\]", url) or {".", ".."} & {name, *parts}:
         raise CacheError(f"{shown} is not the URL of a folder in a bucket; give {scheme}://bucket/path")
+    # A cache on a disk does without it.
+    from lazyload.bucket.bucket import Bucket
+
     return BucketPath(Bucket(scheme, name), "/".join(parts))
 
 

@@ -16,7 +16,7 @@ from lazyload.bucket.bucket import Stored
 from lazyload.bucket.path import BucketPath, Folder
 from lazyload.cache import bucket_removal, heartbeat
 from lazyload.cache.key import Key, is_digest
-from lazyload.cache.liveness import HEARTBEAT_SECONDS, asked_kernel, described_process
+from lazyload.cache.liveness import HEARTBEAT_SECONDS, STALE_SECONDS, asked_kernel, described_process
 from lazyload.cache.removal import Removal
 from lazyload.errors import CacheError, LockTimeoutError
 
@@ -131,6 +131,25 @@ class BucketRoot:
         assert isinstance(path, BucketPath)
         return bucket_removal.remove(path, force=force)
 
+    def abandoned(self) -> list[Removal]:
+        """The marks of those who held a key, or asked whether others see this cache, and are gone."""
+        marks = [
+            (mark / name, stored, seconds)
+            for mark, seconds in ((self.folder / ".locks", _stale_seconds()), (self.folder / ".teams", STALE_SECONDS))
+            for name, stored in _objects(mark).items()
+        ]
+        now = self.folder.bucket.now(self.folder.key) if marks else 0.0
+        return [
+            Removal(path, stored.size, "its process is gone")
+            for path, stored, seconds in marks
+            if now - stored.time > seconds or _has_ended(path)
+        ]
+
+    def discard(self, path: Folder) -> None:
+        """Removes one of these."""
+        assert isinstance(path, BucketPath)
+        path.bucket.remove([path.key])
+
     def size(self, folder: BucketPath) -> int:
         """The sizes of all objects in it."""
         return bucket_removal.size(folder)
@@ -140,10 +159,21 @@ def _objects(folder: BucketPath) -> dict[str, Stored]:
     return folder.bucket.children(f"{folder.key}/")[0]
 
 
+def _stale_seconds() -> float:
+    """After which a holder is gone that has not been written again."""
+    return _MOST_MISSED_BEATS * HEARTBEAT_SECONDS
+
+
+def _has_ended(mark: BucketPath) -> bool:
+    """Whether the process that left a mark ran on this machine, and does not any more."""
+    process = heartbeat.read(mark)
+    return process is not None and asked_kernel(process) is False
+
+
 def _wait_for(holder: BucketPath, started: float, timeout: float | None, watch: Callable[[], None]) -> None:
     """Waits until a holder's object is gone, or has not been written again for long; then it is removed.
 
-    Time is measured here, and compared with nobody's clock.
+    The store's clock tells how long it has not been when this begins; from then on time is measured here.
     """
     seen = time.monotonic()
     said = -_SAY_AGAIN_SECONDS
@@ -154,10 +184,12 @@ def _wait_for(holder: BucketPath, started: float, timeout: float | None, watch: 
             return
         now = time.monotonic()
         process = heartbeat.read(holder)
+        is_dead = process is not None and asked_kernel(process) is False
+        if version is None and not is_dead:
+            is_dead = holder.bucket.now(holder.parents[1].key) - found.time > _stale_seconds()
         if found.version != version:
             version, seen = found.version, now
-        is_dead = process is not None and asked_kernel(process) is False
-        if is_dead or now - seen > _MOST_MISSED_BEATS * HEARTBEAT_SECONDS:
+        if is_dead or now - seen > _stale_seconds():
             logger.warning("%s no longer shows that it is converting: going on", described_process(process))
             holder.bucket.remove([holder.key])
             return

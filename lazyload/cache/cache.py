@@ -1,20 +1,16 @@
 """The cache: folders of converted checkpoints, an entry a key, on disks and in buckets."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lazyload.bucket.path import Folder
 from lazyload.cache.clearing import carry_out, carry_out_one, entry_folder
 from lazyload.cache.contents import Contents
-from lazyload.cache.copying import copy_entry
 from lazyload.cache.disk import explained
 from lazyload.cache.entry import Entry, Form, Listed, problem_of, read_entry
-from lazyload.cache.filters import filtered
-from lazyload.cache.index import abandoned
 from lazyload.cache.key import Key, is_digest
 from lazyload.cache.looking import look_at, names_in
 from lazyload.cache.manifest import (
@@ -25,18 +21,18 @@ from lazyload.cache.manifest import (
     OlderFormatError,
     UnreadableManifestError,
 )
-from lazyload.cache.pruning import Rules
 from lazyload.cache.removal import Removal
-from lazyload.cache.root import Root, Staging, chosen_roots, default_root
+from lazyload.cache.root import Root, Staging, chosen_roots, default_root, root_of
 from lazyload.cache.superseded import Superseded, find_superseded
 from lazyload.cache.targets import folder_name, selected
 from lazyload.display import text
 from lazyload.errors import ArgumentError, CacheAccessError, CacheError
-from lazyload.progress import Advance
+from lazyload.log import logger
+
+if TYPE_CHECKING:
+    from lazyload.progress import Advance
 
 Found = TypeVar("Found")
-
-logger = logging.getLogger("lazyload")
 
 _MOST_ROWS = 100
 """How many entries a notebook shows."""
@@ -106,7 +102,12 @@ class Cache:
             ArgumentError: A filter is none.
         """
         entries = self._entries(model)
-        return filtered(entries, filters, entries) if filters else entries
+        if not filters:
+            return entries
+        # What lists do without is imported where it is used.
+        from lazyload.cache.filters import filtered
+
+        return filtered(entries, filters, entries)
 
     def look(self) -> tuple[list[Listed], dict[Folder, str]]:
         """What `entries` and `problems` return, in short, with one look at each folder."""
@@ -174,18 +175,18 @@ class Cache:
                 continue
             except (InaccessibleError, NewerFormatError) as error:
                 if folder.parents[1] != self.root:
-                    logger.warning("not using a cached checkpoint: %s", error)
+                    logger().warning("not using a cached checkpoint: %s", error)
                     continue
                 newer = ": a newer lazyload made it; install that" if isinstance(error, NewerFormatError) else ""
                 raise CacheError(
                     f"{error}{newer or '; try again, see who may read it'}, or give another cache_dir (LAZYLOAD_CACHE)"
                 ) from None
             except UnreadableManifestError as error:
-                logger.warning("not using a cached checkpoint: %s", error)
+                logger().warning("not using a cached checkpoint: %s", error)
                 continue
             if not problems:
                 return entry
-            logger.warning(
+            logger().warning(
                 "not using a cached checkpoint, which is damaged: %s: %s%s",
                 entry.data,
                 problems[0],
@@ -205,7 +206,7 @@ class Cache:
         except CacheError as error:
             if isinstance(root.folder, Path) or len(self._all) == 1:
                 raise
-            logger.warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
+            logger().warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
             return None
 
     def explain(self, key: Key, model: str) -> list[str]:
@@ -268,7 +269,7 @@ class Cache:
             except CacheAccessError as error:
                 if not self._write_to_an_earlier_root():
                     raise
-                logger.warning("converting into %s: %s", self.root, error)
+                logger().warning("converting into %s: %s", self.root, error)
                 watch = Watch(self.root, key, model or key.digest)
                 held.enter_context(self._root.lock(key.digest, limit, watch))
             yield
@@ -301,17 +302,27 @@ class Cache:
 
     def _forget_copies(self, digests: Iterable[str]) -> None:
         """Removes what `brought_here` has copied of entries, unless somebody reads it, so that they are found anew."""
+        for folder in self._copies(digests):
+            carry_out_one(root_of(folder), Removal(folder, 0, "a copy"), lambda removal: True, force=False)
+
+    def _copies(self, digests: Iterable[str]) -> list[Folder]:
+        """The folders of the copies that `brought_here` has made of entries."""
         first = self._roots(shared=True)[0]
         if isinstance(self.root, Path) or not isinstance(first.folder, Path):
-            return
-        for folder in [folder for digest in digests for folder in first.folders(None, digest)]:
-            carry_out_one(first, Removal(folder, 0, "a copy"), lambda removal: True, force=False)
+            return []
+        return [folder for digest in digests for folder in first.folders(None, digest)]
+
+    def copies_of(self, folders: Iterable[Folder]) -> list[Folder]:
+        """The folders on a disk in front of a bucket to which entries have been copied, complete or not."""
+        return [folder for folder in self._copies(each.name for each in folders) if _has_manifest(folder)]
 
     def copies(self, entry: Entry) -> bool:
         """Whether `brought_here` copies an entry."""
         return not isinstance(entry.folder, Path) and isinstance(self._roots(shared=True)[0].folder, Path)
 
-    def brought_here(self, entry: Entry, advance: Advance = lambda nbytes: None, timeout: float | None = None) -> Entry:
+    def brought_here(
+        self, entry: Entry, advance: "Advance" = lambda nbytes: None, timeout: float | None = None
+    ) -> Entry:
         """An entry that is in a bucket, copied to the first root where that is on a disk; else the entry itself.
 
         Args:
@@ -321,11 +332,14 @@ class Cache:
         """
         if not self.copies(entry):
             return entry
+        # A cache on a disk does without it.
+        from lazyload.cache.copying import copy_entry
+
         limit = _lock_timeout() if timeout is None else timeout
         try:
             return copy_entry(entry, self._roots(shared=True)[0], folder_name(entry.model), advance, limit)
         except CacheError as error:
-            logger.warning("using %s where it is: %s", entry.folder, error)
+            logger().warning("using %s where it is: %s", entry.folder, error)
             return entry
 
     def _remove_unfinished(self, model: str) -> None:
@@ -356,6 +370,8 @@ class Cache:
         """
         folders = self._select(targets)
         if filters:
+            from lazyload.cache.filters import filtered
+
             entries, _ = self._look()
             passed = {entry.folder for entry in filtered(entries, filters, entries)}
             folders = [folder for folder in (folders if targets else self._folders()) if folder in passed]
@@ -382,8 +398,8 @@ class Cache:
             Why it stays, a clause; None if it is gone.
         """
         asked = Removal(folder, 0, "asked for")
-        stays = carry_out_one(self._root, asked, lambda removal: is_still_right(), force=False)
-        if stays is None:
+        stays = carry_out_one(root_of(folder), asked, lambda removal: is_still_right(), force=False)
+        if stays is None and folder.parents[1] == self.root:
             self._forget_copies([folder.name])
         return stays
 
@@ -445,13 +461,15 @@ class Cache:
         Raises:
             ArgumentError: `incomplete` stands beside another rule, or `keep_last` is less than 1.
         """
+        from lazyload.cache.pruning import Rules
+
         rules = Rules(older_than, max_bytes, superseded, keep_last, everything)
         if incomplete and not rules.is_none:
             raise ArgumentError("incomplete=True removes nothing but what is unfinished; leave the other rules out")
         find = self._root.unfinished if incomplete else self._root.leftovers
         with explained(self.root):
             removals = [leftover for folder in self._folders() for leftover in find(folder)]
-            forgotten = [] if incomplete else [*self._obsolete(), *self._abandoned()]
+            forgotten = [] if incomplete else [*self._obsolete(), *self._root.abandoned()]
         entries, problems = self.look()
         unread = {path for path in problems if everything and _is_of_other_version(path)}
         known = {removal.path for removal in removals}
@@ -477,21 +495,14 @@ class Cache:
         removed, kept = carry_out(self._root, removals, is_still_right)
         self._forget_copies(removal.path.name for removal in removed if is_digest(removal.path.name))
         for removal, reason in kept:
-            logger.info("kept %s: %s", removal.path, reason)
+            logger().info("kept %s: %s", removal.path, reason)
         for removal in forgotten:
             with explained(self.root):
-                os.unlink(removal.path)
+                self._root.discard(removal.path)
         return [*removed, *forgotten]
 
     def _obsolete(self) -> list[Removal]:
         return self.contents.obsolete() if isinstance(self.root, Path) else []
-
-    def _abandoned(self) -> list[Removal]:
-        if not isinstance(self.root, Path):
-            return []
-        return [
-            Removal(path, self._root.size(path), "what an interrupted command left") for path in abandoned(self.root)
-        ]
 
     def _roots(self, *, shared: bool) -> tuple[Root, ...]:
         return self._all if shared else (self._root,)

@@ -11,7 +11,6 @@
 
 import contextlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lazyload.bucket.path import Folder
-from lazyload.cache import removal
+from lazyload.cache import index, nonce, removal
 from lazyload.cache.disk import explained, make_folder, share
 from lazyload.cache.key import Key, is_digest
 from lazyload.cache.removal import Removal
@@ -52,8 +51,8 @@ class DiskRoot:
         with explained(self.folder):
             for name in _subfolders(str(self.folder), model):
                 if name.startswith("models--"):
-                    within = Path(self.folder, name)
-                    found += [within / own for own in _subfolders(f"{self.folder}/{name}", key) if is_digest(own)]
+                    within = f"{self.folder}/{name}"
+                    found += [Path(f"{within}/{own}") for own in _subfolders(within, key) if is_digest(own)]
         return found
 
     def find(self, key: str, model: str) -> list[Path]:
@@ -112,11 +111,23 @@ class DiskRoot:
         assert isinstance(path, Path)
         return removal.remove(path, force=force)
 
+    def abandoned(self) -> list[Removal]:
+        """What interrupted calls and commands have left beside the entries; a mark of a process goes with its lock."""
+        found = [*index.abandoned(self.folder), *nonce.abandoned(self.folder)]
+        return [Removal(path, self.size(path), "what an interrupted command left") for path in found]
+
+    def discard(self, path: Folder) -> None:
+        """Removes one of these."""
+        os.unlink(path)
+
     def size(self, folder: Path) -> int:
         """See `lazyload.cache.removal`."""
         return removal.size(folder)
 
     def _require_space(self, nbytes: int) -> None:
+        # As in `generation`.
+        import shutil
+
         existing = next(path for path in [self.folder, *self.folder.parents] if path.exists())
         free = shutil.disk_usage(existing).free
         if free < nbytes:

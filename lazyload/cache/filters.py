@@ -8,7 +8,7 @@ import fnmatch
 import operator
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -110,7 +110,7 @@ class Filter:
         return found != (self.operator == "!=")
 
 
-def filtered(entries: Iterable[E], filters: Iterable[str], among: Iterable[Listed]) -> list[E]:
+def filtered(entries: Iterable[E], filters: Iterable[str], among: Sequence[Listed]) -> list[E]:
     """The entries that fulfil all of some filters.
 
     Args:

@@ -9,7 +9,6 @@ removed-<unique>                  a folder or manifest on its way out, which nob
 import contextlib
 import fcntl
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +106,9 @@ def remove(data: Path, manifest: Path | None = None, *, force: bool = False) -> 
 def bury(path: Path) -> None:
     """Deletes a tombstone, or any other file or folder that nobody can find."""
     if path.is_dir() and not path.is_symlink():
+        # It takes as long to import as a list of entries takes to read.
+        import shutil
+
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

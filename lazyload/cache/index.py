@@ -67,7 +67,7 @@ class Index:
         if not rest.startswith(start) or digest != _digest(rest):
             return None
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            return Summary(**dict(zip(_NAMES, json.loads(rest[len(start) :]), strict=True)))
+            return Summary(**dict(zip(_NAMES, json.loads(rest[len(start) :].decode()), strict=True)))
         return None
 
     def write(self, summaries: Mapping[str, tuple[Status, Summary]]) -> None:

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -58,7 +57,7 @@ def this_process() -> Process:
     """The process that this is, now."""
     pid = os.getpid()
     started, _ = _status_of(pid)
-    return Process(socket.gethostname(), pid, time.time(), *_machine(), started)
+    return Process(os.uname().nodename, pid, time.time(), *_machine(), started)
 
 
 @contextlib.contextmanager
@@ -205,7 +204,7 @@ def _machine() -> tuple[str, str]:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return boot, os.readlink("/proc/self/ns/pid")
     except OSError:
-        return f"{sys.platform} {socket.gethostname()}", ""
+        return f"{sys.platform} {os.uname().nodename}", ""
 
 
 def _status_of(pid: int) -> tuple[str, str]:

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from lazyload.bucket.path import Folder
 from lazyload.cache.disk import make_folder
 
 _FOLDER = ".teams"
+_LEFT_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
@@ -36,3 +38,11 @@ def written(root: Folder) -> Iterator[str | None]:
 def is_visible(root: Folder, nonce: str | None) -> bool:
     """Whether a name that another process has written is below this root, too."""
     return nonce is not None and (root / _FOLDER / nonce).exists()
+
+
+def abandoned(root: Path) -> list[Path]:
+    """Names that processes have left on a disk which ended while others looked for them."""
+    with contextlib.suppress(OSError):
+        found = sorted((root / _FOLDER).glob("*"))
+        return [path for path in found if time.time() - path.stat().st_mtime > _LEFT_SECONDS]
+    return []

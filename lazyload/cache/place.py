@@ -6,7 +6,6 @@ from typing import Protocol
 
 from lazyload.bucket.path import Folder
 from lazyload.cache.files import Files
-from lazyload.cache.in_bucket import InBucket
 from lazyload.cache.manifest import Summary
 from lazyload.cache.on_disk import OnDisk
 
@@ -53,4 +52,9 @@ class Place(Protocol):
 
 def place_of(folder: Folder) -> Place:
     """What the folder of an entry is to loads."""
-    return OnDisk(folder) if isinstance(folder, Path) else InBucket(folder)
+    if isinstance(folder, Path):
+        return OnDisk(folder)
+    # As of `lazyload.cache.root`.
+    from lazyload.cache.in_bucket import InBucket
+
+    return InBucket(folder)

@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from lazyload.bucket.path import SCHEMES, Folder, bucket_path, is_url
-from lazyload.cache.bucket_root import BucketRoot
+from lazyload.bucket.path import SCHEMES, BucketPath, Folder, bucket_path, is_url
 from lazyload.cache.disk_root import DiskRoot
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
@@ -102,6 +101,16 @@ class Root(Protocol):
             OSError: It cannot be removed.
         """
 
+    def abandoned(self) -> list[Removal]:
+        """What processes that are gone have left beside the entries."""
+
+    def discard(self, path: Any) -> None:
+        """Removes one of these.
+
+        Raises:
+            OSError: It cannot be removed.
+        """
+
     def size(self, folder: Any) -> int:
         """What a folder or file takes, in bytes."""
 
@@ -151,7 +160,7 @@ def default_root() -> str:
 
 def root_of(folder: Folder) -> Root:
     """The root that an entry's folder is in."""
-    return DiskRoot(folder.parents[1]) if isinstance(folder, Path) else BucketRoot(folder.parents[1])
+    return DiskRoot(folder.parents[1]) if isinstance(folder, Path) else _in_bucket(folder.parents[1])
 
 
 def size(folder: Folder) -> int:
@@ -161,8 +170,15 @@ def size(folder: Folder) -> int:
 
 def _root(chosen: str) -> Root:
     if is_url(chosen):
-        return BucketRoot(bucket_path(chosen))
+        return _in_bucket(bucket_path(chosen))
     if "\\" in chosen:
         raise CacheError(f"{chosen}: TensorStore reads no paths with a backslash; give another cache_dir")
     path = Path(chosen).expanduser().absolute()
     return DiskRoot(path.resolve() if ".." in path.parts else path)
+
+
+def _in_bucket(folder: BucketPath) -> Root:
+    # A cache on a disk does without what it imports.
+    from lazyload.cache.bucket_root import BucketRoot
+
+    return BucketRoot(folder)

@@ -7,7 +7,8 @@ or variant, belongs to other calls, and so does what was asked for by another br
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,11 @@ class Superseded:
     changes: tuple[str, ...]
 
 
-def find_superseded(entries: Iterable[Listed]) -> dict[Folder, Superseded]:
+def find_superseded(entries: Sequence[Listed]) -> dict[Folder, Superseded]:
     """The entries that others of these supersede, by their folders."""
-    ordered = [(_call(entry), entry) for entry in sorted(entries, key=lambda entry: entry.created)]
+    of_model = Counter(entry.model for entry in entries)
+    several = [entry for entry in entries if of_model[entry.model] > 1]
+    ordered = [(_call(entry), entry) for entry in sorted(several, key=lambda entry: entry.created)]
     last = dict(ordered)
     return {
         entry.folder: Superseded(newest, _changes(entry, newest))

@@ -1,6 +1,5 @@
 """What people name of a cache: models, or the starts of keys; and what the folders of models are called."""
 
-import difflib
 import hashlib
 import os
 import re
@@ -51,6 +50,9 @@ def folder_name(model: str) -> str:
 
 def _meant(target: str, models: Collection[str]) -> str:
     """What may be meant by a target that is not there."""
+    # Only mistakes need it.
+    import difflib
+
     by_spelling = {spelling: model for model in models for spelling in (model.lower(), model.lower().split("/")[-1])}
     close = difflib.get_close_matches(target.lower(), by_spelling, n=3, cutoff=0.7)
     meant = dict.fromkeys(repr(by_spelling[spelling]) for spelling in close)

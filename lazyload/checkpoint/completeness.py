@@ -59,9 +59,20 @@ class WrittenFiles:
             # Beside the array's metadata.
             if there < chunks + 1:
                 raise self._changed(f"{chunks + 1 - there} of the chunks of {path} have been removed")
+        self._require_files(_data_files(self._folder) if self._ocdbt and records else {})
+
+    def require_unchanged(self) -> None:
+        """Makes sure that the files of the chunks, or of the database, are still what was written.
+
+        Raises:
+            CacheError: One is not.
+        """
+        self._require_files(_data_files(self._folder) if self._ocdbt else {})
+
+    def _require_files(self, needed: Mapping[str, int]) -> None:
+        """Makes sure of the files that were noted, and of further ones, which must have so many bytes at least."""
         with self._lock:
             sizes = dict(self._sizes)
-        needed = _data_files(self._folder) if self._ocdbt and records else {}
         there_are = {} if isinstance(self._folder, Path) else _sizes_below(self._folder)
         for file in sizes.keys() | needed.keys():
             found = _size(file) if isinstance(self._folder, Path) else there_are.get(file)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import tensorstore as ts
 
-from lazyload.bucket.path import Folder
+from lazyload.bucket.path import Folder, kvstore
 from lazyload.checkpoint.completeness import WrittenFiles, files_below
 from lazyload.checkpoint.pieces import Piece, Stretch
 from lazyload.checkpoint.records import ArrayRecord
@@ -33,6 +33,9 @@ _BYTES_IN_FLIGHT = 64 << 20
 """Of chunks that are being written while the next ones are read; a single larger one is let through alone."""
 
 _LARGE_ARRAY_BYTES = 1 << 20
+
+_SHARE = "ocdbt.process_"
+"""How the folders of databases begin that Orbax has processes write."""
 
 
 class CompressedReader:
@@ -89,22 +92,30 @@ class CompressedReader:
 class CompressedWriter:
     """Writes chunks that are compressed; leaving the context waits for all, so that nothing is written any more."""
 
-    def __init__(self, folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage):
+    def __init__(self, folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage, share: int = 0):
         """Makes the arrays.
 
         Args:
             folder: Where they go, an empty folder.
             records: What they will be.
             storage: How they are stored.
+            share: What other processes write is put together in the end by that with the first share, 0: of OCDBT, each
+                writes a database of its own, in a folder of Orbax's name for it; else they write files beside each
+                other.
 
         Raises:
             OSError: The folder cannot be written to; TensorStore says so by a `ValueError`.
         """
         self._folder = folder
         self._records = records
+        self._storage = storage
+        if share and storage.ocdbt:
+            folder /= f"{_SHARE}{share}"
+            if isinstance(folder, Path):
+                folder.mkdir()
         self._files = WrittenFiles(folder, storage)
         self._synchronised: set[str] = set()
-        self._stores = _create(folder, records, storage)
+        self._stores = _create(folder, records, storage, joins=share > 0 and not storage.ocdbt)
         largest = max((record.chunk_nbytes for record in records.values()), default=0)
         self._writes = _Writes(_BYTES_IN_FLIGHT, largest)
 
@@ -141,24 +152,52 @@ class CompressedWriter:
         return found
 
     def finish(self) -> None:
-        """Waits for all writes, and makes sure that what has been written is there, as it was.
+        """Puts together what there is, and makes sure that all that has been written is there, as it was.
 
         Raises:
             CacheError: Something has been removed or changed.
         """
         self._writes.wait_until(0)
+        if self._storage.ocdbt:
+            _merge(self._folder)
         self._files.require_complete(self._stores, self._records)
 
+    def require_written(self) -> None:
+        """Waits for all writes, and makes sure that what this process has written is there, as it was.
 
-def _create(folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage) -> dict[str, ts.TensorStore]:
+        Raises:
+            CacheError: Something has been removed or changed.
+        """
+        self._writes.wait_until(0)
+        self._files.require_unchanged()
+
+
+def _create(
+    folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage, *, joins: bool
+) -> dict[str, ts.TensorStore]:
     shared = context()
     specs = {
         path: new_array_spec(folder, path, storage, shape=record.shape, dtype=record.numpy_dtype, chunks=record.chunks)
         for path, record in records.items()
     }
-    futures = {path: ts.open(spec, context=shared) for path, spec in specs.items()}
+    how = {"create": False, "open": True} if joins else {}
+    futures = {path: ts.open(spec | how, context=shared) for path, spec in specs.items()}
     with _settled(futures.values()):
         return {path: future.result() for path, future in futures.items()}
+
+
+def _merge(folder: Folder) -> None:
+    """Takes the databases of all shares into the one of the folder; their values stay where they are."""
+    names = (
+        [path.name for path in folder.iterdir()]
+        if isinstance(folder, Path)
+        else folder.bucket.children(f"{folder.key}/")[1]
+    )
+    own = {"driver": "ocdbt", "base": kvstore(folder)}
+    shared = context()
+    for name in sorted(name for name in names if name.startswith(_SHARE)):
+        share = ts.KvStore.open({"driver": "ocdbt", "base": kvstore(folder / name)}, context=shared).result()
+        share.experimental_copy_range_to(ts.KvStore.open(own, context=shared).result()).result()
 
 
 @contextlib.contextmanager

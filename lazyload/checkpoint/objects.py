@@ -5,6 +5,7 @@ of these are there. Chunks arrive in about the order in which they lie, so that 
 as no two processes write to one object, several may write a checkpoint together.
 """
 
+import contextlib
 import math
 import threading
 from collections import Counter
@@ -100,17 +101,21 @@ def _of_requests(parts: Sequence[memoryview]) -> list[list[memoryview]]:
 class ObjectWriter:
     """Writes uncompressed chunks to a bucket, for as long as the context lasts."""
 
-    def __init__(self, folder: BucketPath, records: Mapping[str, ArrayRecord], storage: Storage):
+    def __init__(
+        self, folder: BucketPath, records: Mapping[str, ArrayRecord], storage: Storage, *, joins: bool = False
+    ):
         """Writes nothing yet.
 
         Args:
             folder: Where the arrays go.
             records: What they will be, with their places.
             storage: How they are stored.
+            joins: Whether another process completes them, and removes them if it does not.
         """
         self._folder = folder
         self._records = records
         self._storage = storage
+        self._joins = joins
         self._scratch = Scratch()
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}
@@ -130,6 +135,10 @@ class ObjectWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._objects.clear()
+        if error is not None and self._joins:
+            # The other process may have removed all that there was, and looks for no more.
+            with contextlib.suppress(CacheError):
+                self._folder.bucket.remove((self._folder / file).key for file in self._written)
 
     def array(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         """An array with arbitrary content, to be filled and written from; valid until the thread's next one."""
@@ -168,7 +177,7 @@ class ObjectWriter:
         if self._storage.ocdbt:
             for file, content in database_files(database(self._records, self._storage), data_file(0)).items():
                 self._write(file, content)
-            self._require_written()
+            self.require_written()
             return
         metadata = {
             f"{path}/{metadata_key(self._storage)}": encoded_metadata(
@@ -178,14 +187,19 @@ class ObjectWriter:
         }
         for _ in bucket.at_once(lambda name: self._write(name, metadata[name]), metadata):
             pass
-        self._require_written()
+        self.require_written()
 
     def _write(self, file: str, content: bytes | memoryview) -> None:
         (self._folder / file).write_bytes(content)
         with self._lock:
             self._written[file] = len(content)
 
-    def _require_written(self) -> None:
+    def require_written(self) -> None:
+        """Makes sure that all that this process has written is there, as it was.
+
+        Raises:
+            CacheError: Something has been removed or changed, or the bucket cannot be looked into.
+        """
         found = self._folder.bucket.below(f"{self._folder.key}/")
         for file, size in self._written.items():
             if file not in found:

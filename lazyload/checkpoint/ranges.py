@@ -33,6 +33,11 @@ def are_ranges(storage: Storage) -> bool:
     return storage.compression == "none"
 
 
+def are_placed(storage: Storage) -> bool:
+    """Whether they lie in data files, which hold many of them."""
+    return are_ranges(storage) and bool(storage.ocdbt)
+
+
 def placed(records: Mapping[str, ArrayRecord], storage: Storage) -> dict[str, ArrayRecord]:
     """The records of arrays that are to be written, with the places of their chunks in data files."""
     if not storage.ocdbt:

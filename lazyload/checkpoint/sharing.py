@@ -1,17 +1,17 @@
 """Sharing: several processes write one checkpoint, each of them some of its chunks.
 
-That takes places which are known before anything is written: chunks that are ranges of bytes (`checkpoint/ranges.py`).
+The first one makes the folder, tells the others, and completes the checkpoint once it has heard what they have written.
+Which chunks each of them writes is found out by each for itself (`checkpoint/dealing.py`).
 """
 
 import collections
-import heapq
-import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.records import ArrayRecord
+from lazyload.layouts.lazy import LazyTensor
 
 Place = tuple[str, int]
 """A chunk: the path of its array, and its number."""
@@ -59,35 +59,39 @@ class Written:
 
 @dataclass(frozen=True)
 class Share:
-    """The part that this process has in a checkpoint.
+    """What one process writes of a checkpoint.
 
     Attributes:
-        index: Which of the parts.
-        count: How many parts there are.
-        begin: Called once others may write, too.
-        gather: Waits for what all others have written.
+        index: Which of the shares; the first one's process completes the checkpoint.
+        records: All arrays, and numbers beside them, with the places of their chunks.
+        chunks: Those of this share.
+        nbytes: Their bytes.
     """
 
     index: int
-    count: int
-    begin: Callable[[], None]
-    gather: Callable[[], list[Written]]
+    records: Mapping[str, ArrayRecord]
+    chunks: Set[Place]
+    nbytes: int
+
+    def sources(self, tensors: Mapping[str, LazyTensor]) -> set[str]:
+        """The source tensors that it is made of."""
+        return {
+            name
+            for path, lazy in tensors.items()
+            for number, box in enumerate(boxes(lazy.shape, self.records[path].chunks))
+            if (path, number) in self.chunks
+            for name in lazy.sources_of(box)
+        }
 
 
-def dealt(records: Mapping[str, ArrayRecord], count: int) -> list[Set[Place]]:
-    """Deals the chunks of arrays to processes: all of them get about as many bytes.
+@dataclass(frozen=True)
+class Others:
+    """The processes that write the other shares, as the one sees them that completes the checkpoint.
 
-    Large chunks come first, each to whoever has the least; so it comes out the same in every process.
+    Attributes:
+        begin: Called once they may write.
+        gather: Waits for what all of them have written.
     """
-    sizes = {
-        (path, number): math.prod(cut.stop - cut.start for cut in box) * record.numpy_dtype.itemsize
-        for path, record in records.items()
-        for number, box in enumerate(boxes(record.shape, record.chunks))
-    }
-    hands: list[set[Place]] = [set() for _ in range(count)]
-    held = [(0, index) for index in range(count)]
-    for place in sorted(sizes, key=lambda place: -sizes[place]):
-        nbytes, index = heapq.heappop(held)
-        hands[index].add(place)
-        heapq.heappush(held, (nbytes + sizes[place], index))
-    return list(hands)
+
+    begin: Callable[[], None]
+    gather: Callable[[], Sequence[Written]]

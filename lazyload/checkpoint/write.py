@@ -22,12 +22,13 @@ import numpy as np
 
 from lazyload.bucket.path import Folder
 from lazyload.checkpoint.chunks import boxes
+from lazyload.checkpoint.dealing import dealt
 from lazyload.checkpoint.objects import ObjectWriter
 from lazyload.checkpoint.orbax_files import write_commit_file, write_composite_file, write_orbax_files
 from lazyload.checkpoint.order import in_order_of_arrival
 from lazyload.checkpoint.ranges import are_ranges, placed, placed_in_objects
 from lazyload.checkpoint.records import ArrayRecord, chunk_checksum, combined, new_record
-from lazyload.checkpoint.sharing import Share, Written, dealt
+from lazyload.checkpoint.sharing import Others, Share, Written
 from lazyload.checkpoint.uncompressed import UncompressedWriter
 from lazyload.errors import CacheError, LazyLoadError
 from lazyload.layouts.lazy import LazyTensor
@@ -67,6 +68,7 @@ def write(
     deliver: Deliver = lambda path, box, values: None,
     give_up: Callable[[BaseException], None] = lambda error: None,
     share: Share | None = None,
+    others: Others | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Writes a checkpoint.
 
@@ -80,7 +82,8 @@ def write(
         advance: Called with the number of bytes of every chunk that is handed on to be written, from any thread.
         deliver: Given every chunk that is written, too.
         give_up: Called with what has gone wrong, before chunks are waited for that are still being read.
-        share: The part that this process writes, where others write the rest (`write_share`); None for all.
+        share: What this process writes, where others write the rest (`write_share`); None for all.
+        others: These; None for none.
 
     Returns:
         What there is to know of each array, for the manifest (`ArrayRecord.as_dict`).
@@ -89,14 +92,16 @@ def write(
         CacheError: The disk is full or cannot be written to, or the bucket cannot, or what was written has been removed
             or changed meanwhile.
     """
-    records = _records(folder, tensors, scalars or {}, storage)
+    records = (
+        share.records if share else _records(tensors, scalars or {}, storage, in_bucket=not isinstance(folder, Path))
+    )
     arrays = folder / item
     with _explained(folder):
         if isinstance(arrays, Path):
             arrays.mkdir(exist_ok=True)
         writer = _writer(arrays, records, storage)
-    if share:
-        share.begin()
+    if others:
+        others.begin()
     logger.debug("writing %d arrays to %s", len(tensors), arrays)
     writing = _Writing(folder, tensors, records, writer, advance, deliver, give_up)
     with _sent_to_disk_meanwhile(folder, writer), writer:
@@ -105,8 +110,8 @@ def write(
             for path, value in (scalars or {}).items():
                 writer.put(path, (), np.array(value, np.int64))
             written = writing.written
-            for others in share.gather() if share else ():
-                written.add(others)
+            for theirs in others.gather() if others else ():
+                written.add(theirs)
             writer.finish()
     complete = {path: replace(records[path], checksum=_checksum(path, records, written)) for path in tensors}
     with _explained(folder):
@@ -123,69 +128,81 @@ def write(
 
 
 def write_share(
-    folder: Path,
+    folder: Folder,
     tensors: Mapping[str, LazyTensor],
     storage: Storage,
     share: Share,
     *,
-    scalars: Mapping[str, int] | None = None,
     item: str = "",
     advance: Advance = lambda nbytes: None,
+    give_up: Callable[[BaseException], None] = lambda error: None,
 ) -> Written:
-    """Writes a part of a checkpoint that another process has begun with `write`, and will complete.
+    """Writes a share of a checkpoint that another process has begun with `write`, and will complete.
 
     Args:
         folder: That of the checkpoint.
         tensors: All its arrays, as in `write`, here and below.
         storage: How to store them.
-        share: Which part.
-        scalars: Whole numbers stored beside the arrays.
+        share: Which share.
         item: The name of the composite checkpoint's item.
         advance: Called with the number of bytes of every chunk.
+        give_up: Called with what has gone wrong.
 
     Returns:
         What the other process needs to know of it.
 
     Raises:
-        CacheError: The disk is full or cannot be written to, or what was written has been removed or changed meanwhile.
+        CacheError: The disk is full or cannot be written to, or the bucket cannot, or what was written has been removed
+            or changed meanwhile.
     """
-    records = _records(folder, tensors, scalars or {}, storage)
-    arrays = folder / item
-    writer = UncompressedWriter(arrays, records, storage, joins=True)
-    writing = _Writing(folder, tensors, records, writer, advance, lambda path, box, values: None, lambda error: None)
+    own = {path: share.records[path] for path in sorted({path for path, _ in share.chunks})}
+    with _explained(folder):
+        writer = _writer(folder / item, own, storage, share.index)
+    writing = _Writing(folder, tensors, share.records, writer, advance, lambda path, box, values: None, give_up)
     with _sent_to_disk_meanwhile(folder, writer), writer:
         writing.run(share)
         with _explained(folder):
             writer.require_written()
     with _explained(folder):
-        for path in writer.worth_synchronising(0):
-            _synchronise_one(path)
+        for path in writer.worth_synchronising(0) if not isinstance(writer, ObjectWriter) else ():
+            # Others' files lie beside those of this process, and may have another name until they are complete.
+            with contextlib.suppress(FileNotFoundError):
+                _synchronise_one(path)
     return writing.written
 
 
-def nbytes_of_share(tensors: Mapping[str, LazyTensor], storage: Storage, share: Share | None) -> int:
-    """Bytes of the chunks that a process writes."""
-    if share is None:
-        return sum(lazy.nbytes for lazy in tensors.values())
-    records = {path: new_record(lazy.shape, lazy.dtype, storage, lazy.split_order) for path, lazy in tensors.items()}
-    own = dealt(records, share.count)[share.index]
-    return sum(
-        math.prod(cut.stop - cut.start for cut in box) * lazy.dtype.itemsize
-        for path, lazy in tensors.items()
-        for number, box in enumerate(boxes(lazy.shape, records[path].chunks))
-        if (path, number) in own
-    )
+def shares(
+    tensors: Mapping[str, LazyTensor],
+    storage: Storage,
+    count: int,
+    *,
+    scalars: Mapping[str, int] | None = None,
+    in_bucket: bool,
+    is_far: bool,
+) -> list[Share]:
+    """What each of several processes writes of a checkpoint; to be asked for before anything of the source arrives.
+
+    Args:
+        tensors: All its arrays, as in `write`, here and below.
+        storage: How to store them.
+        count: How many processes there are.
+        scalars: Whole numbers stored beside the arrays.
+        in_bucket: Whether the checkpoint is written to a bucket.
+        is_far: Whether the source is far away; see `lazyload.checkpoint.dealing.dealt`.
+    """
+    records = _records(tensors, scalars or {}, storage, in_bucket=in_bucket)
+    return dealt(tensors, records, storage, count, in_bucket=in_bucket, is_far=is_far)
 
 
 def _records(
-    folder: Folder, tensors: Mapping[str, LazyTensor], scalars: Mapping[str, int], storage: Storage
+    tensors: Mapping[str, LazyTensor], scalars: Mapping[str, int], storage: Storage, *, in_bucket: bool
 ) -> dict[str, ArrayRecord]:
     """The arrays that are to be written, with the places of their chunks where those are known beforehand."""
     records = {path: new_record(lazy.shape, lazy.dtype, storage, lazy.split_order) for path, lazy in tensors.items()}
     records |= {path: new_record((), np.dtype(np.int64), storage) for path in scalars}
     if not are_ranges(storage):
         return records
-    if isinstance(folder, Path):
+    if not in_bucket:
         return placed(records, storage)
     arriving = [path for path, _, _ in _work(tensors, records)]
     found = placed_in_objects({path: records[path] for path in dict.fromkeys([*arriving, *records])}, storage)
@@ -245,8 +262,8 @@ class _Writing:
         self._give_up = give_up
 
     def run(self, share: Share | None) -> None:
-        """Writes all chunks, or this process's share of them."""
-        own = dealt({path: self._records[path] for path in self._tensors}, share.count)[share.index] if share else None
+        """Writes all chunks, or those of a share."""
+        own = share.chunks if share else None
         threads = _THREADS if isinstance(self._folder, Path) else _THREADS_TO_A_BUCKET
         _run(self._write_chunk, iter(_work(self._tensors, self._records, own)), self._give_up, threads)
 
@@ -262,18 +279,19 @@ class _Writing:
 
 
 def _writer(
-    folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage
+    folder: Folder, records: Mapping[str, ArrayRecord], storage: Storage, share: int = 0
 ) -> "UncompressedWriter | ObjectWriter | CompressedWriter":
+    """What writes chunks; that of another share than the first joins what the first one has made."""
     if are_ranges(storage):
         return (
-            UncompressedWriter(folder, records, storage)
+            UncompressedWriter(folder, records, storage, joins=share > 0)
             if isinstance(folder, Path)
-            else ObjectWriter(folder, records, storage)
+            else ObjectWriter(folder, records, storage, joins=share > 0)
         )
     # TensorStore takes a while to import, and nothing else here needs it.
     from lazyload.checkpoint.compressed import CompressedWriter
 
-    return CompressedWriter(folder, records, storage)
+    return CompressedWriter(folder, records, storage, share)
 
 
 def _tell_overflows(counts: Mapping[str, int], tensors: Mapping[str, LazyTensor]) -> None:

@@ -3,20 +3,20 @@
 JAX is imported by none of it, and TensorStore only by what moves weights, so that `lazyload cache ls` answers at once.
 """
 
+import atexit
 import contextlib
+import gc
 import io
 import os
 import sys
-from typing import Annotated
+from collections.abc import Iterator
 
-import typer
+import click
 
 from lazyload import __version__
-from lazyload.cli import environment, explain, exporting, information, listing, models, removing, verifying
-from lazyload.cli.command import HELP, add
+from lazyload.cli import completion
+from lazyload.cli.command import INTERRUPTED, SETTINGS, Group
 from lazyload.errors import LazyLoadError
-
-INTERRUPTED = 130
 
 _EXIT_CODES = """Exit codes:
 
@@ -27,22 +27,52 @@ _EXIT_CODES = """Exit codes:
 2    wrong usage: an option or argument that there is not
 130  interrupted with Ctrl-C"""
 
-app = typer.Typer(
-    help="Pretrained Hugging Face models in JAX: converted once, cached.",
+_OBJECTS = 100_000
+"""So many more are there at the next look for circles of garbage among them."""
+
+
+@click.group(
+    "cache",
+    cls=Group,
+    places={
+        "ls": "lazyload.cli.listing:ls",
+        "rm": "lazyload.cli.removing:rm",
+        "prune": "lazyload.cli.removing:prune",
+        "verify": "lazyload.cli.verifying:verify",
+        "info": "lazyload.cli.information:info",
+        "dir": "lazyload.cli.information:directory",
+    },
     epilog=_EXIT_CODES,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings=HELP,
+    context_settings=SETTINGS,
 )
-cache_app = typer.Typer(
-    help="Look after the cache of converted checkpoints.",
+def cache_app() -> None:
+    """Look after the cache of converted checkpoints."""
+
+
+@click.group(
+    cls=Group,
+    places={
+        "convert": "lazyload.cli.models:convert",
+        "plan": "lazyload.cli.models:plan",
+        "explain": "lazyload.cli.explain:explain",
+        "export": "lazyload.cli.exporting:export",
+        "env": "lazyload.cli.environment:env",
+        "cache": "lazyload.cli:cache_app",
+    },
     epilog=_EXIT_CODES,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings=HELP,
+    context_settings=SETTINGS,
 )
-app.add_typer(cache_app, name="cache")
+@click.version_option(__version__, message="lazyload %(version)s", help="Print the version.")
+@click.option(
+    "--show-completion",
+    type=click.Choice(completion.SHELLS),
+    is_eager=True,
+    expose_value=False,
+    callback=completion.show,
+    help="Print what has a shell complete commands, options, models and keys.",
+)
+def app() -> None:
+    """Pretrained Hugging Face models in JAX: converted once, cached."""
 
 
 def main() -> None:
@@ -51,12 +81,25 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(_run())
+        with _few_collections():
+            sys.exit(_run())
     except BrokenPipeError:
         # Nobody reads any more; and the interpreter is not to find that out again when it ends.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """Spares most looks for circles of garbage, which take as long as reading a thousand manifests; also at the end."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_OBJECTS)
+    atexit.register(gc.freeze)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _run() -> int | str | None:
@@ -75,60 +118,3 @@ def _run() -> int | str | None:
         print("interrupted", file=sys.stderr)
     sys.stdout.flush()
     return code
-
-
-@app.callback(invoke_without_command=True)
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
-        print(f"lazyload {__version__}")
-        raise typer.Exit
-
-
-add(
-    app,
-    models.convert,
-    "lazyload convert Qwen/Qwen3-8B",
-    "lazyload convert meta-llama/Llama-3.2-1B --layout maxtext --dtype float32",
-    "lazyload convert ./my-model --layers 0:8 --dry-run",
-)
-add(app, models.plan, "lazyload plan Qwen/Qwen3-8B", "lazyload plan ./my-model --layout maxtext --json")
-add(app, explain.explain, "lazyload explain Qwen/Qwen3-8B", "lazyload explain ./my-model --dtype float32 --layers 0:8")
-add(
-    app,
-    exporting.export,
-    "lazyload export run/checkpoints/100 --to trained --like Qwen/Qwen3-8B",
-    "lazyload export maxtext/0/items --to trained --like google/gemma-2-2b",
-)
-add(app, environment.env, "lazyload env", "lazyload env --json --timeout 0")
-
-add(
-    cache_app,
-    listing.ls,
-    "lazyload cache ls",
-    "lazyload cache ls --filter 'size>1GB' --sort accessed --limit 20",
-    "lazyload cache ls --format json",
-)
-add(
-    cache_app,
-    removing.rm,
-    "lazyload cache rm Qwen/Qwen3-8B",
-    "lazyload cache rm 1a2b3c4d --dry-run",
-    "lazyload cache rm --filter 'accessed>30d' --yes",
-)
-add(
-    cache_app,
-    removing.prune,
-    "lazyload cache prune",
-    "lazyload cache prune --superseded --keep-last 2",
-    "lazyload cache prune --older-than 2w --max-size 100GiB --dry-run",
-)
-add(
-    cache_app,
-    verifying.verify,
-    "lazyload cache verify",
-    "lazyload cache verify Qwen/Qwen3-8B --repair",
-)
-add(cache_app, information.info, "lazyload cache info 1a2b3c4d", "lazyload cache info Qwen/Qwen3-8B --json")
-add(cache_app, information.directory, "lazyload cache dir", name="dir")

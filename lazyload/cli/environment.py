@@ -6,15 +6,15 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from lazyload import __version__
 from lazyload.cache.cache import Cache
 from lazyload.cache.removal import size
-from lazyload.cli import text
-from lazyload.cli.options import CacheDir, Json
+from lazyload.cli import options, text
+from lazyload.cli.command import command
 from lazyload.errors import LazyLoadError
 
 _PROGRAMS = (
@@ -33,7 +33,7 @@ _PROGRAMS = (
     "hf-xet",
     "fsspec",
     "filelock",
-    "typer",
+    "click",
     "rich",
     "transformers",
     "maxtext",
@@ -62,14 +62,17 @@ print(json.dumps(found | {"processes": jax.process_count()}))
 """
 
 
-def env(
-    as_json: Json = False,
-    timeout: Annotated[
-        float,
-        typer.Option(min=0, metavar="SECONDS", help="How long JAX may take to find its devices; 0 for not asking."),
-    ] = 60.0,
-    cache_dir: CacheDir = None,
-) -> None:
+@command("lazyload env", "lazyload env --json --timeout 0")
+@options.as_json
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    metavar="SECONDS",
+    help="How long JAX may take to find its devices; 0 for not asking.",
+)
+@options.cache_dir
+def env(as_json: bool, timeout: float, cache_dir: str | None) -> None:
     """Print what a bug report should say.
 
     That is versions, devices, the cache and its file system, the hub, and environment variables; no secrets.

@@ -5,12 +5,16 @@ from collections.abc import Collection
 from typing import Any
 
 from lazyload.cache.entry import Entry
-from lazyload.cli import text
-from lazyload.cli.options import Json, ModelOptions, Quiet, Verbose, with_model_options
+from lazyload.cli import options, text
+from lazyload.cli.command import command
 
 
-@with_model_options
-def explain(options: ModelOptions, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+@command("lazyload explain Qwen/Qwen3-8B", "lazyload explain ./my-model --dtype float32 --layers 0:8")
+@options.of_a_model
+@options.as_json
+@options.quiet
+@options.verbose
+def explain(arguments: dict[str, Any], as_json: bool, quiet: bool, verbose: bool) -> None:
     """Show why a call would hit or miss.
 
     That is which entries of the model there are, and field by field what this call would need instead; with -v also
@@ -18,7 +22,7 @@ def explain(options: ModelOptions, as_json: Json = False, quiet: Quiet = False, 
     """
     import lazyload
 
-    explained = lazyload.explain(**options.arguments())
+    explained = lazyload.explain(**arguments)
     if as_json:
         print(json.dumps(_fields(explained), indent=1))
         return

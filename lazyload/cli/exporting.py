@@ -1,45 +1,60 @@
 """The command that writes a converted or trained checkpoint as the hub would hold it."""
 
-from typing import Annotated
+from collections.abc import Sequence
 
-import typer
+import click
 
-from lazyload.cli import values
-from lazyload.cli.options import LocalFilesOnly, Token
+from lazyload.cli import options, values
+from lazyload.cli.command import argument, command
 
 
+@command(
+    "lazyload export run/checkpoints/100 --to trained --like Qwen/Qwen3-8B",
+    "lazyload export maxtext/0/items --to trained --like google/gemma-2-2b",
+)
+@argument(
+    "checkpoint", metavar="CHECKPOINT", meaning="The folder of an Orbax checkpoint, of one step of it or an item."
+)
+@click.option("--to", required=True, metavar="FOLDER", help="Where to; not there yet, or empty.")
+@click.option(
+    "--like",
+    required=True,
+    metavar="MODEL",
+    help="The Hugging Face model that it was made from: a hub id, folder or URL.",
+)
+@click.option("--revision", help="A branch, tag or commit of that model.")
+@options.subfolder
+@options.variant
+@click.option(
+    "--layout",
+    help="nnx, nnx-scanned, maxtext, maxtext-unscanned or tunix.",
+    show_default="the one whose paths it has",
+)
+@options.vocab_size
+@click.option("--dtype", help="bfloat16, float16 or float32.", show_default="the arrays' own")
+@click.option("--max-shard-size", default="5GB", metavar="SIZE", help="The size of a file at most.")
+@click.option(
+    "--config",
+    multiple=True,
+    metavar="FIELD=JSON",
+    help="A field of config.json with another value. May be repeated.",
+)
+@options.token
+@options.local_files_only
 def export(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(metavar="CHECKPOINT", help="The folder of an Orbax checkpoint, of one step of it or an item."),
-    ],
-    to: Annotated[str, typer.Option(metavar="FOLDER", help="Where to; not there yet, or empty.")],
-    like: Annotated[
-        str,
-        typer.Option(metavar="MODEL", help="The Hugging Face model that it was made from: a hub id, folder or URL."),
-    ],
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit of that model.")] = None,
-    subfolder: Annotated[str | None, typer.Option(help="The folder in the repository, where the model lies.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Files of weights of that name: fp16.")] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="nnx, nnx-scanned, maxtext, maxtext-unscanned or tunix.", show_default="the one whose paths it has"
-        ),
-    ] = None,
-    vocab_size: Annotated[
-        int | None, typer.Option(help="MaxText's vocab_size, where it is larger than the model's.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="bfloat16, float16 or float32.", show_default="the arrays' own")
-    ] = None,
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="The size of a file at most.")] = "5GB",
-    config: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FIELD=JSON", help="A field of config.json with another value. May be repeated."),
-    ] = None,
-    token: Token = None,
-    local_files_only: LocalFilesOnly = False,
+    checkpoint: str,
+    to: str,
+    like: str,
+    revision: str | None,
+    subfolder: str | None,
+    variant: str | None,
+    layout: str | None,
+    vocab_size: int | None,
+    dtype: str | None,
+    max_shard_size: str,
+    config: Sequence[str],
+    token: str | None,
+    local_files_only: bool,
 ) -> None:
     """Write an Orbax checkpoint as the hub would hold it.
 
@@ -57,7 +72,7 @@ def export(
         layout=None if layout is None else values.layout(layout, vocab_size),
         dtype=dtype,  # type: ignore[arg-type]
         max_shard_size=max_shard_size,
-        config=values.config_fields(config or ()),
+        config=values.config_fields(config),
         token=token,
         local_files_only=local_files_only,
     )

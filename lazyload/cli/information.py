@@ -1,7 +1,7 @@
 """`lazyload cache info` and `lazyload cache dir`: all that is known of entries, and where they are."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lazyload.bucket.path import Folder
@@ -10,14 +10,18 @@ from lazyload.cache.entry import Entry, read_entry
 from lazyload.cache.manifest import UnreadableManifestError
 from lazyload.cache.root import size
 from lazyload.cache.superseded import Superseded
-from lazyload.cli import text
+from lazyload.cli import options, text
+from lazyload.cli.command import command
 from lazyload.cli.listing import fields_of
-from lazyload.cli.options import CacheDir, Json, Quiet, Targets, Verbose
 
 
-def info(
-    targets: Targets, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False, cache_dir: CacheDir = None
-) -> None:
+@command("lazyload cache info 1a2b3c4d", "lazyload cache info Qwen/Qwen3-8B --json")
+@options.targets
+@options.as_json
+@options.quiet
+@options.verbose
+@options.cache_dir
+def info(targets: Sequence[str], as_json: bool, quiet: bool, verbose: bool, cache_dir: str | None) -> None:
     """Show all that is known of a checkpoint.
 
     With -v, its arrays and files, too; with -q, its path alone.
@@ -37,7 +41,10 @@ def info(
             text.block(fields)
 
 
-def directory(as_json: Json = False, cache_dir: CacheDir = None) -> None:
+@command("lazyload cache dir", name="dir")
+@options.as_json
+@options.cache_dir
+def directory(as_json: bool, cache_dir: str | None) -> None:
     """Print the cache's root.
 
     Of several, as LAZYLOAD_CACHE may name them, each on a line; the last one is written to.

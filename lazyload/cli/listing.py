@@ -1,90 +1,86 @@
 """`lazyload cache ls`: entries as a table, as CSV or JSON, or only their keys."""
 
-import contextlib
-import csv
-import gc
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import typer
+import click
 
 from lazyload.bucket.path import Folder
 from lazyload.cache.cache import Cache
 from lazyload.cache.entry import Listed
-from lazyload.cache.filters import filtered
-from lazyload.cache.order import ordered
 from lazyload.cache.superseded import Superseded, find_superseded
-from lazyload.cli import text, values
-from lazyload.cli.options import CacheDir, Filters, Verbose
+from lazyload.cli import options, text, values
+from lazyload.cli.command import command
 from lazyload.cli.text import Column
 
 
-class Format(StrEnum):
-    """How entries are listed."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-    QUIET = "quiet"
-
-
+@command(
+    "lazyload cache ls",
+    "lazyload cache ls --filter 'size>1GB' --sort accessed --limit 20",
+    "lazyload cache ls --format json",
+)
+@options.filters
+@click.option(
+    "--sort",
+    metavar="ORDER",
+    help="accessed, modified, name or size, with :asc or :desc; by itself the newest and largest first.",
+    show_default="name",
+)
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="List only the first N.")
+@click.option(
+    "--format",
+    "output",
+    type=click.Choice(["table", "csv", "json", "quiet"]),
+    default="table",
+    help="How they are listed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only keys; the same as --format quiet.")
+@options.verbose
+@options.cache_dir
 def ls(
-    filters: Filters = None,
-    sort: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ORDER",
-            help="accessed, modified, name or size, with :asc or :desc; by itself the newest and largest first.",
-            show_default="name",
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=0, metavar="N", help="List only the first N.")] = None,
-    output: Annotated[Format, typer.Option("--format", help="How they are listed.")] = Format.TABLE,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only keys; the same as --format quiet.")] = False,
-    verbose: Verbose = False,
-    cache_dir: CacheDir = None,
+    filters: Sequence[str],
+    sort: str | None,
+    limit: int | None,
+    output: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    cache_dir: str | None,
 ) -> None:
     """List converted checkpoints."""
     cache = Cache(cache_dir)
-    with _without_collections():
-        entries, problems = cache.look()
+    entries, problems = cache.look()
     superseded = find_superseded(entries)
     chosen = entries
-    with values.as_usage("--filter"):
-        chosen = filtered(chosen, filters or (), entries)
-    with values.as_usage("--sort"):
-        chosen = ordered(chosen, sort) if sort else chosen
+    if filters:
+        # What a plain list does without is imported where it is used.
+        from lazyload.cache.filters import filtered
+
+        with values.as_usage("--filter"):
+            chosen = filtered(chosen, filters, entries)
+    if sort:
+        from lazyload.cache.order import ordered
+
+        with values.as_usage("--sort"):
+            chosen = ordered(chosen, sort)
     chosen = chosen[:limit]
     # What cannot be used fulfils no condition.
     problems = {} if filters or limit is not None else problems
-    match Format.JSON if as_json else Format.QUIET if quiet else output:
-        case Format.JSON:
+    match "json" if as_json else "quiet" if quiet else output:
+        case "json":
             damaged = [{"key": path.name, "path": str(path), "problem": why} for path, why in problems.items()]
             print(json.dumps([*(fields_of(entry, superseded) for entry in chosen), *damaged], indent=1))
-        case Format.CSV:
+        case "csv":
             _write_csv(chosen, superseded)
-        case Format.QUIET:
+        case "quiet":
             for entry in chosen:
                 print(entry.key)
-        case Format.TABLE:
-            _list(cache, chosen, superseded, problems, filters or (), verbose)
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Spares the looks for circles of garbage, which take as long as reading a thousand manifests."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+        case _:
+            _list(cache, chosen, superseded, problems, filters, verbose)
 
 
 def _list(
@@ -150,11 +146,15 @@ def _row(entry: Listed, superseded: Mapping[Folder, Superseded], verbose: bool, 
 
 def _revision(entry: Listed, digits: int) -> str:
     """What was asked for of a hub model, and the commit that it was at: `main@b968826`."""
-    commit = (entry.commit or "")[:digits]
-    return commit if entry.is_pinned or not commit else f"{entry.revision}@{commit}"
+    if (commit := entry.commit) is None:
+        return ""
+    revision, shown = entry.revision, commit[:digits]
+    return shown if revision == commit else f"{revision}@{shown}"
 
 
 def _write_csv(entries: Sequence[Listed], superseded: Mapping[Folder, Superseded]) -> None:
+    import csv
+
     names = ("key", "model", "revision", "commit", "nbytes", "created", "last_used", "superseded_by", "path")
     of_key = ("layout", "dtype", "storage")
     writer = csv.writer(sys.stdout, lineterminator="\n")

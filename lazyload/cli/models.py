@@ -3,26 +3,37 @@
 import json
 import logging
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from lazyload.cli import text, values
-from lazyload.cli.options import DryRun, Json, KeepSource, ModelOptions, Verbose, with_model_options
+from lazyload.cli import options, text, values
+from lazyload.cli.command import command
 
 if TYPE_CHECKING:
     from lazyload.results import Plan
 
 
-@with_model_options
+@command(
+    "lazyload convert Qwen/Qwen3-8B",
+    "lazyload convert meta-llama/Llama-3.2-1B --layout maxtext --dtype float32",
+    "lazyload convert ./my-model --layers 0:8 --dry-run",
+)
+@options.of_a_model
+@click.option("--force/--no-force", default=False, help="Convert again although the checkpoint is there.")
+@options.keep_source
+@options.dry_run
+@options.as_json
+@click.option("--quiet", "-q", is_flag=True, help="Print only the path.")
+@options.verbose
 def convert(
-    options: ModelOptions,
-    force: Annotated[bool, typer.Option(help="Convert again although the checkpoint is there.")] = False,
-    keep_source: KeepSource = True,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path.")] = False,
-    verbose: Verbose = False,
+    arguments: dict[str, Any],
+    force: bool,
+    keep_source: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Convert a checkpoint into the cache.
 
@@ -31,12 +42,12 @@ def convert(
     import lazyload
 
     if dry_run:
-        _say_what_convert_would_do(lazyload.plan(**options.arguments()), force, as_json, quiet)
+        _say_what_convert_would_do(lazyload.plan(**arguments), force, as_json, quiet)
         return
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     shown: dict[str, Any] = {"progress": False} if quiet or as_json else {}
-    converted = lazyload.convert(**options.arguments(), force_convert=force, keep_source=keep_source, **shown)
+    converted = lazyload.convert(**arguments, force_convert=force, keep_source=keep_source, **shown)
     if as_json:
         fields = {"path": str(converted.path), "key": converted.key, "converted": converted.converted}
         print(json.dumps({**fields, "nbytes": converted.manifest.nbytes}, indent=1))
@@ -58,29 +69,26 @@ def _say_what_convert_would_do(made: Any, force: bool, as_json: bool, quiet: boo
         print(f"would convert {made.model}: {text.size(made.nbytes)}" if is_needed else f"{made.model} is in the cache")
 
 
-@with_model_options
-def plan(
-    options: ModelOptions,
-    as_json: Json = False,
-    full: Annotated[bool, typer.Option("--full", help="Every array in a line of its own.")] = False,
-    mesh: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AXIS=SIZE,...",
-            help="A mesh to ask about, such as fsdp=4,tp=2: what each of its devices would hold. It needs no devices.",
-        ),
-    ] = None,
-    hosts: Annotated[
-        int | None,
-        typer.Option(
-            metavar="COUNT", help="So many hosts share the devices of --mesh: what they would read of the checkpoint."
-        ),
-    ] = None,
-) -> None:
+@command("lazyload plan Qwen/Qwen3-8B", "lazyload plan ./my-model --layout maxtext --json")
+@options.of_a_model
+@options.as_json
+@click.option("--full", is_flag=True, help="Every array in a line of its own.")
+@click.option(
+    "--mesh",
+    metavar="AXIS=SIZE,...",
+    help="A mesh to ask about, such as fsdp=4,tp=2: what each of its devices would hold. It needs no devices.",
+)
+@click.option(
+    "--hosts",
+    type=int,
+    metavar="COUNT",
+    help="So many hosts share the devices of --mesh: what they would read of the checkpoint.",
+)
+def plan(arguments: dict[str, Any], as_json: bool, full: bool, mesh: str | None, hosts: int | None) -> None:
     """Say what a conversion would do, reading nothing but headers."""
     import lazyload
 
-    made = lazyload.plan(**options.arguments(), mesh=values.mesh(mesh))
+    made = lazyload.plan(**arguments, mesh=values.mesh(mesh))
     reads = None if hosts is None else made.bytes_read(hosts)
     if as_json:
         print(json.dumps(_plan_fields(made) | ({} if reads is None else {"bytes_read": reads._asdict()}), indent=1))

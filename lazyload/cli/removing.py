@@ -3,79 +3,99 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from lazyload.cache.cache import Cache
 from lazyload.cache.filters import filtered
 from lazyload.cache.quantities import parse_duration, parse_size
 from lazyload.cache.removal import Removal
-from lazyload.cli import text, values
-from lazyload.cli.options import CacheDir, DryRun, Filters, Json, Quiet, SomeTargets, Verbose, Yes
+from lazyload.cli import options, text, values
+from lazyload.cli.command import command
 from lazyload.cli.text import Column
 
 
+@command(
+    "lazyload cache rm Qwen/Qwen3-8B",
+    "lazyload cache rm 1a2b3c4d --dry-run",
+    "lazyload cache rm --filter 'accessed>30d' --yes",
+)
+@options.some_targets
+@options.filters
+@click.option("--force", is_flag=True, help="Remove also what somebody writes or reads.")
+@options.yes
+@options.dry_run
+@options.as_json
+@options.quiet
+@options.verbose
+@options.cache_dir
 def rm(
-    targets: SomeTargets = None,
-    filters: Filters = None,
-    force: Annotated[bool, typer.Option("--force", help="Remove also what somebody writes or reads.")] = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    cache_dir: CacheDir = None,
+    targets: Sequence[str],
+    filters: Sequence[str],
+    force: bool,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    cache_dir: str | None,
 ) -> None:
     """Remove converted checkpoints.
 
     What somebody writes or reads stays, and makes the exit code 1, unless --force is given.
     """
     if not targets and not filters:
-        raise typer.BadParameter("give models or keys, or conditions with --filter", param_hint="TARGET")
+        raise click.BadParameter("give models or keys, or conditions with --filter", param_hint="TARGET")
     cache = Cache(cache_dir)
     _require_sound(filters)
 
     def remove(dry: bool) -> list[Removal]:
-        return cache.remove(*(targets or ()), filters=filters or (), dry_run=dry, force=force)
+        return cache.remove(*targets, filters=filters, dry_run=dry, force=force)
 
     _remove(cache, remove, yes, dry_run, as_json, quiet, verbose)
 
 
+@command(
+    "lazyload cache prune",
+    "lazyload cache prune --superseded --keep-last 2",
+    "lazyload cache prune --older-than 2w --max-size 100GiB --dry-run",
+)
+@click.option("--older-than", metavar="AGE", help="Also what has not been used for so long: 12h, 30d, 2w.")
+@click.option("--max-size", metavar="SIZE", help="Also what was used longest ago, beyond so much: 100GB, 1GiB.")
+@click.option(
+    "--superseded",
+    is_flag=True,
+    help="Also what a later entry has taken the place of, because the model's commit or files, or the way in "
+    "which it is converted, are newer.",
+)
+@click.option(
+    "--keep-last",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Never the N entries of each model that were used last; without another rule, all the others.",
+)
+@click.option("--incomplete", is_flag=True, help="Only what unfinished conversions and removals left behind.")
+@click.option("--all", "everything", is_flag=True, help="Everything that nobody uses.")
+@options.yes
+@options.dry_run
+@options.as_json
+@options.quiet
+@options.verbose
+@options.cache_dir
 def prune(
-    older_than: Annotated[
-        str | None, typer.Option(metavar="AGE", help="Also what has not been used for so long: 12h, 30d, 2w.")
-    ] = None,
-    max_size: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Also what was used longest ago, beyond so much: 100GB, 1GiB."),
-    ] = None,
-    superseded: Annotated[
-        bool,
-        typer.Option(
-            "--superseded",
-            help="Also what a later entry has taken the place of, because the model's commit or files, or the way in "
-            "which it is converted, are newer.",
-        ),
-    ] = False,
-    keep_last: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Never the N entries of each model that were used last; without another rule, all the others.",
-        ),
-    ] = None,
-    incomplete: Annotated[
-        bool, typer.Option("--incomplete", help="Only what unfinished conversions and removals left behind.")
-    ] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Everything that nobody uses.")] = False,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    cache_dir: CacheDir = None,
+    older_than: str | None,
+    max_size: str | None,
+    superseded: bool,
+    keep_last: int | None,
+    incomplete: bool,
+    everything: bool,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    cache_dir: str | None,
 ) -> None:
     """Remove what no load can use.
 
@@ -101,9 +121,9 @@ def prune(
     _remove(cache, remove, yes, dry_run, as_json, quiet, verbose)
 
 
-def _require_sound(filters: Sequence[str] | None) -> None:
+def _require_sound(filters: Sequence[str]) -> None:
     with values.as_usage("--filter"):
-        filtered([], filters or (), [])
+        filtered([], filters, [])
 
 
 def _remove(
@@ -137,13 +157,13 @@ def _remove(
     paths = {removal.path for removal in removed}
     if kept := [removal for removal in planned if removal.path not in paths]:
         print(f"kept {len(kept)} that somebody uses by now, such as {kept[0].path}", file=sys.stderr)
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _confirm(question: str) -> None:
     try:
-        typer.confirm(question, abort=True, err=True)
-    except typer.Abort as abort:
+        click.confirm(question, abort=True, err=True)
+    except click.Abort as abort:
         # Ctrl-C is no answer.
         if isinstance(abort.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None

@@ -156,8 +156,8 @@ def table(columns: Sequence[str | Column], rows: Sequence[Sequence[str]]) -> Non
         return
     names = [column.name for column in header]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    for row in (names, *cells):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (names, *cells))
+    print("\n".join(lines))
 
 
 def _show(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:

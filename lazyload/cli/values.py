@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
+import click
 
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import ArgumentError
@@ -26,13 +26,13 @@ def layout(name: str, vocab_size: int | None) -> Any:
     if name.startswith("maxtext"):
         if name not in ("maxtext", "maxtext-unscanned"):
             known = "nnx, nnx-scanned, maxtext, maxtext-unscanned and tunix"
-            raise typer.BadParameter(f"{name!r}: there are {known}", param_hint="--layout")
+            raise click.BadParameter(f"{name!r}: there are {known}", param_hint="--layout")
         # NumPy comes with it, which commands that only look do not need.
         from lazyload.formats.maxtext import MaxText
 
         return MaxText(scan_layers=name == "maxtext", vocab_size=vocab_size)
     if vocab_size is not None:
-        raise typer.BadParameter("is for the maxtext layouts", param_hint="--vocab-size")
+        raise click.BadParameter("is for the maxtext layouts", param_hint="--vocab-size")
     if name == "tunix":
         from lazyload.formats.tunix import Tunix
 
@@ -69,7 +69,7 @@ def dtypes(typed: Sequence[str]) -> Any:
     by_pattern = {pattern: dtype for pattern, sign, dtype in pairs if sign}
     plain = [dtype for _, sign, dtype in pairs if not sign]
     if len(plain) > 1 or len(by_pattern) + len(plain) < len(typed) or (plain and ALL in by_pattern):
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{' '.join(typed)}: give one DTYPE for all, and PATTERN=DTYPE for others, each pattern once",
             param_hint="--dtype",
         )
@@ -90,7 +90,7 @@ def layers(text: str | None) -> range | None:
         return None
     match = re.fullmatch(r"(\d{0,9}):(\d{1,9})", text)
     if not match:
-        raise typer.BadParameter(
+        raise click.BadParameter(
             f"{text!r}: give the first layer and the one behind the last, 0:8", param_hint="--layers"
         )
     return range(int(match[1] or 0), int(match[2]))
@@ -103,7 +103,7 @@ def mesh(text: str | None) -> "AbstractMesh | None":
     pairs = [re.fullmatch(r"\s*(\w+)\s*=\s*([1-9]\d{0,6})\s*", part) for part in text.split(",")]
     axes = {match[1]: int(match[2]) for match in pairs if match}
     if len(axes) < len(pairs):
-        raise typer.BadParameter(f"{text!r}: give each axis once, with its size: fsdp=4,tp=2", param_hint="--mesh")
+        raise click.BadParameter(f"{text!r}: give each axis once, with its size: fsdp=4,tp=2", param_hint="--mesh")
     # JAX takes a while to import, and without a mesh the commands need it not.
     from jax.sharding import AbstractMesh
 
@@ -124,7 +124,7 @@ def as_usage(option: str) -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
+        raise click.BadParameter(str(error), param_hint=option) from None
 
 
 def _fields(text: str) -> Mapping[str, Any]:
@@ -155,5 +155,5 @@ def _json(value: str, text: str) -> Any:
         ) from None
 
 
-def _mistyped(message: str) -> typer.BadParameter:
-    return typer.BadParameter(message, param_hint="--config")
+def _mistyped(message: str) -> click.BadParameter:
+    return click.BadParameter(message, param_hint="--config")

@@ -1,30 +1,41 @@
 """`lazyload cache verify`: what differs from what was written, and with `--repair`, what became of it."""
 
+import collections
 import json
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
-import typer
+import click
 
 from lazyload.cache.root import size
-from lazyload.cli import text
-from lazyload.cli.options import CacheDir, DryRun, Json, KeepSource, SomeTargets, Token, Verbose
+from lazyload.cli import options, text
+from lazyload.cli.command import command
 
 
+@command("lazyload cache verify", "lazyload cache verify Qwen/Qwen3-8B --repair")
+@options.some_targets
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Convert what is damaged again from its source, and remove what cannot be converted.",
+)
+@options.dry_run
+@options.as_json
+@click.option("--quiet", "-q", is_flag=True, help="Print only the keys of what is damaged.")
+@options.verbose
+@options.keep_source
+@options.token
+@options.cache_dir
 def verify(
-    targets: SomeTargets = None,
-    repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair", help="Convert what is damaged again from its source, and remove what cannot be converted."
-        ),
-    ] = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the keys of what is damaged.")] = False,
-    verbose: Verbose = False,
-    keep_source: KeepSource = True,
-    token: Token = None,
-    cache_dir: CacheDir = None,
+    targets: Sequence[str],
+    repair: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    keep_source: bool,
+    token: str | None,
+    cache_dir: str | None,
 ) -> None:
     """Compare what was written with its checksums.
 
@@ -33,37 +44,42 @@ def verify(
     import lazyload
 
     if not repair and dry_run:
-        raise typer.BadParameter("is for --repair; without that nothing is changed", param_hint="--dry-run")
+        raise click.BadParameter("is for --repair; without that nothing is changed", param_hint="--dry-run")
     if repair:
-        options: dict[str, Any] = {"progress": False} if quiet or as_json else {}
-        options |= {"cache_dir": cache_dir, "token": token, "keep_source": keep_source, "dry_run": dry_run}
-        repairs = lazyload.repair(*(targets or ()), **options)
+        shown: dict[str, Any] = {"progress": False} if quiet or as_json else {}
+        repairs = lazyload.repair(
+            *targets, cache_dir=cache_dir, token=token, keep_source=keep_source, dry_run=dry_run, **shown
+        )
     else:
-        found = lazyload.verify(*(targets or ()), cache_dir=cache_dir)
+        found = lazyload.verify(*targets, cache_dir=cache_dir)
         repairs = [lazyload.Repair(each, "kept" if each.problems else "sound") for each in found]
     if as_json:
         print(json.dumps([_repair_fields(each, told=repair) for each in repairs], indent=1))
+    keys = collections.Counter(each.verification.key for each in repairs)
     for each in () if as_json else repairs:
-        _tell(each, told=repair, quiet=quiet, verbose=verbose, dry_run=dry_run)
+        _tell(
+            each, is_copied=keys[each.verification.key] > 1, told=repair, quiet=quiet, verbose=verbose, dry_run=dry_run
+        )
     still = {"kept"} if repair and not dry_run else {"kept", "converted", "removed"}
     if any(each.outcome in still for each in repairs):
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _repair_fields(each: Any, *, told: bool) -> dict[str, Any]:
     found = each.verification
-    fields = {"key": found.key, "model": found.model, "problems": found.problems}
+    fields = {"key": found.key, "model": found.model, "folder": str(found.folder), "problems": found.problems}
     return fields | ({"outcome": each.outcome, "reason": each.reason} if told else {})
 
 
-def _tell(each: Any, *, told: bool, quiet: bool, verbose: bool, dry_run: bool) -> None:
+def _tell(each: Any, *, is_copied: bool, told: bool, quiet: bool, verbose: bool, dry_run: bool) -> None:
     """Prints what was found of an entry, and what became of it."""
     found = each.verification
     if quiet:
         if found.problems:
             print(found.key)
         return
-    print(f"{found.key[:8]}  {text.printable(found.model)}: {text.printable('; '.join(found.problems)) or 'ok'}")
+    where = f" in {found.folder.parents[1]}" if is_copied else ""
+    print(f"{found.key[:8]}  {text.printable(found.model)}{where}: {text.printable('; '.join(found.problems)) or 'ok'}")
     if verbose:
         print(f"          {found.folder}, {text.size(size(found.folder))}")
     if told and found.problems:

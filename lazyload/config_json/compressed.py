@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from lazyload.architecture import CompressedAttention, CompressedIndexer, Compressor, HyperConnection, Norm, Rope
 from lazyload.config_json import rope
-from lazyload.config_json.fields import Fields
+from lazyload.config_json.fields import Fields, is_number
 from lazyload.config_json.shape import norm
 from lazyload.errors import ConfigError
 
@@ -92,7 +92,7 @@ def _kinds(fields: Fields) -> list[str]:
     ratios = fields.optional("compress_ratios", list)
     default = [_HEAVY if number < 2 or number % 2 == 0 else _SPARSE for number in range(count)]
     if ratios is not None:
-        unknown = [ratio for ratio in ratios if ratio not in _OF_RATIO]
+        unknown = [ratio for ratio in ratios if not is_number(ratio) or ratio not in _OF_RATIO]
         if unknown:
             known = ", ".join(map(str, _OF_RATIO))
             raise ConfigError(

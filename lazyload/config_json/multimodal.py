@@ -21,7 +21,8 @@ def text_fields(values: Mapping[str, Any], *, towers: Sequence[str] = (), **defa
     whole = Fields(values)
     text = whole.need("text_config", dict)
     whole.ignore("vision_config", *towers)
-    tied = whole.optional("tie_word_embeddings", bool)
+    tied = "tie_word_embeddings"
+    # In a multimodal file, null is none.
+    outer = {tied: whole.get(tied, False)} if tied in values else {}
     whole.finish()
-    outer = {} if tied is None else {"tie_word_embeddings": tied}
     return Fields({**text, **outer}, where="config.json: text_config", **defaults)

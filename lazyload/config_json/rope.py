@@ -258,7 +258,7 @@ def _yarn(fields: Fields, parameters: Fields, rope: Rope) -> Rope:
         original_max_position=original,
         beta_fast=parameters.get("beta_fast", 32.0) or 32.0,
         beta_slow=parameters.get("beta_slow", 1.0) or 1.0,
-        truncate=parameters.get("truncate", True),
+        truncate=parameters.optional("truncate", bool, True) or False,
         attention_factor=attention_factor,
     )
 

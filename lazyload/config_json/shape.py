@@ -149,10 +149,14 @@ def num_experts(fields: Fields, name: str, *aliases: str, selected: str = "num_e
         selected: The field that says how many experts a token is sent to.
 
     Raises:
-        ConfigError: It is missing, not positive, or less than a token is sent to.
+        ConfigError: It is missing, not positive, or less than a token is sent to, or its names have several values.
     """
     fields.ignore(name, *aliases)
-    used = next((given for given in (name, *aliases) if given in fields), name)
+    given = {used: fields.size(used) for used in (name, *aliases) if used in fields}
+    if len({*given.values()}) > 1:
+        said = ", ".join(f"{used} = {count}" for used, count in given.items())
+        raise ConfigError(f"{fields.where}: {said} are names of one number, the experts of a layer; one is wrong")
+    used = next(iter(given), name)
     count, chosen = fields.size(used), fields.size(selected)
     if chosen > count:
         raise ConfigError(f"{fields.where}: {selected} = {chosen}, but {used} = {count}")

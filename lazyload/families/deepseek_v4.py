@@ -10,6 +10,7 @@ from lazyload.config_json.experts import routed_experts
 from lazyload.config_json.fields import Fields
 from lazyload.config_json.shape import decoder, norm
 from lazyload.families.family import Family
+from lazyload.formats.huggingface import Rows, below
 from lazyload.layouts.layout import Layout, Table
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -89,13 +90,13 @@ def deepseek_v4_huggingface(config: DecoderConfig) -> Layout:
     layer = {
         "attn_norm.weight": "attn_norm : embed",
         "ffn_norm.weight": "mlp_norm : embed",
-        **_below("attn", {**_ATTENTION, **_compressor("compressor", ""), **_compressor("indexer", "index_")}),
-        **_below("ffn", _EXPERTS),
+        **below("attn", {**_ATTENTION, **_compressor("compressor", ""), **_compressor("indexer", "index_")}),
+        **below("ffn", _EXPERTS),
         **_connection("hc_attn", "attn_hc"),
         **_connection("hc_ffn", "mlp_hc"),
     }
     return Layout(
-        {**_MODEL, **_below("layers.{layer}", layer)},
+        {**_MODEL, **below("layers.{layer}", layer)},
         name="huggingface",
         skipped=["mtp.*", *["head.weight"] * config.tied],
         aliases=_AS_SAVED,
@@ -122,27 +123,23 @@ def _experts(fields: Fields) -> Experts:
     )
 
 
-def _compressor(role: str, prefix: str) -> dict[str, str]:
+def _compressor(role: str, prefix: str) -> Rows:
     rows = {
         "wkv.weight": f"{role}.kv : {prefix}window_dim embed",
         "wgate.weight": f"{role}.gate : {prefix}window_dim embed",
         "ape": f"{role}.position_bias : window {prefix}window_dim",
         "norm.weight": f"{role}.norm : {prefix}key_dim",
     }
-    return _below("indexer.compressor" if prefix else "compressor", rows)
+    return below("indexer.compressor" if prefix else "compressor", rows)
 
 
-def _connection(name: str, role: str) -> dict[str, str]:
+def _connection(name: str, role: str) -> Rows:
     outputs = "(pre_stream | post_stream | from_stream to_stream)"
     return {
         f"{name}_fn": f"{role}.pre | {role}.post | {role}.comb : {outputs} (stream embed)",
         f"{name}_base": f"{role}.pre.bias | {role}.post.bias | {role}.comb.bias : {outputs}",
         f"{name}_scale": f"{role}.pre.scale | {role}.post.scale | {role}.comb.scale : (one | one | one)",
     }
-
-
-def _below(prefix: str, rows: Mapping[str, str]) -> dict[str, str]:
-    return {f"{prefix}.{path}": entry for path, entry in rows.items()}
 
 
 DEEPSEEK_V4 = Family(

@@ -74,7 +74,8 @@ def gemma3_config(values: Mapping[str, Any]) -> DecoderConfig:
     multimodal = values.get("model_type") == "gemma3"
     # Images enter as embeddings.
     towers = ("mm_tokens_per_image",)
-    part = text_fields(values, towers=towers, **_GEMMA3_PART_DEFAULTS) if multimodal else None
+    tied = {"tie_word_embeddings": True}
+    part = text_fields({**tied, **values}, towers=towers, **_GEMMA3_PART_DEFAULTS) if multimodal else None
     fields = part or Fields(values, **_GEMMA3_DEFAULTS)
     # transformers has the fields, and makes no use of the first, nor of the second beside a vision tower.
     fields.ignore("attn_logit_softcapping")

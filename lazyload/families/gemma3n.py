@@ -75,23 +75,18 @@ def gemma3n_config(values: Mapping[str, Any]) -> DecoderConfig:
         raise ConfigError(
             f"{fields.where}: altup_active_idx = {active} of altup_num_inputs = {streams} must be one of two or more"
         )
-    altup = AltUp(
-        num_streams=streams,
-        active=active,
-        scaled=fields.get("altup_correct_scale", True),
+    scaled = fields.get("altup_correct_scale", True)
+    first = Layer(
+        mixer=mixers[kinds[0]],
+        feed_forward=mlps[0],
         norm=norm(fields),
+        post_norms=True,
+        per_layer_input=per_layer_input,
+        laurel=Laurel(rank=fields.size("laurel_rank", 64), norm=norm(fields)),
+        altup=AltUp(num_streams=streams, active=active, scaled=scaled, norm=norm(fields)),
     )
-    laurel = Laurel(rank=fields.size("laurel_rank", 64), norm=norm(fields))
     layers = [
-        Layer(
-            mixer=replace(mixers[kind], kv_layer=kv_layer),
-            feed_forward=mlp,
-            norm=norm(fields),
-            post_norms=True,
-            per_layer_input=per_layer_input,
-            laurel=laurel,
-            altup=altup,
-        )
+        replace(first, mixer=replace(mixers[kind], kv_layer=kv_layer), feed_forward=mlp)
         for kind, kv_layer, mlp in zip(kinds, kv_layers(fields, kinds), mlps, strict=True)
     ]
     return decoder(
@@ -137,11 +132,9 @@ def _mixers(fields: Fields) -> dict[str, Attention]:
 def _mlps(fields: Fields, count: int) -> list[MLP]:
     """The MLP of each layer, whose width the file may say layer by layer."""
     gate = activation(fields, "hidden_activation", "gelu_pytorch_tanh")
-    if isinstance(fields.optional("intermediate_size", object), list):
-        sizes = layer_by_layer(fields, "intermediate_size", count)
-        widths = [sizes.size(str(number)) for number in range(count)]
-    else:
-        widths = [fields.size("intermediate_size")] * count
+    is_list = isinstance(fields.optional("intermediate_size", object), list)
+    sizes = layer_by_layer(fields, "intermediate_size", count) if is_list else None
+    widths = [sizes.size(str(n)) if sizes else fields.size("intermediate_size") for n in range(count)]
     sparse = 10 if count > 10 else 0
     shares = [0.95] * sparse + [0.0] * (count - sparse)
     if fields.optional("activation_sparsity_pattern", list) is not None:

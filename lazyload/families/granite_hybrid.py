@@ -89,7 +89,7 @@ def _mamba(fields: Fields) -> Mamba2:
         state_dim=fields.size("mamba_d_state", 256),
         conv_width=fields.size("mamba_d_conv", 4),
         activation=activation(fields),
-        conv_bias=fields.get("mamba_conv_bias", True),
+        conv_bias=fields.optional("mamba_conv_bias", bool, True) or False,
         proj_bias=fields.get("mamba_proj_bias", False),
         least_step=least,
         longest_step=longest,

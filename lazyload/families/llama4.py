@@ -45,7 +45,9 @@ def llama4_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Llama 4, whose text model's part may stand in it by itself."""
     if values.get("model_type") == "llama4_text":
         return _decoder(Fields(values, **_DEFAULTS))
-    return _decoder(text_fields({"tie_word_embeddings": False, **values}, **_DEFAULTS))
+    # The text model is one of its own, which is tied as its part of the file says.
+    text = {name: value for name, value in values.items() if name != "tie_word_embeddings"}
+    return _decoder(text_fields(text, **_DEFAULTS))
 
 
 def llama4_huggingface(config: DecoderConfig) -> Layout:

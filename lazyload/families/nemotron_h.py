@@ -27,39 +27,6 @@ _OTHER_NAMES = {
 }
 """Of fields; where a file has both, transformers takes these."""
 
-_UNUSED = (
-    # How the weights were made, and how they are computed with.
-    "rescale_prenorm_residual",
-    "time_step_max",
-    "time_step_floor",
-    "mamba_dt_max",
-    "mamba_dt_init_floor",
-    "chunk_size",
-    "mamba_chunk_size",
-    "use_mamba_kernels",
-    "mamba_ssm_cache_dtype",
-    "moe_shared_expert_overlap",
-    "num_logits_to_keep",
-    # Layers that predict further tokens.
-    "num_nextn_predict_layers",
-    "mtp_layers_block_type",
-    "mtp_hybrid_override_pattern",
-    # transformers makes no use of them: sizes stand elsewhere, a time step has no upper limit, and there is one shared
-    # expert, always.
-    "expand",
-    "mamba_expand",
-    "mamba_num_groups",
-    "mamba_state_dim",
-    "norm_eps",
-    "time_step_limit",
-    "mamba_dt_limit",
-    "mamba_proj_bias",
-    "residual_in_fp32",
-    "sliding_window",
-    "n_shared_experts",
-)
-"""Fields on which the output does not depend."""
-
 _LAYER = {
     "norm.weight": "attn_norm : embed",
     **{name.replace("self_attn.", "mixer."): entry for name, entry in huggingface.ATTENTION.items()},
@@ -78,29 +45,11 @@ _LAYER = {
 }
 
 
-_OF_EXPERTS = (
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-    "moe_shared_expert_intermediate_size",
-    "moe_latent_size",
-    "norm_topk_prob",
-    "routed_scaling_factor",
-    "n_group",
-    "topk_group",
-)
-
-
 def nemotron_h_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Nemotron H."""
     renamed = {name: values[other] for other, name in _OTHER_NAMES.items() if other in values}
     fields = Fields({**values, **renamed}, num_key_value_heads=8, head_dim=128)
-    fields.ignore(*_OTHER_NAMES, *_UNUSED)
-    # Attention has neither a rotary embedding nor biases, whatever a file says of them.
-    fields.get("attention_bias", False)
-    fields.optional("rope_theta", float)
-    fields.optional("rope_scaling", dict)
-    fields.ignore("rope_parameters", "partial_rotary_factor")
+    _ignore_unused(fields)
     mixer = attention(fields)
     fields.refuse("attention_head_dim", mixer.head_dim)
     norm = Norm(eps=fields.positive("layer_norm_epsilon", 1e-5))
@@ -113,7 +62,6 @@ def nemotron_h_config(values: Mapping[str, Any]) -> DecoderConfig:
         layers["mlp"] = replace(plain, mixer=None, feed_forward=feed_forward)
     if "moe" in kinds:
         layers["moe"] = replace(plain, mixer=None, feed_forward=_experts(fields, bias))
-    fields.ignore("mlp_hidden_act", "intermediate_size", *_OF_EXPERTS)
     return decoder(fields, [layers[kind] for kind in kinds])
 
 
@@ -136,6 +84,30 @@ def nemotron_h_huggingface(config: DecoderConfig) -> Layout:
         skipped=["mtp.*"],
         aliases=[("backbone.", "model.")],
     )
+
+
+def _ignore_unused(fields: Fields) -> None:
+    """What the output does not depend on, and what it does only where there are layers of a kind."""
+    fields.ignore(*_OTHER_NAMES)
+    # How the weights were made, and how they are computed with.
+    fields.ignore("rescale_prenorm_residual", "time_step_max", "time_step_floor", "mamba_dt_max", "mamba_dt_init_floor")
+    fields.ignore("chunk_size", "mamba_chunk_size", "use_mamba_kernels", "mamba_ssm_cache_dtype", "num_logits_to_keep")
+    fields.ignore("moe_shared_expert_overlap")
+    # Layers that predict further tokens.
+    fields.ignore("num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern")
+    # Attention has neither a rotary embedding nor biases, whatever a file says of them.
+    fields.get("attention_bias", False)
+    fields.optional("rope_theta", float)
+    fields.optional("rope_scaling", dict)
+    fields.ignore("rope_parameters", "partial_rotary_factor")
+    # transformers makes no use of them: sizes stand elsewhere, a time step has no upper limit, and there is one shared
+    # expert, always.
+    fields.ignore("expand", "mamba_expand", "mamba_num_groups", "mamba_state_dim", "norm_eps", "n_shared_experts")
+    fields.ignore("time_step_limit", "mamba_dt_limit", "mamba_proj_bias", "residual_in_fp32", "sliding_window")
+    # Of MLPs and experts.
+    fields.ignore("mlp_hidden_act", "intermediate_size", "n_routed_experts", "num_experts_per_tok", "norm_topk_prob")
+    fields.ignore("moe_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size", "n_group")
+    fields.ignore("topk_group", "routed_scaling_factor")
 
 
 def _block_types(fields: Fields) -> list[str]:

@@ -22,7 +22,7 @@ _MAGNITUDES = ("short_mscale", "long_mscale")
 
 def phimoe_config(values: Mapping[str, Any]) -> DecoderConfig:
     """Reads the `config.json` of a Phi 3.5 MoE; every token is sent to two experts."""
-    fields = Fields(values, num_key_value_heads=8, max_position_embeddings=131_072)
+    fields = Fields(_with_own_length(values), num_key_value_heads=8, max_position_embeddings=131_072)
     bias, margin = fields.get("attention_bias", False), fields.get("router_jitter_noise", 0.01)
     mixer = attention(fields, qkv_bias=bias, o_bias=bias, window=window(fields))
     mixer = replace(mixer, rope=_rope(fields, mixer.head_dim))
@@ -32,6 +32,13 @@ def phimoe_config(values: Mapping[str, Any]) -> DecoderConfig:
     feed_forward = experts(fields, "num_local_experts", "num_experts", scores="sparsemixer", margin=margin)
     layer = Layer(mixer=mixer, feed_forward=feed_forward, norm=layer_norm(fields, "rms_norm_eps", bias=True))
     return decoder(fields, (layer,) * fields.size("num_hidden_layers"), logits_bias=fields.get("lm_head_bias", False))
+
+
+def _with_own_length(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same file; a length in the embedding's description counts more than the one beside it."""
+    described = rope.parameters_of(Fields(values))
+    name = "original_max_position_embeddings"
+    return {**values, name: described[name]} if described.get(name) is not None else values
 
 
 def _rope(fields: Fields, dim: int) -> Rope:

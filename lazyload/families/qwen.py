@@ -36,11 +36,12 @@ def dense(fields: Fields, *, theta: float = 10_000.0, **options: Any) -> Decoder
     """What Qwen 2 and 3 share; `options` are arguments of `Attention`."""
     mixer = attention(fields, **options)
     mixer = replace(mixer, rope=rope.read(fields, mixer.head_dim, theta=theta, ignored=MROPE))
-    layers = [
-        Layer(mixer=replace(mixer, window=width), feed_forward=mlp(fields), norm=norm(fields))
-        for width in windows(fields)
-    ]
-    return decoder(fields, layers)
+    widths = windows(fields)
+    of_width = {
+        width: Layer(mixer=replace(mixer, window=width), feed_forward=mlp(fields), norm=norm(fields))
+        for width in dict.fromkeys(widths)
+    }
+    return decoder(fields, [of_width[width] for width in widths])
 
 
 def qwen3_moe_config(values: Mapping[str, Any]) -> DecoderConfig:

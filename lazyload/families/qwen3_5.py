@@ -53,7 +53,8 @@ def qwen3_5_huggingface(config: DecoderConfig) -> Layout:
 
 def _fields(values: Mapping[str, Any], multimodal: bool, **defaults: Any) -> Fields:
     defaults |= {"head_dim": 256, "partial_rotary_factor": 0.25, "max_position_embeddings": 32_768}
-    fields = text_fields(values, **defaults) if multimodal else Fields(values, **defaults)
+    untied = {"tie_word_embeddings": False}
+    fields = text_fields({**untied, **values}, **defaults) if multimodal else Fields(values, **defaults)
     # Layers that predict further tokens are not part of the model.
     fields.ignore("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
     fields.refuse("mamba_ssm_dtype", "float32")

@@ -50,7 +50,8 @@ def qwen3_vl_huggingface(config: DecoderConfig) -> Layout:
 
 def _fields(values: Mapping[str, Any], **defaults: Any) -> Fields:
     defaults["max_position_embeddings"] = 128_000
-    fields = text_fields(values, **defaults) if "text_config" in values else Fields(values, **defaults)
+    untied = {"tie_word_embeddings": False}
+    fields = text_fields({**untied, **values}, **defaults) if "text_config" in values else Fields(values, **defaults)
     # Every layer sees everything, and what the file says of windows is for switching them off.
     fields.refuse("use_sliding_window")
     return fields

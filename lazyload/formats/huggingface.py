@@ -127,6 +127,11 @@ LAYER = ATTENTION | MLP | NORMS
 """A layer of a Llama, and of most others."""
 
 
+def below(prefix: str, rows: Rows) -> Rows:
+    """The same tensors by their paths from further up."""
+    return {f"{prefix}.{path}": entry for path, entry in rows.items()}
+
+
 def mamba2(module: str) -> Rows:
     """A Mamba 2 below `module`: gates, inputs, what writes and reads the states, and time steps are one tensor."""
     heads, groups = "ssm_head ssm_dim", "ssm_group ssm_state"
@@ -143,7 +148,7 @@ def mamba2(module: str) -> Rows:
         "out_proj.weight": f"mamba.o : embed ({heads})",
         "out_proj.bias": "mamba.o.bias : embed",
     }
-    return {f"{module}.{path}": entry for path, entry in rows.items()}
+    return below(module, rows)
 
 
 def unused_keys_and_values(config: DecoderConfig) -> list[str]:
@@ -216,4 +221,4 @@ def decoder(
 
 
 def _in_layers(base: str, layer: Rows) -> Rows:
-    return {f"{base}.layers.{{layer}}.{name}": entry for name, entry in layer.items()}
+    return below(f"{base}.layers.{{layer}}", layer)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from lazyload.errors import ArgumentError
 
-VARIABLE = "LAZYLOAD_INSTALL"
 LIBRARIES = ("maxtext", "tunix")
 """What the variable may name: modules here with an `install`."""
 
@@ -31,10 +30,12 @@ def install_named(names: str) -> None:
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in LIBRARIES]:
-        raise ArgumentError(f"{VARIABLE}={names}: there is no {', '.join(unknown)}; there are {', '.join(LIBRARIES)}")
+        raise ArgumentError(
+            f"LAZYLOAD_INSTALL={names}: there is no {', '.join(unknown)}; there are {', '.join(LIBRARIES)}"
+        )
     if not wanted:
         raise ArgumentError(
-            f"set {VARIABLE} to what is to load through lazyload: {','.join(LIBRARIES)}, or one of them"
+            f"set LAZYLOAD_INSTALL to what is to load through lazyload: {','.join(LIBRARIES)}, or one of them"
         )
     for name in dict.fromkeys(wanted):
         importlib.import_module(f"lazyload.integrations.{name}").install()
@@ -51,8 +52,8 @@ def main(arguments: Sequence[str]) -> None:
         IntegrationError: See `install_named`.
     """
     if not arguments:
-        raise ArgumentError(f"{VARIABLE}=tunix python -m lazyload.integrations.run MODULE_OR_FILE [ARGUMENTS]")
-    install_named(os.environ.get(VARIABLE, ""))
+        raise ArgumentError("LAZYLOAD_INSTALL=tunix python -m lazyload.integrations.run MODULE_OR_FILE [ARGUMENTS]")
+    install_named(os.environ.get("LAZYLOAD_INSTALL", ""))
     program, sys.argv = arguments[0], list(arguments)
     if program.endswith(".py"):
         sys.path[0] = str(Path(program).resolve().parent)

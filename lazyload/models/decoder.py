@@ -1,5 +1,6 @@
 """The decoder: a stack of layers between an embedding and an output projection."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,8 +51,8 @@ class Decoder(nnx.Module):
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
         streams: What makes several residual streams of one, and one again; absent where there is one.
         final_norm: The norm before the output projection.
-        hub_names: For each parameter its name in the hub's checkpoint, `*` for the layer, in pairs; empty for a decoder
-            that was not loaded.
+        hub_names: For each parameter the tensor of the hub's checkpoint that holds it, in pairs, as `tensor_names` of
+            `lazyload/formats/tensor_names.py` says them; empty for a decoder that was not loaded.
         lm_head: The output projection; without parameters where the embedding is used for it, too. It may be replaced
             by any module that takes `[batch, length, embed]`, such as a value head. Absent where the config has a head
             that scores tokens, which is an attribute by its own name; what is said of logits holds for its scores.
@@ -160,7 +161,7 @@ class Decoder(nnx.Module):
         """What Tunix asks for to bring weights into vLLM (`"vllm_jax"`) or SGLang (`"sglang_jax"`).
 
         Raises:
-            InputError: There is no such backend, layers are scanned, or parameters have no name there.
+            InputError: There is no such backend, or parameters have no name there.
         """
         return weight_sync.mappings(self, self._names(), self.config.family, backend)
 
@@ -179,15 +180,15 @@ class Decoder(nnx.Module):
     def to_hf_hook_fns(self, backend: str = "vllm_jax") -> None:
         """None: no value is another one in either `backend`."""
 
-    def preprocess_src_state(self, backend: str = "vllm_jax") -> None:
-        """None: parameters go to either `backend` as they are."""
+    def preprocess_src_state(
+        self, backend: str = "vllm_jax"
+    ) -> Callable[[nnx.State[Any, Any]], nnx.State[Any, Any]] | None:
+        """What makes of the parameters those that `backend` has: of experts' gates and ups one array; or None."""
+        return weight_sync.preprocessing(self, backend)
 
     def _names(self) -> dict[str, str]:
-        if self.scan_layers or not self.hub_names:
-            raise InputError(
-                "names in other programs are known of decoders that lazyload.from_pretrained has loaded, and whose "
-                "layers are not scanned"
-            )
+        if not self.hub_names:
+            raise InputError("names in other programs are known of decoders that lazyload.from_pretrained has loaded")
         return dict(self.hub_names)
 
     def __call__(

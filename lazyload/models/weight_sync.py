@@ -2,25 +2,73 @@
 
 `tunix.generate.mappings.MappingConfig` (seen in Tunix 0.1.7) takes tables *own path -> name there, and how it is split
 there*; the layer's number is `*`. The other program's models store kernels as this library does, inputs first, under
-the names that the hub has, or nearly so: the tables follow from the layouts of both.
+the names that the hub has, or nearly so: the tables follow from the layouts of both. Where the hub has one tensor for
+several projections, those models have them apart, by their usual names; the experts of a layer are one array there, too
+(seen in tpu-inference and sglang-jax of August 2026).
+
+Of layers in stacks Tunix cuts an array into those of the layers where the entry's split has `layer` for the dimension;
+the name there is then a regular expression whose one group is the layer's number.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
+import jax.numpy as jnp
 from flax import nnx
 
+from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
 from lazyload.models.projection import Projection
 
 Backend = Literal["vllm_jax", "sglang_jax"]
 Entry = tuple[str, tuple[str | None, ...]]
 
-_SPLIT = ("head", "kv_head", "mlp", "vocab")
+_SPLIT = ("head", "kv_head", "mlp", "expert_mlp", "vocab")
 """The axes that tensor parallelism splits there."""
 
 _TENSOR_AXIS = {"vllm_jax": "model", "sglang_jax": "tensor"}
 _LORA_NAMES = {"vllm_jax": ("{}_lora_a", "{}_lora_b"), "sglang_jax": ("{}.A_buffer", "{}.B_buffer")}
+
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Tensors of the hub that hold several projections, and what these are called by themselves."""
+
+_GATE, _UP, _DOWN = (f".moe.{name}_proj.kernel" for name in ("gate", "up", "down"))
+_GATE_AND_UP = ".moe.gating_einsum"
+"""What Tunix calls `[expert, 2, mlp, embed]`, and makes `[expert, embed, 2 mlp]` of, as vLLM splits it over devices."""
+
+_EXPERT_NAMES = {
+    "vllm_jax": {_GATE_AND_UP: "kernel_gating_upproj_EDF", _DOWN: "kernel_down_proj_EFD"},
+    "sglang_jax": {_GATE: "wi_0", _UP: "wi_1", _DOWN: "wo"},
+}
+_OTHER_EXPERTS = {"vllm_jax": ("gpt_oss", "llama4"), "sglang_jax": ()}
+"""The families with experts whose models bear names there that have nothing to do with the hub's."""
+
+_DIVIDED = ("kv_b_proj",)
+"""Projections that are no array of their own in models there, which keep their outputs for keys and values apart."""
+
+_SGLANG_NAMES = {
+    "qwen2_moe": {
+        ".mlp.gate.weight": ".moe_gate.kernel",
+        ".mlp.shared_expert.": ".shared_experts.",
+        ".mlp.shared_expert_gate.": ".shared_expert_gate.",
+    },
+    "qwen3_moe": {".mlp.gate.weight": ".moe_gate.kernel", ".self_attn.o_proj.": ".self_attn.c_proj."},
+}
+"""What SGLang calls otherwise in its models with experts; of other families it is not known here."""
+
+
+class _Parameter(NamedTuple):
+    """A parameter, or that of all layers.
+
+    Attributes:
+        general: Its path, `*` for the layer, whether layers are stacked or not.
+        axes: Its logical axes.
+        layers: Of a stack, the layers that it holds; None for one array a layer, or for all.
+    """
+
+    general: str
+    axes: tuple[str, ...]
+    layers: tuple[int, ...] | None
 
 
 def mappings(model: nnx.Module, names: Mapping[str, str], family: str, backend: str) -> dict[str, Entry]:
@@ -28,42 +76,64 @@ def mappings(model: nnx.Module, names: Mapping[str, str], family: str, backend: 
 
     Args:
         model: The decoder.
-        names: For each parameter its name in the hub's checkpoint, `*` for the layer.
+        names: For each parameter its name in the hub's checkpoint, as `tensor_names` gives it.
         family: The model's family.
         backend: `"vllm_jax"` or `"sglang_jax"`.
 
     Raises:
-        InputError: There is no such backend, or parameters correspond to no single tensor.
+        InputError: There is no such backend, or there is no array there for a parameter.
     """
     _require_backend(backend)
-    found = _axes(model)
-    if missing := sorted(set(found) - set(names)):
+    parameters = _sent(_parameters(model), backend)
+    table: dict[str, Entry] = {}
+    unknown = []
+    for path, parameter in parameters.items():
+        name = _name(parameter.general, names, family, backend)
+        if name is None:
+            unknown.append(parameter.general)
+        else:
+            table[path] = (_numbered(name, parameter.layers), _split(parameter.axes, backend))
+    if unknown:
         raise InputError(
-            f"{backend}: no single tensor of the hub's checkpoint is {', '.join(missing[:5])}"
-            f"{' ...' if len(missing) > 5 else ''}, so that there is no name for it there"
+            f"{backend}: there is no array there, by any name known here, that is {', '.join(unknown[:5])}"
+            f"{' ...' if len(unknown) > 5 else ''} of family {family!r}, so that weights cannot be brought there"
         )
-    return {path: (_spelled(names[path], family, backend), _split(axes, backend)) for path, axes in found.items()}
+    return table
 
 
 def lora_mappings(model: nnx.Module, names: Mapping[str, str], family: str, backend: str) -> dict[str, Entry]:
-    """The same for what qwix adds to each projection of a layer, the factors `kernel_lora_a` and `kernel_lora_b`."""
+    """The same for what qwix adds to each projection of a layer, the factors `kernel_lora_a` and `kernel_lora_b`.
+
+    There are none for layers in stacks, which LoRA cannot be added to.
+
+    Raises:
+        InputError: There is no such backend, or the model has factors that there is no array for.
+    """
     _require_backend(backend)
-    table = {}
-    for path, inputs, axes in _projections(model):
-        name = _spelled(names[path], family, backend)
+    table: dict[str, Entry] = {}
+    for path, (projection, adapted) in _projections(model).items():
+        name = _name(path, names, family, backend)
+        if name is None:
+            if adapted:
+                raise InputError(f"{backend}: there is no array there for the LoRA factors of {path}")
+            continue
         stem = name.rpartition(".")[0] if backend == "sglang_jax" else name
         first, second = (form.format(stem) for form in _LORA_NAMES[backend])
-        split = _split(axes, backend)
-        table[f"{path}_lora_a"] = (first, (*split[:inputs], None))
-        table[f"{path}_lora_b"] = (second, (None, *split[inputs:]))
+        split = _split(projection.axes, backend)
+        table[f"{path}_lora_a"] = (first, (*split[: projection.inputs], None))
+        table[f"{path}_lora_b"] = (second, (None, *split[projection.inputs :]))
     return table
 
 
 def transposed(model: nnx.Module, backend: str) -> dict[str, tuple[int, ...]] | None:
-    """The parameters whose dimensions have another order there; None for none."""
+    """The parameters whose dimensions have another order there; None for none.
+
+    Of SGLang it is a table in any case: Tunix puts the one of LoRA into it.
+    """
     _require_backend(backend)
-    own_head = any(path == "lm_head.kernel" for path in _axes(model))
-    return {"lm_head.kernel": (1, 0)} if backend == "sglang_jax" and own_head else None
+    if backend != "sglang_jax":
+        return None
+    return {"lm_head.kernel": (1, 0)} if "lm_head.kernel" in _parameters(model) else {}
 
 
 def lora_transposed(model: nnx.Module, backend: str) -> dict[str, tuple[int, ...]] | None:
@@ -75,12 +145,35 @@ def lora_transposed(model: nnx.Module, backend: str) -> dict[str, tuple[int, ...
     if backend != "sglang_jax":
         return None
     table: dict[str, tuple[int, ...]] = {}
-    for path, inputs, axes in _projections(model):
+    for path, (projection, _) in _projections(model).items():
         escaped = path.replace(".", r"\.").replace("*", r"\d+")
-        outputs = len(axes) - inputs
+        inputs, outputs = projection.inputs, len(projection.axes) - projection.inputs
         table[f"{escaped}_lora_a"] = (0, inputs + 1, *range(1, inputs + 1))
         table[f"{escaped}_lora_b"] = (0, *range(2, outputs + 2), 1)
     return table
+
+
+def preprocessing(model: nnx.Module, backend: str) -> Callable[[nnx.State[Any, Any]], nnx.State[Any, Any]] | None:
+    """What is made of the parameters before they are mapped: of experts' gates and ups one array for vLLM; or None."""
+    _require_backend(backend)
+    has_gates = any(path.endswith(_GATE) for path in _parameters(model))
+    return with_gates_and_ups if backend == "vllm_jax" and has_gates else None
+
+
+def with_gates_and_ups(state: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
+    """Parameters with `gating_einsum`, `[expert, 2, mlp, embed]`, in place of experts' gate and up projections.
+
+    In stacks, that is one dimension more in front.
+    """
+    found = dict(nnx.to_flat_state(state))
+    changed = dict(found)
+    for path, gate in found.items():
+        up = (*path[:-2], "up_proj", "kernel")
+        if ".".join(map(str, path)).endswith(_GATE) and up in found:
+            gate_and_up = jnp.stack([gate[...], found[up][...]], axis=-3)
+            changed[(*path[:-2], "gating_einsum")] = nnx.Param(jnp.swapaxes(gate_and_up, -1, -2))
+            del changed[path], changed[up]
+    return nnx.from_flat_state(changed)
 
 
 def _require_backend(backend: str) -> None:
@@ -88,23 +181,47 @@ def _require_backend(backend: str) -> None:
         raise InputError(f"backend {backend!r} is not known; there are {', '.join(get_args(Backend))}")
 
 
-def _axes(model: nnx.Module) -> dict[str, tuple[str, ...]]:
-    """The logical axes of each parameter that is no adapter, `*` for the layer."""
+def _parameters(model: Any) -> dict[str, _Parameter]:
+    """The parameters that are no adapters, by the paths that Tunix's tables have for them."""
+    numbers = {str(place): tuple(stack) for place, stack in enumerate(stacks(model.config))}
     found = {}
     for path, node in nnx.iter_graph(model):
         if isinstance(node, nnx.Param) and not isinstance(node, nnx.LoRAParam):
-            found[_template(path)] = tuple(node.get_metadata().get("logical_axes", ()))
+            axes, general = tuple(node.get_metadata().get("logical_axes", ())), _template(path)
+            if model.scan_layers and path[0] == "layers":
+                found[".".join(map(str, path))] = _Parameter(general, axes, numbers[str(path[1])])
+            else:
+                found[general] = _Parameter(general, axes, None)
     return found
 
 
-def _projections(model: nnx.Module) -> list[tuple[str, int, tuple[str, ...]]]:
-    """Each projection of a layer: its kernel's path, how many of its dimensions are inputs, and their axes."""
-    found = {
-        f"{_template(path)}.kernel": (node.inputs, node.axes)
-        for path, node in nnx.iter_graph(model)
-        if isinstance(node, Projection) and path[0] == "layers"
-    }
-    return [(path, inputs, axes) for path, (inputs, axes) in found.items()]
+def _sent(parameters: Mapping[str, _Parameter], backend: str) -> dict[str, _Parameter]:
+    """The parameters as they are after `preprocessing`."""
+    if backend != "vllm_jax":
+        return dict(parameters)
+    sent = {}
+    for path, parameter in parameters.items():
+        if path.endswith(_GATE):
+            *before, expert, embed, mlp = parameter.axes
+            general = parameter.general.removesuffix(_GATE) + _GATE_AND_UP
+            axes = (*before, expert, "gate_up", mlp, embed)
+            sent[path.removesuffix(_GATE) + _GATE_AND_UP] = _Parameter(general, axes, parameter.layers)
+        elif not (path.endswith(_UP) and path.removesuffix(_UP) + _GATE in parameters):
+            sent[path] = parameter
+    return sent
+
+
+def _projections(model: Any) -> dict[str, tuple[Projection, bool]]:
+    """Each projection of a layer that is in no stack, by its kernel's path, and whether it has LoRA's factors."""
+    if model.scan_layers:
+        return {}
+    found: dict[str, tuple[Projection, bool]] = {}
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, Projection) and path[0] == "layers":
+            kernel = f"{_template(path)}.kernel"
+            adapted = any(isinstance(value, nnx.LoRAParam) for value in vars(node).values())
+            found[kernel] = (node, adapted or (kernel in found and found[kernel][1]))
+    return found
 
 
 def _template(path: Sequence[Any]) -> str:
@@ -112,11 +229,49 @@ def _template(path: Sequence[Any]) -> str:
 
 
 def _split(axes: Sequence[str], backend: str) -> tuple[str | None, ...]:
-    return tuple(_TENSOR_AXIS[backend] if axis in _SPLIT else None for axis in axes)
+    return tuple("layer" if axis == "layer" else _TENSOR_AXIS[backend] if axis in _SPLIT else None for axis in axes)
+
+
+def _numbered(name: str, layers: tuple[int, ...] | None) -> str:
+    """A name for a stack's layers: a regular expression, which is what Tunix takes one with parentheses for."""
+    if layers is None:
+        return name
+    return name.replace(".", r"\.").replace("*", f"({'|'.join(map(str, layers))})")
+
+
+def _name(path: str, names: Mapping[str, str], family: str, backend: str) -> str | None:
+    """The name of a parameter in the other program; None for none."""
+    known = _EXPERT_NAMES[backend]
+    if (
+        ending := next((ending for ending in (_GATE_AND_UP, _GATE, _UP, _DOWN) if path.endswith(ending)), None)
+    ) is None:
+        hub = _own_name(path, names)
+        return None if hub is None else _spelled(hub, family, backend)
+    hub = names.get(path.removesuffix(ending) + _DOWN, "")
+    module = hub.partition(".{expert}")[0] if "{expert}" in hub else hub.rpartition(".")[0]
+    of_others = family in _OTHER_EXPERTS[backend] or (backend == "sglang_jax" and family not in _SGLANG_NAMES)
+    if ending not in known or of_others or not module.endswith(".experts"):
+        return None
+    return f"{module if backend == 'vllm_jax' else module.removesuffix('.experts')}.{known[ending]}"
+
+
+def _own_name(path: str, names: Mapping[str, str]) -> str | None:
+    """The hub's name of a parameter, or the usual one of what the hub has together with others; None for neither."""
+    name, own = names.get(path), path.split(".")[-2]
+    if name is None or "{" in name or own in _DIVIDED:
+        return None
+    if sum(name == other for other in names.values()) == 1:
+        return name
+    module, _, leaf = name.rpartition(".")
+    block, _, fused = module.rpartition(".")
+    return f"{block}.{own}.{leaf}" if own in _FUSED.get(fused, ()) else None
 
 
 def _spelled(name: str, family: str, backend: str) -> str:
     """A name of the hub as the other program spells it: SGLang has its own for norms and embeddings, vLLM for Llama."""
+    for hub, there in _SGLANG_NAMES.get(family, {}).items() if backend == "sglang_jax" else ():
+        if hub in name:
+            return name.replace(hub, there)
     module, _, leaf = name.rpartition(".")
     if leaf != "weight" or (backend == "vllm_jax" and family != "llama"):
         return name

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from lazyload.errors import SourceNotFoundError, UnsupportedFormatError
 from lazyload.progress import CallProgress
@@ -24,7 +26,11 @@ _INFINITY = {"__float__": "Infinity"}
 
 
 def open_source(
-    reference: ModelReference, contents: Contents | None = None, progress: CallProgress | None = None
+    reference: ModelReference,
+    contents: Contents | None = None,
+    progress: CallProgress | None = None,
+    *,
+    answers: Mapping[str, Any] | None = None,
 ) -> Source:
     """Opens a checkpoint; of its weights, nothing is read.
 
@@ -34,6 +40,7 @@ def open_source(
         reference: Which checkpoint.
         contents: What is remembered of folders.
         progress: The call's, where weights must be read to tell which they are; None for nobody's.
+        answers: What the source of another process has been answered of the same model of the hub.
 
     Raises:
         SourceNotFoundError: There is no such model, or it lacks a file.
@@ -41,7 +48,7 @@ def open_source(
         CorruptSourceError: `config.json` or the index is malformed.
         UnsupportedFormatError: The weights are in a form that is not read.
     """
-    files = _files(reference, contents, progress)
+    files = _files(reference, contents, progress, answers=answers)
     try:
         content = files.find(CONFIG)
         if content is None:
@@ -81,13 +88,18 @@ def open_adapter(reference: ModelReference, config: str, weights: str) -> Adapte
 
 
 def _files(
-    reference: ModelReference, contents: Contents | None, progress: CallProgress | None, config: str = CONFIG
+    reference: ModelReference,
+    contents: Contents | None,
+    progress: CallProgress | None,
+    config: str = CONFIG,
+    answers: Mapping[str, Any] | None = None,
 ) -> Files:
     # The hub's and other file systems' libraries take a while to import, and a folder needs neither.
     if reference.is_hub_id:
+        from lazyload.sources.answers import Answers
         from lazyload.sources.hub import HubFiles
 
-        return HubFiles(reference, config)
+        return HubFiles(reference, config, Answers.from_json(answers) if answers else None)
     if page := _HUB_PAGE.match(reference.address):
         at = f" with revision={page['revision']!r}" if page["revision"] else ""
         raise SourceNotFoundError(

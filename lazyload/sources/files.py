@@ -93,6 +93,13 @@ class Files(Protocol):
     def is_identified(self) -> bool:
         """Whether `identity` is known to read no weights as a whole."""
 
+    @property
+    def is_far(self) -> bool:
+        """Whether reading costs time on the way, so that nothing should be read twice."""
+
+    def answers(self) -> Mapping[str, Any]:
+        """What another process needs to read the same files without asking for anything but their bytes: JSON."""
+
     def names(self) -> list[str]:
         """The names of all files at the top."""
 

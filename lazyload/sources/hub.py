@@ -4,6 +4,7 @@
 when they are converted.
 """
 
+import collections
 import functools
 import hashlib
 import logging
@@ -29,8 +30,10 @@ from huggingface_hub.utils import build_hf_headers
 
 from lazyload.errors import CorruptSourceError, SourceNotFoundError
 from lazyload.progress import Advance
+from lazyload.sources.answers import Answers
 from lazyload.sources.files import (
     CONFIG,
+    MODELOPT_CONFIG,
     MissingFileError,
     NotAsReadError,
     before_each,
@@ -53,6 +56,7 @@ from lazyload.sources.hub_internals import (
     partial_download,
     sha256_of_download,
     sha256_of_file,
+    snapshot_folder,
 )
 from lazyload.sources.local import LocalFiles
 from lazyload.sources.passing import Passing, PassingFile
@@ -78,8 +82,10 @@ _EXPIRED = (400, 401, 403, 404, 410)
 class HubFiles:
     """The files of a model at one commit."""
 
-    def __init__(self, reference: ModelReference, first: str = CONFIG):
+    def __init__(self, reference: ModelReference, first: str = CONFIG, answers: Answers | None = None):
         """Resolves the revision, with one request at most: for the file `first`, which each of these models has.
+
+        With the `answers` that another process was given, the hub is not asked what stands in them.
 
         Raises:
             SourceNotFoundError: The hub has no such model or revision, or is out of reach and has not been before.
@@ -89,27 +95,32 @@ class HubFiles:
         self.variant = reference.variant
         self._reference = reference
         self._offline = reference.local_files_only or constants.HF_HUB_OFFLINE
+        self._is_told = answers is not None
+        self._answers = answers or Answers(self._resolved(first), reference.revision)
+        self._commit = self._answers.commit
+        # What is asked for from now on.
+        self._reference = replace(reference, revision=self._commit)
+        self._snapshot = snapshot_folder(self.name, self._commit)
+        self._local = LocalFiles(self._snapshot / reference.subfolder, self.name)
+        self._arrival: Following | Passing | None = None
+        self._lock = threading.Lock()
+
+    def _resolved(self, first: str) -> str:
+        """The commit of the revision."""
+        reference = self._reference
         with self._explained():
             try:
-                config = self._download(first, reference.revision)
+                file = self._download(first, reference.revision)
             except hub_errors.LocalEntryNotFoundError:
                 raise
             except hub_errors.EntryNotFoundError:
                 raise no_config(self.name, self._listed(reference.revision)) from None
-        self._revision = reference.revision
-        self._commit = commit_of_file(config, len(Path(reference.subfolder).parts))
-        # What is asked for from now on.
-        self._reference = replace(reference, revision=self._commit)
-        self._local = LocalFiles(config.parent, self.name)
-        self._starts: dict[str, tuple[bytes | bytearray, int]] = {}
-        self._told: dict[str, HfFileMetadata] = {}
-        self._arrival: Following | Passing | None = None
-        self._lock = threading.Lock()
+        return commit_of_file(file, len(Path(reference.subfolder).parts))
 
     @property
     def origin(self) -> Mapping[str, Any]:
         """Model, revision and commit."""
-        origin = {"id": self.name, "revision": self._revision, "commit": self._commit}
+        origin = {"id": self.name, "revision": self._answers.revision, "commit": self._commit}
         return origin | self._reference.place
 
     def identity(self, advance: Advance | None = None) -> Mapping[str, Any]:
@@ -124,6 +135,17 @@ class HubFiles:
     def is_identified(self) -> bool:
         """The commit says all."""
         return True
+
+    @property
+    def is_far(self) -> bool:
+        """What is not in the hub's cache is."""
+        return True
+
+    def answers(self) -> Mapping[str, Any]:
+        """What the hub has answered, and where the files of weights lie, each of which has been asked for its size."""
+        with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="lazyload") as pool:
+            collections.deque(pool.map(self._metadata, list(self._answers.starts)), maxlen=0)
+        return self._answers.as_json()
 
     def names(self) -> list[str]:
         """The names of all files; of those in the hub's cache, where the hub must not be asked."""
@@ -144,6 +166,13 @@ class HubFiles:
 
     def find(self, name: str) -> bytes | None:
         """The whole content of a file; None where there is no such file."""
+        if name not in (CONFIG, MODELOPT_CONFIG, index_name(self.variant)):
+            return self._find(name)
+        if name not in self._answers.contents:
+            self._answers.contents[name] = self._find(name)
+        return self._answers.contents[name]
+
+    def _find(self, name: str) -> bytes | None:
         if is_known_missing(self.name, _path(self._reference, name), self._commit):
             return None
         try:
@@ -162,11 +191,13 @@ class HubFiles:
         """The size of a file in bytes."""
         if self.is_here(name):
             return self._local.size(name)
-        if is_known_missing(self.name, _path(self._reference, name), self._commit):
+        is_missing = name in self._answers.absent
+        if is_missing or is_known_missing(self.name, _path(self._reference, name), self._commit):
             raise self._missing(name)
         try:
             return self._start(name)[1]
         except MissingFileError:
+            self._answers.absent.add(name)
             raise
         except SourceNotFoundError as error:
             # Out of reach, but a checkpoint with an index that has been downloaded needs no single file.
@@ -186,14 +217,16 @@ class HubFiles:
         if self.is_here(name):
             self._local.read_into(name, start, out)
             return
-        known, size = self._start(name)
-        content: bytes | bytearray = known[start : start + len(out)]
-        if len(content) < min(len(out), size - start):
-            content = self._range(name, start, start + len(out))[0]
-        if len(content) != len(out):
+        _, size = self._start(name)
+        if start + len(out) > size:
             raise CorruptSourceError(
                 f"{self.name}: {name} has {size} bytes on the hub, {len(out)} from byte {start} are needed"
             )
+        content = self._answers.known(name, start, len(out))
+        if content is None:
+            content = self._range(name, start, start + len(out), from_where_it_lies=self._is_told)[0]
+            with self._lock:
+                self._answers.note_range(name, start, content)
         out[:] = content
 
     def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
@@ -253,14 +286,13 @@ class HubFiles:
             logger.debug("downloaded %s", path)
             return path
 
-        snapshot = self._local.folder.parents[len(Path(self._reference.subfolder).parts)] / self._commit
-        return FollowedFile(name, size, download, lambda: partial_download(snapshot, self._metadata(name)))
+        return FollowedFile(name, size, download, lambda: partial_download(self._snapshot, self._metadata(name)))
 
     def _check(self, name: str, path: Path, sha256: str) -> None:
         """Makes sure that a downloaded file is the one that is meant, and was when it was read."""
         expected = sha256_of_download(path)
         with path.open("rb") as file:
-            known, size = self._starts.get(name, (b"", path.stat().st_size))
+            known, size = self._answers.starts.get(name, (b"", path.stat().st_size))
             is_planned = file.read(len(known)) == known and path.stat().st_size == size
             if is_planned and expected in (None, sha256):
                 return
@@ -296,15 +328,15 @@ class HubFiles:
     def _metadata(self, name: str) -> HfFileMetadata:
         """What the hub says of a file; asked once, and again when where it lies has been forgotten."""
         with self._lock:
-            if name in self._told:
-                return self._told[name]
+            if name in self._answers.metadata:
+                return self._answers.metadata[name]
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         with self._explained():
             told = patiently(
                 lambda: get_hf_file_metadata(self._url(name), token=self._reference.token, timeout=timeout)
             )
         with self._lock:
-            return self._told.setdefault(name, told)
+            return self._answers.metadata.setdefault(name, told)
 
     def _url(self, name: str) -> str:
         return hf_hub_url(self.name, _path(self._reference, name), revision=self._commit)
@@ -337,11 +369,11 @@ class HubFiles:
     def _start(self, name: str) -> tuple[bytes | bytearray, int]:
         """The first bytes of a file, and its size."""
         with self._lock:
-            if name in self._starts:
-                return self._starts[name]
+            if name in self._answers.starts:
+                return self._answers.starts[name]
         start = self._range(name, 0, _FIRST_BYTES)
         with self._lock:
-            return self._starts.setdefault(name, start)
+            return self._answers.starts.setdefault(name, start)
 
     def _range(
         self,
@@ -374,7 +406,7 @@ class HubFiles:
             told = SourceNotFoundError(f"{without_secrets(url)} answers with {answer.status}; try again later")
             if is_elsewhere and answer.status in _EXPIRED:
                 with self._lock:
-                    self._told.pop(name, None)
+                    self._answers.metadata.pop(name, None)
                 raise PassingError(told, answer.headers)
             if answer.status in BUSY:
                 raise PassingError(told, answer.headers)

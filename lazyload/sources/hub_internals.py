@@ -48,6 +48,12 @@ def commit_of_file(path: Path, depth: int = 0) -> str:
     return path.parents[depth].name
 
 
+def snapshot_folder(model: str, commit: str) -> Path:
+    """Where the files of a model at a commit lie once they have been downloaded."""
+    name = file_download.repo_folder_name(repo_id=model, repo_type="model")
+    return Path(constants.HF_HUB_CACHE, name, "snapshots", commit)
+
+
 def is_known_missing(model: str, name: str, commit: str) -> bool:
     """Whether the hub has said before that there is no such file at a commit."""
     return not isinstance(try_to_load_from_cache(model, name, revision=commit), str | None)

@@ -139,6 +139,15 @@ class LocalFiles:
     def _place(self) -> Path:
         return self.folder.resolve()
 
+    @property
+    def is_far(self) -> bool:
+        """It is here."""
+        return False
+
+    def answers(self) -> Mapping[str, Any]:
+        """Nothing: each process sees the files."""
+        return {}
+
     def names(self) -> list[str]:
         """The names of all files."""
         with self._explained(""):

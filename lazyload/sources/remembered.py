@@ -1,10 +1,10 @@
 """A hub model known from an entry of the cache, so that a hit needs neither the hub nor its own cache."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,6 +27,13 @@ class Told(NamedTuple):
     origin: Mapping[str, Any]
 
 
+class Open(Protocol):
+    """Opens a source; see `lazyload.sources.open_source`."""
+
+    def __call__(self, *, answers: Mapping[str, Any] | None = None) -> Source:
+        """Opens it, with what another process's source has been answered, if that is known."""
+
+
 @dataclass(frozen=True)
 class RememberedSource:
     """Stands for a source, which is opened only when somebody asks for its weights.
@@ -43,7 +50,7 @@ class RememberedSource:
     config: Mapping[str, Any]
     identity: Mapping[str, Any]
     origin: Mapping[str, Any]
-    open: Callable[[], Source]
+    open: "Open"
 
     @property
     def nbytes_read(self) -> int:
@@ -74,6 +81,26 @@ class RememberedSource:
     def is_identified(self) -> bool:
         """Whether `identity` is known to read no weights as a whole."""
         return True
+
+    @property
+    def is_far(self) -> bool:
+        """Whether nothing of it should be read twice."""
+        return self._source.is_far
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether processes elsewhere can read it as this one does."""
+        return self._source.is_for_all
+
+    def answers(self) -> dict[str, Any]:
+        """What another process needs to read the same."""
+        return self._source.answers()
+
+    def take_over(self, answers: Mapping[str, Any]) -> None:
+        """Opens the source with what another process has been answered of it, so that nobody is asked."""
+        if not self._is_open:
+            self.__dict__["_source"] = self.open(answers=answers["files"])
+        self._source.take_over(answers)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -113,6 +140,9 @@ class RememberedSource:
             self._source.stop_arriving(error)
 
     def check_unchanged(self, status: Mapping[str, Any]) -> None:
+        """A commit does not change."""
+
+    def require_status(self, status: Mapping[str, Any]) -> None:
         """A commit does not change."""
 
     def close(self) -> None:

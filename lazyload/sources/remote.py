@@ -98,6 +98,15 @@ class RemoteFiles:
         """File systems that tell no versions are rare, and asking costs requests."""
         return True
 
+    @property
+    def is_far(self) -> bool:
+        """All of it is."""
+        return True
+
+    def answers(self) -> Mapping[str, Any]:
+        """Nothing: there is nobody to ask but who sends the bytes."""
+        return {}
+
     def names(self) -> list[str]:
         """The names of all files."""
         with self._explained(""):

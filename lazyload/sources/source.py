@@ -23,6 +23,7 @@ from lazyload.sources.files import (
     Files,
     NotAsReadError,
     WeightFiles,
+    before_each,
     parse_json,
     weight_files,
 )
@@ -68,6 +69,7 @@ class Source:
         self._identity: Mapping[str, Any] | None = None
         self._nbytes_read = 0
         self._compared: dict[tuple[str, str], bool] = {}
+        self._told_equal: Mapping[tuple[str, str], bool] = {}
         self._starts: Mapping[str, int] = {}
         self._checked: set[str] = set()
         self._scratch, self._unpacked = Scratch(), Scratch()
@@ -132,6 +134,29 @@ class Source:
         """Whether `identity` is known to read no weights as a whole."""
         return self._identity is not None or self._files.is_identified
 
+    @property
+    def is_far(self) -> bool:
+        """Whether nothing of it should be read twice."""
+        return self._files.is_far
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether processes elsewhere can read it as this one does; not where it has been downloaded for this one."""
+        return not self.is_far or not any(map(self._files.is_here, self._weight_files.names))
+
+    def answers(self) -> dict[str, Any]:
+        """What another process needs to read the same without asking for anything but weights: JSON."""
+        return {
+            "files": self._files.answers(),
+            "compared": [[*pair, are_equal] for pair, are_equal in self._compared.items()],
+            "checked": sorted(self._checked),
+        }
+
+    def take_over(self, answers: Mapping[str, Any]) -> None:
+        """Takes over what another process has found out about the same files; it compares what looks equal."""
+        self._told_equal = {(one, other): are_equal for one, other, are_equal in answers["compared"]}
+        self._checked.update(answers["checked"])
+
     @functools.cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by its name; the first use reads the headers.
@@ -164,10 +189,20 @@ class Source:
         return packed.read(self._read_stored, index, self._unpacked.array)
 
     def position(self, name: str) -> int:
-        """When a tensor has arrived: so many bytes come before, in the order in which files are brought."""
-        return max(
-            self._starts.get(part.file, 0) + part.start for part in map(self._stored.__getitem__, self._parts(name))
-        )
+        """When a tensor has arrived: so many bytes come before, in the order in which files are brought.
+
+        Until it is known how they are, that is one after the other.
+        """
+        starts = self._starts or self._file_starts
+        return max(starts.get(part.file, 0) + part.start for part in map(self._stored.__getitem__, self._parts(name)))
+
+    @functools.cached_property
+    def _file_starts(self) -> Mapping[str, int]:
+        """How many bytes come before each file, in their order."""
+        ends: dict[str, int] = {}
+        for part in sorted(self._stored.values(), key=lambda part: part.file):
+            ends[part.file] = max(ends.get(part.file, 0), _stretch(part).stop)
+        return before_each(ends)
 
     def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool) -> int:
         """How many bytes `arriving` downloads."""
@@ -225,6 +260,8 @@ class Source:
         ):
             return None
         pair = one, other
+        if pair in self._told_equal:
+            return self._told_equal[pair]
         if pair not in self._compared:
             last = _stretch(stored[0]).nbytes - _SAMPLE_BYTES
             places = [number * last // (_SAMPLES - 1) for number in range(_SAMPLES)]
@@ -277,10 +314,23 @@ class Source:
         Raises:
             CorruptSourceError: The files have changed since.
         """
-        if self._files.identity() != self.identity or self._files.status() != status:
-            raise CorruptSourceError(
-                f"{self.name} has been changed while it was being converted; call again when its files are complete"
-            )
+        if self._files.identity() != self.identity:
+            raise self._changed()
+        self.require_status(status)
+
+    def require_status(self, status: Mapping[str, Any]) -> None:
+        """Makes sure of the same, as far as the status tells.
+
+        Raises:
+            CorruptSourceError: It is another one.
+        """
+        if self._files.status() != status:
+            raise self._changed()
+
+    def _changed(self) -> CorruptSourceError:
+        return CorruptSourceError(
+            f"{self.name} has been changed while it was being converted; call again when its files are complete"
+        )
 
     def close(self) -> None:
         """Lets go of what is open."""
@@ -333,7 +383,8 @@ class Source:
         packed = find_packed(self._scheme, self._infos, self._read_stored, self.name)
         if len(packed) <= _MOST_CHECKS:
             with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="lazyload") as pool:
-                collections.deque(pool.map(lambda tensor: tensor.check(self._read_stored), packed.values()), maxlen=0)
+                unchecked = [tensor for name, tensor in packed.items() if name not in self._checked]
+                collections.deque(pool.map(lambda tensor: tensor.check(self._read_stored), unchecked), maxlen=0)
             self._checked.update(packed)
         return packed
 

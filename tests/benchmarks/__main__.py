@@ -56,6 +56,11 @@ def main() -> None:
             arrays=asked.arrays,
             entries=asked.entries,
             rate=asked.rate * 1e6,
+            train_layers=asked.train_layers,
+            train_width=asked.train_width,
+            remat=asked.remat,
+            depths=asked.depths,
+            processes=asked.processes,
         )
         outcomes = list(_outcomes(settings, asked))
     elsewhere = ("folder", "python", "json", "markdown", "chart")
@@ -141,12 +146,17 @@ def _parser() -> argparse.ArgumentParser:
         "--arrays",
         nargs="+",
         type=int,
-        default=[200, 2000, 20000],
+        default=[13, 200, 2000, 20000],
         metavar="NUMBER",
-        help="of small ones; 200 2000 20000",
+        help="of small ones; 13 200 2000 20000",
     )
     add("--entries", type=int, default=1000, metavar="NUMBER", help="in the cache that is listed; %(default)s")
     add("--rate", type=float, default=100, metavar="MB", help="megabytes a second that the hub sends; %(default)s")
+    add("--train-layers", type=int, default=4, metavar="NUMBER", help="of the model that is trained; %(default)s")
+    add("--train-width", type=int, default=512, metavar="SIZE", help="of it, a multiple of 16; %(default)s")
+    add("--remat", nargs="+", default=["none", "block"], choices=["none", "block"], help="in its steps; both")
+    add("--depths", nargs="+", type=int, default=[8, 64], metavar="NUMBER", help="of layers that are compiled; 8 64")
+    add("--processes", nargs="+", type=int, default=[1, 2, 4], metavar="NUMBER", help="that load together; 1 2 4")
     beside = parser.add_argument_group("beside whom")
     add = beside.add_argument
     add("--peers", nargs="*", default=list(peers.PACKAGES), choices=peers.PACKAGES, metavar="PEER",

@@ -1,5 +1,6 @@
 """What is asked of the figures, and whether it is so."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,16 @@ def judge(bar: Bar, samples: Mapping[str, Sequence[Sample]], missing: Mapping[st
 def ratio(title: str, row: str, to: str, limit: float, *, at_least: bool = False) -> Bar:
     """How many times as long one row takes as another."""
     return Bar(title, (row, to), lambda found: found[row].seconds / found[to].seconds, limit, at_least=at_least)
+
+
+def figure(title: str, row: str, to: str, name: str, limit: float) -> Bar:
+    """How many times as much of what a row tells besides, by name, as another does; none is not more than none."""
+
+    def times(found: Round) -> float:
+        one, other = found[row].figures[name], found[to].figures[name]
+        return one / other if other else math.inf if one else 1.0
+
+    return Bar(title, (row, to), times, limit)
 
 
 def memory(title: str, row: str, limit: float, held: int = 0) -> Bar:

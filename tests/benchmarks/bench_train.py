@@ -1,115 +1,95 @@
-"""A train step of the decoder beside Tunix's own class: compile time, step time, temporaries, collectives.
+"""A train step of the decoder and of Tunix's own class, and the compilation of deep decoders: the suite `train`.
 
-    LAZYLOAD_BENCH_TUNIX_PYTHON=PYTHON python -m tests.benchmarks.bench_train [--remat block] [--layers 4] [--repeat 3]
+    LAZYLOAD_BENCH_TUNIX_PYTHON=PYTHON python -m tests.benchmarks --suites train
 
-Both are models of Qwen 3's kind, of the same shapes and the same Python, in turn, each step in the process of its side:
-AdamW, the state donated, on a mesh of eight devices, fsdp=4 and tp=2. Temporaries and collectives are what XLA says of
-the compiled step, and exact; times are told as ratios alone. On CPUs Tunix's class leaves the sharding of activations
-to the compiler; here it says it as it does on accelerators. Exits with 1 where a bar is not met.
+Both are models of Qwen 3's kind, of the same shapes and in the same Python: AdamW, the state donated, on a mesh of
+eight simulated devices, fsdp=4 and tp=2. Temporaries and collectives are what XLA says of the compiled step, and exact.
+On CPUs Tunix's class leaves the sharding of activations to the compiler; here it says it as it does on accelerators.
+
+A job has the sizes `layers`, `width` and `length`, `remat`, "none" or "block", and of ours `scan_layers`.
 """
 
-import argparse
-import json
-import os
 import re
-import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-_ROOT = Path(__file__).parents[2]
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BARS = ("temporaries", "all-gather", "all-to-all")
-"""What is to be at most Tunix's."""
+Job = Mapping[str, Any]
 
-
-def main() -> None:
-    """Measures both sides and prints what they are to each other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"layers": 4, "embed": 512, "mlp": 1536, "vocab": 8192, "batch": 8, "length": 128}.items():
-        parser.add_argument(f"--{name}", type=int, default=value, help="%(default)s")
-    parser.add_argument("--repeat", type=int, default=3, help="steps of each side; %(default)s")
-    parser.add_argument("--remat", choices=["none", "block"], default="none")
-    parser.add_argument("--scan-layers", action="store_true", help="stack our layers; Tunix's class cannot")
-    asked = vars(parser.parse_args())
-    python = os.environ.get("LAZYLOAD_BENCH_TUNIX_PYTHON", sys.executable)
-    sides = {name: _Side(python, name, asked) for name in ("lazyload", "tunix")}
-    figures = {name: side.answer() for name, side in sides.items()}
-    steps: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(asked["repeat"]):
-        for name, side in sides.items():
-            steps[name].append(side.ask()["step"])
-    ours, theirs = figures["lazyload"], figures["tunix"]
-    print(f"{'':20}{'lazyload':>12}{'tunix':>12}{'ratio':>8}")
-    for name in ("temporaries", *_COLLECTIVES):
-        one, other = ours[name], theirs[name]
-        print(f"{name:20}{one:12}{other:12}{one / other if other else float(bool(one)):8.2f}")
-    print(f"{'compile time':44}{ours['compile'] / theirs['compile']:8.2f}")
-    ratios = [one / other for one, other in zip(*steps.values(), strict=True)]
-    print(f"{'step time':44}{statistics.median(ratios):8.2f}  ({min(ratios):.2f} to {max(ratios):.2f})")
-    missed = [name for name in _BARS if ours[name] > theirs[name]]
-    sys.exit(f"more than Tunix's: {', '.join(missed)}" if missed else 0)
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_HEADS, _KV_HEADS = 8, 4
+_BATCH = 8
 
 
-class _Side:
-    """A process with the compiled step of one side, which makes a step when it is asked to."""
+class Step(NamedTuple):
+    """What a call leaves, and for `worker.py` what is known of it besides."""
 
-    def __init__(self, python: str, name: str, asked: dict[str, Any]):
-        devices = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
-        environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(_ROOT), "XLA_FLAGS": devices}
-        self._process = subprocess.Popen(
-            [python, "-P", "-W", "ignore", __file__, name, json.dumps(asked)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def answer(self) -> dict[str, Any]:
-        """The next line that it says."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                figures: dict[str, Any] = json.loads(line)
-                return figures
-        sys.exit(f"a side ended with {self._process.wait()}")
-
-    def ask(self) -> dict[str, Any]:
-        """One step."""
-        assert self._process.stdin is not None
-        print("step", file=self._process.stdin, flush=True)
-        return self.answer()
+    left: Any
+    told: Mapping[str, Any]
 
 
-def serve(name: str, asked: dict[str, Any]) -> None:
-    """Compiles the step of one side, says what it is, and makes a step for every line on stdin."""
+def lazyload(job: Job) -> Callable[[str], Step]:
+    """A step of this library's decoder."""
+    return _steps(_lazyload, job)
+
+
+def tunix(job: Job) -> Callable[[str], Step]:
+    """A step of Tunix's Qwen 3."""
+    return _steps(_tunix, job)
+
+
+def compilation(job: Job) -> Callable[[str], Step]:
+    """The compilation of a step of this library's decoder, with all that is traced for it."""
     import jax
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-    mesh = jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
-    model = {"lazyload": _lazyload, "tunix": _tunix}[name](asked, mesh)
-    step, state = _step(model, mesh)
-    by_row = NamedSharding(mesh, PartitionSpec("fsdp"))
-    tokens = jax.device_put(jax.numpy.ones((asked["batch"], asked["length"]), jax.numpy.int32), by_row)
+    mesh = _mesh()
+    step, state, tokens = _step(_lazyload(job, mesh), mesh, job)
+
+    def call(_: str) -> Step:
+        jax.clear_caches()
+        with mesh:
+            compiled = step.lower(state, tokens).compile()
+        return Step(compiled, {"figures": _figures(compiled)})
+
+    return call
+
+
+def _steps(made: Callable[[Job, Any], Any], job: Job) -> Callable[[str], Step]:
+    """A function that makes one step after another, with what was found while it was compiled."""
+    import jax
+
+    mesh = _mesh()
+    step, state, tokens = _step(made(job, mesh), mesh, job)
     with mesh:
-        lowered = step.lower(state, tokens)
         started = time.perf_counter()
-        compiled = lowered.compile()
-        compile_time = time.perf_counter() - started
+        compiled = step.lower(state, tokens).compile()
+        seconds = time.perf_counter() - started
+    figures = {"compile, s": seconds, **_figures(compiled)}
+    states = [state]
+
+    def call(_: str) -> Step:
+        states[0] = jax.block_until_ready(compiled(states[0], tokens))
+        return Step(states[0], {"figures": figures})
+
+    return call
+
+
+def _figures(compiled: Any) -> dict[str, float]:
+    """What XLA says of a compiled step."""
     text = compiled.as_text()
-    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in _COLLECTIVES}
-    temporaries = compiled.memory_analysis().temp_size_in_bytes
-    print(json.dumps({"temporaries": temporaries, "compile": compile_time, **counts}), flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        state = jax.block_until_ready(compiled(state, tokens))
-        print(json.dumps({"step": time.perf_counter() - started}), flush=True)
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
+    return {"temporaries, MB": compiled.memory_analysis().temp_size_in_bytes / 1e6, **counts}
 
 
-def _step(model: Any, mesh: Any) -> tuple[Any, Any]:
-    """A step of AdamW, and what it starts from: zeros that lie as they will in training."""
+def _mesh() -> Any:
+    import jax
+    from jax.sharding import AxisType
+
+    return jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _step(model: Any, mesh: Any, job: Job) -> tuple[Any, Any, Any]:
+    """A step of AdamW, what it starts from, zeros that lie as they will in training, and a batch of tokens."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -144,10 +124,18 @@ def _step(model: Any, mesh: Any) -> tuple[Any, Any]:
         updates, moments = optimizer.update(jax.grad(loss)(parameters), moments, parameters)
         return optax.apply_updates(parameters, updates), moments
 
-    return jax.jit(step, donate_argnums=0), state
+    by_row = NamedSharding(mesh, PartitionSpec("fsdp"))
+    tokens = jax.device_put(jnp.ones((_BATCH, job["length"]), jnp.int32), by_row)
+    return jax.jit(step, donate_argnums=0), state, tokens
 
 
-def _lazyload(asked: dict[str, Any], mesh: Any) -> Any:
+def _sizes(job: Job) -> dict[str, int]:
+    """Those of a Qwen 3 of this width."""
+    width = job["width"]
+    return {"embed": width, "mlp": 3 * width, "vocab": 16 * width, "head_dim": width // _HEADS}
+
+
+def _lazyload(job: Job, mesh: Any) -> Any:
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -157,12 +145,15 @@ def _lazyload(asked: dict[str, Any], mesh: Any) -> Any:
     from lazyload.models.fill import fill
     from lazyload.sharding import shardings
 
-    rope = Rope(theta=1e6, dim=64)
-    attention = Attention(num_heads=8, num_kv_heads=4, head_dim=64, rope=rope, qk_norm="head")
-    layer = Layer(mixer=attention, feed_forward=MLP(mlp_dim=asked["mlp"]), norm=Norm())
-    layers = (layer,) * asked["layers"]
-    config = DecoderConfig(vocab_size=asked["vocab"], embed_dim=asked["embed"], layers=layers, norm=Norm())
-    scan_layers, remat = asked["scan_layers"], asked["remat"]
+    sizes = _sizes(job)
+    rope = Rope(theta=1e6, dim=sizes["head_dim"])
+    attention = Attention(
+        num_heads=_HEADS, num_kv_heads=_KV_HEADS, head_dim=sizes["head_dim"], rope=rope, qk_norm="head"
+    )
+    layer = Layer(mixer=attention, feed_forward=MLP(mlp_dim=sizes["mlp"]), norm=Norm())
+    layers = (layer,) * job["layers"]
+    config = DecoderConfig(vocab_size=sizes["vocab"], embed_dim=sizes["embed"], layers=layers, norm=Norm())
+    scan_layers, remat = job["scan_layers"], job["remat"]
     model = Decoder(config, dtype=jnp.bfloat16, scan_layers=scan_layers, remat=remat, rngs=None)
     nodes = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
     axes = {path: (node.shape, node.get_metadata()["logical_axes"]) for path, node in nodes.items()}
@@ -173,7 +164,7 @@ def _lazyload(asked: dict[str, Any], mesh: Any) -> Any:
     return fill(model, arrays)
 
 
-def _tunix(asked: dict[str, Any], mesh: Any) -> Any:
+def _tunix(job: Job, mesh: Any) -> Any:
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -184,20 +175,21 @@ def _tunix(asked: dict[str, Any], mesh: Any) -> Any:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
     qwen3.shard = shard
+    sizes = _sizes(job)
     config = qwen3.ModelConfig(
-        num_layers=asked["layers"],
-        vocab_size=asked["vocab"],
-        embed_dim=asked["embed"],
-        hidden_dim=asked["mlp"],
-        num_heads=8,
-        head_dim=64,
-        num_kv_heads=4,
+        num_layers=job["layers"],
+        vocab_size=sizes["vocab"],
+        embed_dim=sizes["embed"],
+        hidden_dim=sizes["mlp"],
+        num_heads=_HEADS,
+        head_dim=sizes["head_dim"],
+        num_kv_heads=_KV_HEADS,
         rope_theta=1_000_000,
         norm_eps=1e-6,
         use_tied_embedding=False,
         dtype=jnp.bfloat16,
         param_dtype=jnp.bfloat16,
-        remat_config=qwen3.RematConfig.DECODER if asked["remat"] == "block" else qwen3.RematConfig.NONE,
+        remat_config=qwen3.RematConfig.DECODER if job["remat"] == "block" else qwen3.RematConfig.NONE,
     )
     graphdef, state = nnx.split(nnx.eval_shape(lambda: qwen3.Qwen3(config, rngs=nnx.Rngs(0))))
 
@@ -205,10 +197,3 @@ def _tunix(asked: dict[str, Any], mesh: Any) -> Any:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
 
     return nnx.merge(graphdef, jax.tree.map(placed, state, nnx.get_partition_spec(state)))
-
-
-if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1] in ("lazyload", "tunix"):
-        serve(sys.argv[1], json.loads(sys.argv[2]))
-    else:
-        main()

@@ -116,6 +116,22 @@ def convert(job: Job) -> Call:
     return call
 
 
+def save(job: Job) -> Call:
+    """`save_pretrained` of a model that lies on the mesh."""
+    import lazyload
+
+    model = lazyload.from_pretrained(job["model"], mesh=_mesh(job), cache_dir=job["cache"], progress=False)
+    return lambda folder: lazyload.save_pretrained(model, folder, like=job["model"])
+
+
+def export(job: Job) -> Call:
+    """`export` of a checkpoint in MaxText's layout."""
+    import lazyload
+
+    converted = lazyload.convert(job["model"], layout=lazyload.MaxText(), cache_dir=job["cache"], progress=False)
+    return lambda folder: lazyload.export(converted.path, folder, like=job["model"])
+
+
 def decide(job: Job) -> Call:
     """`convert` of what is there: it finds that out, and does nothing else."""
     import lazyload

@@ -20,7 +20,7 @@ class Row:
         name: What it is called, in options and in JSON.
         title: What it is, for people.
         by: Whose it is: "lazyload", the name of another program, or "the machine".
-        function: A function of `contenders.py`; empty for a command.
+        function: A function of `file`; empty for a command.
         job: What the function gets.
         first: Whether each call is the first one of a process of its own.
         held: The bytes that its result keeps in the host's memory.
@@ -29,6 +29,7 @@ class Row:
         nbytes: The bytes that it moves; 0 where that says nothing.
         files: The files that it reads; None where that says nothing.
         missing: Why it cannot be measured here; empty if it can.
+        file: The file of contenders.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Row:
     nbytes: int = 0
     files: int | None = None
     missing: str = ""
+    file: str = "contenders.py"
 
 
 @dataclass(frozen=True)
@@ -91,15 +93,17 @@ def run(experiment: Experiment, folder: Path, *, repeat: int, timeout: float, sa
     rows = [row for row in experiment.rows if not row.missing]
     samples: dict[str, list[Sample]] = {row.name: [] for row in rows}
     with contextlib.ExitStack() as stack:
-        workers = {row.name: _started(row, folder, stack, timeout) for row in rows if row.function and not row.first}
+        workers: dict[str, Worker] = {}
         for number in range(-1, repeat):
             said = f"round {number + 1} of {repeat}" if number >= 0 else "warming up"
             for row in rows:
-                if row.name in missing or (number < 0 and row.name not in workers):
+                if row.name in missing or (number < 0 and (row.first or not row.function)):
                     continue
                 say(f"{experiment.title}: {said}, {row.name}")
                 try:
                     if number < 0:
+                        # One after another: what they find out while they prepare is not to be about the others.
+                        workers[row.name] = _started(row, folder, stack, timeout)
                         workers[row.name].prepare()
                         workers[row.name].measure()
                     else:
@@ -112,7 +116,8 @@ def run(experiment: Experiment, folder: Path, *, repeat: int, timeout: float, sa
 
 def _started(row: Row, folder: Path, stack: contextlib.ExitStack, timeout: float) -> Worker:
     scratch = tempfile.mkdtemp(dir=folder)
-    return stack.enter_context(Worker(row.python, row.function, {**row.job, "scratch": scratch}, timeout=timeout))
+    job = {**row.job, "scratch": scratch}
+    return stack.enter_context(Worker(row.python, row.function, job, timeout=timeout, file=row.file))
 
 
 def _measure(row: Row, worker: Worker | None, folder: Path, timeout: float) -> Sample:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -29,19 +29,21 @@ class Sample:
 
     Attributes:
         seconds: On the clock: of a call, or of a command from start to end.
-        cpu: Seconds of processors, of all threads.
+        cpu: Seconds of processors, of all threads; None where several processes are at work.
         peak: The most resident bytes, above what the process had before the call; of a command, of all of it.
         bytes_read: Bytes that were read through system calls. What is mapped is not counted.
         reads: The number of these calls.
         process_seconds: Of a call in a process of its own, how long that process lived.
+        figures: What a row tells besides, by name.
     """
 
     seconds: float
-    cpu: float
+    cpu: float | None
     peak: int | None = None
     bytes_read: int | None = None
     reads: int | None = None
     process_seconds: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
         """The values by name, for JSON."""
@@ -51,13 +53,15 @@ class Sample:
 class Worker:
     """A process that prepares a contender, and then measures it when asked to."""
 
-    def __init__(self, python: str, function: str, job: Mapping[str, Any], *, timeout: float):
+    def __init__(
+        self, python: str, function: str, job: Mapping[str, Any], *, timeout: float, file: str = "contenders.py"
+    ):
         self._started, self._timeout = time.perf_counter(), timeout
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._job = Path(job["scratch"], f"{function}.json")
         self._job.write_text(json.dumps(job))
         # Without -P, the names of these files would hide packages.
-        command = [python, "-P", str(HERE / "worker.py"), str(HERE / "contenders.py"), function, str(self._job)]
+        command = [python, "-P", str(HERE / "worker.py"), str(HERE / file), function, str(self._job)]
         self._process = subprocess.Popen(
             command,
             env=environment(python, job["environment"]),
@@ -188,9 +192,11 @@ class _Watched:
 def environment(python: str, given: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process: eight devices where there is no accelerator, and paths for this Python alone.
 
-    What another Python finds by `PYTHONPATH` would be packages made for this one.
+    What another Python finds by `PYTHONPATH` would be packages made for this one. Modules are compiled once, as those
+    of installed packages are, and what is printed is written as a whole, however the one who measures does it.
     """
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    left_out = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
     flags = os.environ.get("XLA_FLAGS", "")
     if "device_count" not in flags:
         inherited["XLA_FLAGS"] = f"{flags} {_DEVICES}".strip()

@@ -1,8 +1,9 @@
-"""The experiments there are: what is loaded, converted, downloaded, and started, beside what others do."""
+"""The experiments there are: what is loaded, converted, saved, trained and started, beside what others do."""
 
 import contextlib
 import importlib.metadata
 import importlib.util
+import itertools
 import math
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import lazyload
 from lazyload.display import text
 from tests.benchmarks import maxtext, models, packings
-from tests.benchmarks.bars import Bar, Round, memory, ratio
+from tests.benchmarks.bars import Bar, Round, figure, memory, ratio
 from tests.benchmarks.experiments import Experiment, Row
 from tests.benchmarks.measure import once
 from tests.benchmarks.peers import Peer
@@ -46,6 +47,11 @@ class Settings:
         arrays: The numbers of arrays of models that are of many small ones.
         entries: The number of entries in the cache that is listed.
         rate: Bytes a second that the hub sends.
+        train_layers: The layers of a model that is trained.
+        train_width: Its width.
+        remat: What is computed again in its backward pass: "none", "block".
+        depths: The layers, in stacks, of models whose train step is compiled.
+        processes: How many processes load a model together.
     """
 
     folder: Path
@@ -63,6 +69,11 @@ class Settings:
     arrays: Sequence[int]
     entries: int
     rate: float
+    train_layers: int
+    train_width: int
+    remat: Sequence[str]
+    depths: Sequence[int]
+    processes: Sequence[int]
 
     def job(self, model: Path | str, **values: object) -> dict[str, Any]:
         """What a contender is told."""
@@ -167,6 +178,24 @@ def loads(settings: Settings) -> Iterator[Experiment]:
                 ratio(f"warm load / Orbax's restore, mesh ({name})", f"warm@{name}", f"orbax@{name}", 0.5),
             ]
         yield Experiment(f"load, {title}", rows, bars, "read")
+
+
+def storages(settings: Settings) -> Iterator[Experiment]:
+    """Loads beside Orbax's, for each way in which a checkpoint can be stored without compression."""
+    for kind in settings.kinds:
+        model = _model(settings, kind, min(settings.gigabytes))
+        nbytes = models.nbytes_on_disk(model)
+        rows, bars = [], []
+        for ocdbt, zarr3 in itertools.product((True, False), repeat=2):
+            name = f"{'ocdbt' if ocdbt else 'files'},{'zarr3' if zarr3 else 'zarr2'}"
+            job = settings.job(model, storage={"ocdbt": ocdbt, "zarr3": zarr3})
+            row = partial(Row, job=job, nbytes=nbytes, python=_PYTHON, held=settings.held(nbytes))
+            rows += [
+                row(f"warm-{name}", f"load, {name}", "lazyload", "load"),
+                row(f"orbax-{name}", f"Orbax's restore, {name}", "Orbax", "orbax"),
+            ]
+            bars.append(ratio(f"warm load / Orbax's restore, {name}", f"warm-{name}", f"orbax-{name}", 0.5))
+        yield Experiment(f"storage flags, {_KINDS[kind]}, {_size(model)}", rows, bars, rows[0].name)
 
 
 def conversions(settings: Settings) -> Iterator[Experiment]:
@@ -387,8 +416,87 @@ def _growing(settings: Settings, unit: str, found: Mapping[int, Path]) -> Experi
     return Experiment(f"growth with the number of {unit}", rows, bars)
 
 
+def saves(settings: Settings) -> Iterator[Experiment]:
+    """A model that is written as the hub would hold it, from memory and from the cache."""
+    for gigabytes in sorted(settings.gigabytes, reverse=True):
+        model = _model(settings, "dense", gigabytes)
+        row = partial(Row, by="lazyload", job=settings.job(model), nbytes=models.nbytes_on_disk(model), python=_PYTHON)
+        rows = [
+            row("save", "`save_pretrained` of a model", function="save"),
+            row("export", "`export` of a checkpoint of MaxText's, with stacked layers", function="export"),
+        ]
+        bars = [memory(f"{row.name}: peak above rest", row.name, 512) for row in rows]
+        yield Experiment(f"save, dense, {_size(model)}", rows, bars)
+
+
+def train(settings: Settings) -> Iterator[Experiment]:
+    """A train step beside that of Tunix's own class, and how long deep models take to compile."""
+    job = settings.job("", layers=settings.train_layers, width=settings.train_width, length=128)
+    # Whatever devices there are: what is compared is exact on simulated ones, too.
+    alone = partial(Row, by="lazyload", function="lazyload", python=_PYTHON, file="bench_train.py")
+    simulated = {"JAX_PLATFORMS": "cpu"}
+    theirs = settings.by("tunix")
+    beside = partial(alone, python=theirs.get("python") or _PYTHON)
+    if beside.keywords["python"] != _PYTHON:
+        simulated = {**simulated, "PYTHONPATH": str(Path(lazyload.__file__).parents[1])}
+    for remat in settings.remat:
+        told = {**job, "environment": simulated, "remat": remat, "scan_layers": False}
+        ours, other = f"step-{remat}", f"step-{remat}-tunix"
+        rows = [
+            Row(other, "Tunix's Qwen 3", function="tunix", job=told, file="bench_train.py", **theirs),
+            beside(ours, "the decoder", job=told),
+        ]
+        bars = [
+            figure(f"a step's {name} / Tunix's", ours, other, name, 1)
+            for name in ("temporaries, MB", "all-gather", "all-to-all")
+        ]
+        bars += [
+            figure("a step's compile time / Tunix's", ours, other, "compile, s", 1.25),
+            ratio("a step's time / Tunix's", ours, other, 1.1),
+        ]
+        yield Experiment(f"train step, {settings.train_layers} layers, remat {remat}", rows, bars, other)
+    deep = {**job, "width": 64, "environment": {"JAX_PLATFORMS": "cpu"}, "remat": "none", "scan_layers": True}
+    rows = [
+        alone(f"compile-{count}", f"{count} layers in a stack", function="compilation", job={**deep, "layers": count})
+        for count in sorted(settings.depths)
+    ]
+    title = f"compile time, {max(settings.depths)} layers / {min(settings.depths)}"
+    bars = [ratio(title, rows[-1].name, rows[0].name, 1.5)]
+    yield Experiment("compilation of a train step, layers in stacks", rows, bars, rows[0].name)
+
+
+def fleets(settings: Settings) -> Iterator[Experiment]:
+    """Loads by several processes together, and what share each of them reads."""
+    model = _model(settings, "dense", min(settings.gigabytes))
+    nbytes = models.nbytes_on_disk(model)
+    for kind, what in (("miss", "of a folder that is not converted"), ("hit", "of what is in the cache")):
+        rows = [
+            Row(
+                f"{kind}-{count}",
+                f"{count} process{'es' if count > 1 else ''}",
+                "lazyload",
+                kind,
+                settings.job(model, processes=count, nbytes=nbytes),
+                python=_PYTHON,
+                nbytes=nbytes,
+                file="bench_fleet.py",
+            )
+            for count in settings.processes
+        ]
+        bars = [
+            Bar(f"{row.title}: the most that one reads, of a share", (row.name,), partial(_of_a_share, row.name), 1.05)
+            for row in rows
+        ]
+        yield Experiment(f"loads {what}, {_size(model)}", rows, bars, rows[0].name)
+
+
+def _of_a_share(row: str, found: Round) -> float:
+    return found[row].figures["of a share"]
+
+
 SUITES: Mapping[str, Suite] = {
     "load": loads,
+    "storage": storages,
     "convert": conversions,
     "hub": hub,
     "bucket": bucket,
@@ -397,6 +505,9 @@ SUITES: Mapping[str, Suite] = {
     "packed": packed,
     "maxtext": to_maxtext,
     "growth": growth,
+    "save": saves,
+    "train": train,
+    "fleet": fleets,
 }
 
 

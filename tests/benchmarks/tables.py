@@ -10,8 +10,8 @@ from tests.benchmarks.experiments import Outcome, Row
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.measure import Sample
 
-_HEADER = ("row", "by", "seconds", "least", "process", "cpu", "x the base", "above", "read", "GB/s")
-_RIGHT = _HEADER[2:]
+_HEADER = ("row", "by", "seconds", "least", "process", "cpu", "x the base", "above", "read", "GB/s", "besides")
+_RIGHT = _HEADER[2:-1]
 _MET = {True: "met", False: "NOT met", None: "not measured"}
 
 
@@ -82,11 +82,12 @@ def _cells(outcome: Outcome) -> Iterator[tuple[str, ...]]:
             _seconds(seconds),
             _seconds(min(sample.seconds for sample in samples)),
             _seconds(_median(sample.process_seconds for sample in samples)),
-            _seconds(statistics.median(sample.cpu for sample in samples)),
+            _seconds(_median(sample.cpu for sample in samples)),
             "" if not base else "the base" if samples is base else _ratios(samples, base),
             _memory(row, samples),
             _amount(_median(sample.bytes_read for sample in samples)),
             f"{row.nbytes / seconds / 1e9:.2f}" if row.nbytes else "",
+            _besides(samples, base),
         )
 
 
@@ -94,6 +95,17 @@ def _ratios(samples: Sequence[Sample], base: Sequence[Sample]) -> str:
     """The median of the ratios within a round, and between what they lie."""
     ratios = [sample.seconds / other.seconds for sample, other in zip(samples, base, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def _besides(samples: Sequence[Sample], base: Sequence[Sample] | None) -> str:
+    """The medians of what a row tells besides, and as ratios to the base, where that is not zero."""
+    parts = []
+    for name in samples[0].figures:
+        value = statistics.median(sample.figures[name] for sample in samples)
+        part = f"{name}: {value:.3g}"
+        of = statistics.median(sample.figures.get(name, 0) for sample in base) if base and samples is not base else 0
+        parts.append(f"{part} ({value / of:.2f}x)" if of else part)
+    return "; ".join(parts)
 
 
 def _memory(row: Row, samples: Sequence[Sample]) -> str:

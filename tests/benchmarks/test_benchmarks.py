@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 SMALL = [
     *("--gigabytes", "0.005", "--models", "dense", "--mesh", "8", "--mesh", "4,2", "--mesh", "16", "--repeat", "1"),
     *("--packings", "plain", "awq", "--packed-gigabytes", "0.01", "--maxtext-model", "tiny"),
-    *("--arrays", "13", "24", "--entries", "3"),
+    *("--arrays", "13", "24", "--entries", "3", "--processes", "2"),
+    *("--train-layers", "1", "--train-width", "64", "--remat", "none", "--depths", "1", "2"),
 ]
 PEERS = ["tunix", "transformers", "runai", "fastsafetensors", "maxtext"]
 
@@ -33,6 +34,9 @@ SUITES = {
     "packed": ("packed-plain packed-awq", ""),
     "maxtext": ("to-maxtext-scanned to-maxtext-unscanned", "maxtext-scanned maxtext-unscanned"),
     "growth": ("warm-13-arrays convert-13-arrays warm-24-arrays convert-24-arrays", ""),
+    "save": ("save export", ""),
+    "train": ("step-none compile-1 compile-2", "step-none-tunix"),
+    "fleet": ("miss-2 hit-2", ""),
 }
 
 
@@ -46,7 +50,14 @@ def benchmarks(folder: Path, *words: str) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "suites", [["load", "hub"], ["convert", "hit", "bucket", "start"], ["packed", "maxtext", "growth"]], ids=" ".join
+    "suites",
+    [
+        ["load", "hub"],
+        ["convert", "hit", "bucket", "start"],
+        ["packed", "maxtext", "growth"],
+        ["save", "train", "fleet"],
+    ],
+    ids=" ".join,
 )
 def test_suites_measure_every_row_and_say_which_they_could_not(suites: list[str], tmp_path: Path) -> None:
     # A Python that there is not: what is installed beside this library makes no difference.
@@ -66,7 +77,7 @@ def test_suites_measure_every_row_and_say_which_they_could_not(suites: list[str]
         assert rows[name]["title"] in printed
     for name in missing:
         assert f"not measured: {name}: {rows[name]['missing']}" in printed
-    for name in missing & set(PEERS):
+    for name in missing & {*PEERS, "step-none-tunix"}:
         assert "no-python cannot be run" in rows[name]["missing"]
     for bar in (bar for experiment in found["experiments"] for bar in experiment["bars"]):
         assert (bar["met"] is None) == (bar["why"] != ""), bar["title"]

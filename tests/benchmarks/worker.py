@@ -2,7 +2,8 @@
 
     python -P worker.py CONTENDERS.py FUNCTION JOB.json
 
-It answers every line on stdin with a line of JSON on stdout. It needs the standard library alone, since it runs in the
+It answers every line on stdin with a line of JSON on stdout. What a call returns may have `told`, by name what it knows
+of the sample itself. It needs the standard library alone, since it runs in the
 environments of all contenders.
 """
 
@@ -42,7 +43,7 @@ def prepared(file: str, function: str, job: Mapping[str, Any]) -> tuple[Callable
     return getattr(contenders, function)(job), job["scratch"]
 
 
-def measured(call: Callable[[str], object], scratch: str) -> dict[str, float | None]:
+def measured(call: Callable[[str], object], scratch: str) -> dict[str, Any]:
     """One call: seconds, processor time, bytes and reads, and the peak of memory above what was in use before."""
     folder = tempfile.mkdtemp(dir=scratch)
     _settle()
@@ -51,6 +52,7 @@ def measured(call: Callable[[str], object], scratch: str) -> dict[str, float | N
     result = call(folder)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak, reads = _memory("VmHWM"), _reads()
+    told = getattr(result, "told", {})
     if hasattr(result, "close"):
         result.close()
     del result
@@ -63,6 +65,7 @@ def measured(call: Callable[[str], object], scratch: str) -> dict[str, float | N
         "peak": None if rest is None or peak is None else peak - rest,
         "bytes_read": reads.get("rchar", 0) - done["rchar"] if done else None,
         "reads": reads.get("syscr", 0) - done["syscr"] if done else None,
+        **told,
     }
 
 

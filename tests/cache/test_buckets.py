@@ -136,6 +136,23 @@ def test_a_holder_here_that_is_dead_is_not_waited_for(cloud: CloudStorage, caplo
     assert not holder().exists()
 
 
+def test_a_holder_elsewhere_that_has_not_beaten_for_minutes_is_removed(cloud: CloudStorage) -> None:
+    holder().write_bytes(mark(boot="another machine", host="pod-7", pid=12))
+    asked = bucket_path(ROOT) / ".teams" / "nonce"
+    asked.write_bytes(b"")
+    assert Cache(ROOT).prune() == []
+    cloud.clock = 200.0
+    assert [(removal.path, removal.reason) for removal in Cache(ROOT).prune(dry_run=True)] == [
+        (holder(), "its process is gone")
+    ]
+    with Cache(ROOT).lock(KEY, 0.0):
+        assert holder().exists()
+    holder().write_bytes(mark(boot="another machine", host="pod-7", pid=12))
+    cloud.clock = 2 * 3600
+    assert {removal.path for removal in Cache(ROOT).prune()} == {holder(), asked}
+    assert cloud.objects == {}
+
+
 def test_a_lease_beats(cloud: CloudStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "HEARTBEAT_SECONDS", 0.02)
     entry = publish()

@@ -186,6 +186,31 @@ def test_damage_is_found_and_repaired(
     assert lazyload.last_report().hit
 
 
+def test_a_damaged_copy_on_a_disk_in_front_is_found_and_removed(
+    model: Path, cloud: CloudStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAZYLOAD_CACHE", f"{tmp_path}:{ROOT}")
+    lazyload.convert(model)
+    lazyload.from_pretrained(model)
+    assert [found.problems for found in lazyload.verify()] == [(), ()]
+    copy = next(tmp_path.rglob("manifest.json")).parent
+    damaged = max((path for path in copy.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    behind, found = lazyload.verify()
+    assert (behind.problems, found.folder, bool(found.problems)) == ((), copy, True)
+    shown = command("cache", "verify", cache=Path(f"{tmp_path}:{ROOT}"), code=1).stdout
+    assert f"in {ROOT}: ok" in shown
+    assert f"in {tmp_path}: " in shown
+    assert [repair.outcome for repair in lazyload.repair(dry_run=True)] == ["sound", "removed"]
+    assert copy.exists()
+    sound, repaired = lazyload.repair()
+    assert (sound.outcome, repaired.outcome) == ("sound", "removed")
+    assert "the next load makes again" in repaired.reason
+    assert not copy.exists()
+    lazyload.from_pretrained(model, verify=True)
+    assert [found.problems for found in lazyload.verify()] == [(), ()]
+
+
 def test_what_is_lost_is_converted_again(model: Path, wanted: dict[str, np.ndarray], cloud: CloudStorage) -> None:
     lazyload.convert(model, cache_dir=ROOT)
     del cloud.objects[next(name for name in cloud.objects if "/d/" in name)]

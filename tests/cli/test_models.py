@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support import checkpoints
+from support import checkpoints, large
 from support.command import command
 
 import lazyload
@@ -73,6 +73,17 @@ def test_a_plan_says_what_hosts_read(model: Path, cache: Path) -> None:
     reads = json.loads(command(*asked, "4", "--json", cache=cache).stdout)["bytes_read"]
     assert size <= reads["together"] <= reads["apart"] <= 4 * size
     assert "a mesh of 4 devices" in command(*asked, "3", cache=cache, code=1).stderr
+
+
+@pytest.mark.parametrize("name", ["Llama-3.3-70B-Instruct", "DeepSeek-V3"])
+def test_a_large_fleet_reads_a_large_model_about_once(name: str, tmp_path: Path) -> None:
+    published = json.loads((Path(__file__).parents[1] / "families" / "hub_configs" / f"{name}.json").read_text())
+    # All layers are of the same few shapes, and those of experts have the most arrays.
+    config = {**published["config"], "num_hidden_layers": 4, "quantization_config": None}
+    model = large.write_headers(tmp_path, config)
+    told = command("plan", model, "--mesh", "fsdp=256", "--hosts", "64", cache=tmp_path / "cache").stdout
+    together, apart = (float(times) for times in re.findall(r"\(([\d.]+) times all arrays\)", told))
+    assert 1.0 <= together < 1.2 < apart
 
 
 def test_a_plan_as_json(model: Path, cache: Path) -> None:

@@ -151,7 +151,7 @@ def test_what_somebody_begins_to_use_meanwhile_is_kept_and_makes_the_exit_code_1
         (entry.folder / "last-used").touch()
         return True
 
-    monkeypatch.setattr("typer.confirm", used)
+    monkeypatch.setattr("click.confirm", used)
     ended = command("cache", "prune", "--older-than", "30m", cache=cache, code=1)
     assert "kept 1 that somebody uses by now" in ended.stderr
     assert left(cache) == [3000, 4000]

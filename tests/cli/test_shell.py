@@ -13,7 +13,7 @@ from support.entries import publish
 
 import lazyload
 from lazyload.cache.cache import Cache
-from lazyload.cli import app, completion
+from lazyload.cli import app, cache_app, completion
 
 COMMANDS = [
     ["convert"],
@@ -72,13 +72,8 @@ def test_usage_names_arguments_as_people_write_them(words: list[str], usage: str
 
 
 def test_every_command_is_in_the_list() -> None:
-    found = [[command.name or command.callback.__name__] for command in app.registered_commands]
-    found += [
-        [group.name, command.name or command.callback.__name__]
-        for group in app.registered_groups
-        for command in group.typer_instance.registered_commands
-    ]
-    assert sorted(found) == sorted(COMMANDS)
+    found = [[name] for name in app.places if name != "cache"]
+    assert [*found, *(["cache", name] for name in cache_app.places)] == COMMANDS
 
 
 @pytest.mark.parametrize("words", [[], ["cache"]])
@@ -90,13 +85,13 @@ def test_no_command_is_wrong_usage_with_help(words: list[str], cache: Path) -> N
 def completed(line: str, cache: Path) -> list[str]:
     """What bash would offer for the last word of a line."""
     words = line.split(" ")
-    variables = {"_LAZYLOAD_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    variables = {"_LAZYLOAD_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
     code = "import sys; sys.argv = ['lazyload']; from lazyload.cli import main; main()"
     ended = subprocess.run(
         [sys.executable, "-c", code], env=environment(cache) | variables, capture_output=True, text=True, check=False
     )
     assert ended.stderr == ""
-    return ended.stdout.split()
+    return [line.partition(",")[2] for line in ended.stdout.splitlines()]
 
 
 def test_bash_completes_commands_options_models_and_keys(cache: Path) -> None:
@@ -106,6 +101,12 @@ def test_bash_completes_commands_options_models_and_keys(cache: Path) -> None:
     assert completed("lazyload cache rm ", cache) == ["Qwen/Qwen3-8B", "org/model"]
     assert completed("lazyload convert Qw", cache) == ["Qwen/Qwen3-8B"]
     assert key in completed(f"lazyload cache info {key[:2]}", cache)
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_what_a_shell_needs_to_complete_is_printed(shell: str, cache: Path) -> None:
+    said = command("--show-completion", shell, cache=cache).stdout
+    assert f"_LAZYLOAD_COMPLETE={shell}_complete" in said
 
 
 def test_completion_offers_models_and_what_a_key_begins_with(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

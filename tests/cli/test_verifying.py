@@ -39,6 +39,7 @@ def test_all_is_well(model: Path, cache: Path) -> None:
     assert command("cache", "verify", "-q", cache=cache).stdout == ""
     assert str(cache) in command("cache", "verify", "-v", cache=cache).stdout
     (found,) = json.loads(command("cache", "verify", key, "--json", cache=cache).stdout)
+    assert Path(found.pop("folder")).name == key
     assert found == {"key": key, "model": str(model), "problems": []}
 
 

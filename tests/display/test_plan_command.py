@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
-import typer
 from jax.sharding import AbstractMesh
 from support import checkpoints
 
@@ -64,5 +64,5 @@ def test_a_mesh(model: Path) -> None:
 
 @pytest.mark.parametrize("typed", ["8", "fsdp", "fsdp=0", "fsdp=4,fsdp=2", "fsdp=4,", "fsdp=four", ""])
 def test_meshes_that_are_none(typed: str) -> None:
-    with pytest.raises(typer.BadParameter, match="give each axis once, with its size: fsdp=4,tp=2"):
+    with pytest.raises(click.BadParameter, match="give each axis once, with its size: fsdp=4,tp=2"):
         values.mesh(typed)

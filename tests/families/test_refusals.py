@@ -1,5 +1,6 @@
 """What changes the mathematics and is not implemented, what is unknown, and what is missing: refused by name."""
 
+import contextlib
 import itertools
 import json
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from support import checkpoints
 
 from lazyload import families
+from lazyload.architecture import Attention, DecoderConfig, Mamba2
 from lazyload.errors import ConfigError, UnknownArchitectureError
 
 Values = dict[str, Any]
@@ -380,6 +382,70 @@ def test_a_value_of_the_wrong_type_is_named(kind: str, field: str, value: Any) -
         refuse(values, "attention_bias = 1.5")
     else:
         refuse(values, field)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_a_field_holds_it_is_read_or_refused(kind: str) -> None:
+    names = [*values_of(kind).get("text_config", values_of(kind)), "rope_parameters", "rope_scaling", "layer_types"]
+    for name, value in itertools.product(names, [None, -1, 0, 2.5, True, "odd", [], ["odd"], [[1]], {"a": 1}, 10**400]):
+        values = values_of(kind, **{name: value})
+        with contextlib.suppress(ConfigError, UnknownArchitectureError):
+            families.find(values).config(values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "other"),
+    [
+        ("qwen3_moe", "num_experts", "num_local_experts"),
+        ("mixtral", "num_local_experts", "num_experts"),
+        ("deepseek_v3", "n_routed_experts", "num_local_experts"),
+    ],
+)
+def test_names_of_one_number_with_two_values(kind: str, name: str, other: str) -> None:
+    refuse(values_of(kind, **{other: 4}), f"{name} = 8, {other} = 4 are names of one number")
+
+
+def test_what_null_says() -> None:
+    def read(kind: str, **changes: Any) -> DecoderConfig:
+        values = values_of(kind)
+        return families.find(values).config(values | changes)
+
+    scaling = values_of("arcee")["rope_scaling"] | {"truncate": None}
+    rope = read("arcee", rope_scaling=scaling).layers[0].mixer
+    assert isinstance(rope, Attention)
+    assert rope.rope is not None
+    assert not rope.rope.truncate
+    mamba = read("granitemoehybrid", mamba_conv_bias=None).first(Mamba2)
+    assert mamba is not None
+    assert not mamba.conv_bias
+    assert not read("gemma3", tie_word_embeddings=None).tied
+
+
+@pytest.mark.parametrize(
+    ("kind", "outer", "text", "tied"),
+    [
+        # The default of transformers' class of the whole file counts, whatever the text model's part says;
+        ("qwen3_vl", ..., True, False),
+        ("qwen3_5", ..., True, False),
+        ("gemma3", ..., False, True),
+        # but Llama 4's text model is a model of its own.
+        ("llama4", False, True, True),
+        ("llama4", True, False, False),
+        ("llama4", True, ..., False),
+    ],
+)
+def test_who_says_whether_a_multimodal_model_is_tied(kind: str, outer: Any, text: Any, tied: bool) -> None:
+    values = values_of(kind, tie_word_embeddings=text)
+    values = {name: value for name, value in (values | {"tie_word_embeddings": outer}).items() if value is not ...}
+    assert families.find(values).config(values).tied == tied
+
+
+def test_phi_3_5_moe_has_its_length_in_the_embedding_s_description() -> None:
+    values = values_of("phimoe", original_max_position_embeddings=7)
+    mixer = families.find(values).config(values).layers[0].mixer
+    assert isinstance(mixer, Attention)
+    assert mixer.rope is not None
+    assert mixer.rope.original_max_position == 64
 
 
 @pytest.mark.parametrize("kind", ["gemma3_text", "olmo3", "gemma4_text_31b", "gemma4_e2b"])

@@ -241,7 +241,7 @@ def llama4_text(draw: Draw) -> Values:
 
 
 def mistral(draw: Draw) -> Values:
-    values = sizes(draw, head_dim=draw(BOTH))
+    values = sizes(draw, head_dim=draw(BOTH)) | maybe(draw, hidden_act=ACTIVATIONS)
     return values | rope(draw, width(values)) | {"sliding_window": draw(WINDOWS)}
 
 
@@ -260,7 +260,7 @@ def mistral3(draw: Draw) -> Values:
     if draw(BOTH):
         text = multimodal(draw, "ministral3", ministral3(draw), PIXTRAL)
     else:
-        text = multimodal(draw, "mistral", mistral(draw) | maybe(draw, hidden_act=ACTIVATIONS), PIXTRAL)
+        text = multimodal(draw, "mistral", mistral(draw), PIXTRAL)
     return text | maybe(draw, spatial_merge_size=st.just(1), multimodal_projector_bias=BOTH)
 
 
@@ -270,12 +270,12 @@ def mixtral(draw: Draw) -> Values:
     values["head_dim"] = width(values)
     experts = draw(st.integers(1, 5))
     chosen = {"num_local_experts": experts, "num_experts_per_tok": draw(st.integers(1, experts))}
-    return values | chosen | maybe(draw, hidden_act=ACTIVATIONS)
+    return values | chosen
 
 
 def qwen2(draw: Draw) -> Values:
     values = sizes(draw, head_dim=False)
-    values |= rope(draw, width(values))
+    values |= rope(draw, width(values)) | maybe(draw, hidden_act=ACTIVATIONS)
     return values | qwen_windows(draw, values)
 
 
@@ -288,8 +288,8 @@ def qwen_windows(draw: Draw, values: Values) -> Values:
 
 
 def qwen3(draw: Draw) -> Values:
-    values = sizes(draw)
-    return values | rope(draw, width(values)) | qwen_windows(draw, values) | maybe(draw, attention_bias=BOTH)
+    values = sizes(draw) | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS)
+    return values | rope(draw, width(values)) | qwen_windows(draw, values)
 
 
 def qwen3_moe(draw: Draw) -> Values:
@@ -417,6 +417,7 @@ def gemma2(draw: Draw) -> Values:
         | maybe(
             draw,
             attention_bias=BOTH,
+            hidden_activation=ACTIVATIONS,
             query_pre_attn_scalar=st.sampled_from([8, 144]),
             final_logit_softcapping=caps,
             attn_logit_softcapping=caps,
@@ -431,6 +432,7 @@ def gemma3_text(draw: Draw) -> Values:
     values |= maybe(
         draw,
         attention_bias=BOTH,
+        hidden_activation=ACTIVATIONS,
         query_pre_attn_scalar=st.sampled_from([8, 168]),
         final_logit_softcapping=st.sampled_from([None, 2.0]),
         attn_logit_softcapping=st.sampled_from([None, 2.0]),
@@ -578,7 +580,7 @@ def olmo3(draw: Draw) -> Values:
     return (
         values
         | {"sliding_window": draw(st.sampled_from([2, 5, 4096])), "max_position_embeddings": draw(LENGTHS)}
-        | maybe(draw, attention_bias=BOTH, layer_types=kinds_of_layers(values))
+        | maybe(draw, attention_bias=BOTH, hidden_act=ACTIVATIONS, layer_types=kinds_of_layers(values))
         | rope_by_layer_type(draw, width(values), local=False)
     )
 
@@ -590,6 +592,7 @@ def smollm3(draw: Draw) -> Values:
         draw,
         attention_bias=BOTH,
         mlp_bias=BOTH,
+        hidden_act=ACTIVATIONS,
         no_rope_layer_interval=st.integers(1, 3),
         no_rope_layers=st.lists(st.integers(0, 1), min_size=count, max_size=count),
     )
@@ -1191,7 +1194,7 @@ def test_a_missing_field_means_what_transformers_takes_it_for(kind: str) -> None
     if text is None:
         assert missing(kind, values, read) <= NEEDED
         return
-    # What the whole file says of it counts, and it is only in ours that the text model's part stands in for it.
+    # What the whole file says of it counts.
     text.pop("tie_word_embeddings", None)
     assert not missing(kind, values, read)
     own = text["model_type"].replace("kimi_k2", "deepseek_v3")

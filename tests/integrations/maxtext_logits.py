@@ -6,10 +6,12 @@
 stands which parameters the trainer restores otherwise than `from_pretrained`. A job with a `model` and a `cache_dir`,
 too, has its checkpoint filled in by `lazyload.integrations.maxtext`. A job with a file `refusals` is one whose settings
 contradict its checkpoint: what MaxText says of that, and what the integration says, is written there. A job with a file
-`internals` writes there what the integration relies on of MaxText's configs. A program of its own, because MaxText
+`internals` writes there what the integration relies on of MaxText's configs; one with a file `trained`, the shapes and
+SHA-256 sums of what the trainer restores, in the dtypes that `dtypes` says. A program of its own, because MaxText
 configures JAX for its whole process, and may live in another environment than the tests.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -114,6 +116,16 @@ def otherwise(model: nnx.Module, parameters: nnx.State) -> list[str]:
     ]
 
 
+def trained(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The shapes and sums of what the trainer restores, by their paths."""
+    found = {}
+    for path, parameter in nnx.to_flat_state(trained_from(config_of(job, 24))):
+        name, value = "/".join(map(str, path)), np.asarray(parameter[...])
+        stored = value.astype(job["dtypes"].get(name, value.dtype.name))
+        found[name] = {"shape": list(value.shape), "sha256": hashlib.sha256(stored.tobytes()).hexdigest()}
+    return found
+
+
 def refusals(job: dict[str, Any]) -> list[str]:
     """What MaxText's and the integration's errors say, with the errors' classes."""
     config = config_of(job, 24)
@@ -143,6 +155,8 @@ if __name__ == "__main__":
     for job in json.loads(pathlib.Path(sys.argv[1]).read_text()):
         if "refusals" in job:
             pathlib.Path(job["refusals"]).write_text(json.dumps(refusals(job)))
+        elif "trained" in job:
+            pathlib.Path(job["trained"]).write_text(json.dumps(trained(job)))
         elif "internals" in job:
             pathlib.Path(job["internals"]).write_text(json.dumps(internals(job)))
         else:

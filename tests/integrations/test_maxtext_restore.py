@@ -51,6 +51,7 @@ MODELS: dict[str, dict[str, Any]] = {
 # What MaxText is told of a model beyond the settings that its golden tree was made with.
 OF_TREES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"rope_factor": 1},
+    "deepseek_v4_7": {},
     "gemma4_a4b_12": {"sliding_window_size": 8},
     "gemma4_e2b_10": {"sliding_window_size": 8},
     "gemma4_text_31b_12": {"sliding_window_size": 8},
@@ -171,14 +172,32 @@ class Found(NamedTuple):
     Attributes:
         logits: Of all cases.
         otherwise: The parameters that the trainer restored otherwise than `from_pretrained`.
+        trained: What the trainer restored of a DeepSeek V4, scanned and not.
         refusals: What was said of a contradicting config.
         internals: A config's inside.
     """
 
     logits: dict[Case, np.ndarray]
     otherwise: dict[Case, list[str]]
+    trained: dict[bool, dict[str, Any]]
     refusals: Sequence[str]
     internals: dict[str, Any]
+
+
+def tree_of(scan_layers: bool) -> dict[str, Any]:
+    """The leaves of the golden tree of a DeepSeek V4, without the collections that they lie in."""
+    path = HERE.parent / "golden" / "maxtext" / f"deepseek_v4_7-scan_{str(scan_layers).lower()}.json"
+    leaves = json.loads(path.read_text())["leaves"]
+    return {name.split("/", 2)[2]: leaf for name, leaf in leaves.items() if name != "step"}
+
+
+def job_of_trainer(scan_layers: bool, model: Path, folder: Path) -> dict[str, Any]:
+    """The trainer is to restore a DeepSeek V4, whose collections beside `params` its other loader does not see."""
+    layout = lazyload.MaxText(scan_layers=scan_layers)
+    path = lazyload.convert(model, layout=layout, cache_dir=folder / "cache").path
+    settings = settings_of("deepseek_v4_7") | {"scan_layers": scan_layers, "load_parameters_path": str(path)}
+    dtypes = {name: leaf["dtype"] for name, leaf in tree_of(scan_layers).items()}
+    return {"settings": settings, "dtypes": dtypes, "trained": str(folder / f"trained-{scan_layers}.json")}
 
 
 @pytest.fixture(scope="module")
@@ -190,13 +209,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     scanned = jobs[0]["settings"]
     refused = {"settings": {**scanned, "scan_layers": False}, "refusals": str(folder / "refusals.json")}
     inside = {"settings": scanned, "internals": str(folder / "internals.json")}
-    (folder / "jobs.json").write_text(json.dumps([*jobs, refused, inside]))
+    trainer = {scan: job_of_trainer(scan, models["deepseek_v4_7"], folder) for scan in (True, False)}
+    (folder / "jobs.json").write_text(json.dumps([*jobs, *trainer.values(), refused, inside]))
     run(folder, HERE / "maxtext_logits.py", folder / "jobs.json")
     arrays = {case: dict(np.load(job["logits"])) for case, job in zip(CASES, jobs, strict=True)}
     logits = {case: found["logits"] for case, found in arrays.items()}
     otherwise = {case: found["otherwise"].tolist() for case, found in arrays.items()}
+    trained = {scan: json.loads(Path(job["trained"]).read_text()) for scan, job in trainer.items()}
     return Found(
-        logits, otherwise, *(json.loads((folder / f"{name}.json").read_text()) for name in ("refusals", "internals"))
+        logits,
+        otherwise,
+        trained,
+        *(json.loads((folder / f"{name}.json").read_text()) for name in ("refusals", "internals")),
     )
 
 
@@ -212,6 +236,12 @@ def test_maxtext_s_model_says_what_transformers_does(case: Case, found: Found) -
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_maxtext_s_trainer_restores_the_same(case: Case, found: Found) -> None:
     assert found.otherwise[case] == []
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_maxtext_s_trainer_restores_a_deepseek_v4(scan_layers: bool, found: Found) -> None:
+    wanted = {name: {"shape": leaf["shape"], "sha256": leaf["sha256"]} for name, leaf in tree_of(scan_layers).items()}
+    assert found.trained[scan_layers] == wanted
 
 
 def test_maxtext_and_the_integration_refuse_layers_scanned_otherwise(found: Found) -> None:

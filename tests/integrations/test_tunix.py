@@ -26,9 +26,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import optax
     import qwix
-    from tunix.distillation import feature_extraction
+    from tunix.distillation import distillation_trainer, feature_extraction, strategies
     from tunix.generate import mappings
     from tunix.generate import utils as generate_utils
+    from tunix.models.gemma4 import mapping_vllm_jax as gemma4
     from tunix.models.llama3 import model as llama3
     from tunix.models.qwen3 import model as qwen3
     from tunix.rl import common, reshard, rl_cluster
@@ -81,6 +82,16 @@ def moved(before, after):
     return {path for path in before if not np.array_equal(before[path], after[path])}
 
 
+def logging(losses, log):
+    """A trainer's `log`, which keeps the losses, too."""
+
+    def logged(loss, *args, **kwargs):
+        losses.append(float(np.mean(loss)))
+        return log(loss, *args, **kwargs)
+
+    return logged
+
+
 def sft(model, mesh, *, steps=3, learning_rate=3e-3):
     """What `PeftTrainer` makes of a few steps: the losses, and the trainer."""
     config = peft_trainer.TrainingConfig(
@@ -95,13 +106,8 @@ def sft(model, mesh, *, steps=3, learning_rate=3e-3):
             "attention_mask": sft_utils.make_causal_attn_mask(batch.input_mask),
         }
     )
-    losses, log = [], trainer._log_metrics
-
-    def logged(loss, *args, **kwargs):
-        losses.append(float(np.mean(loss)))
-        return log(loss, *args, **kwargs)
-
-    trainer._log_metrics = logged
+    losses = []
+    trainer._log_metrics = logging(losses, trainer._log_metrics)
     batch = peft_trainer.TrainingInput(input_tokens=TOKENS, input_mask=np.ones_like(TOKENS, bool))
     with mesh:
         trainer.train([batch] * steps)
@@ -131,7 +137,7 @@ def with_lora(model, mesh, **options):
 
 
 @pytest.mark.parametrize("quantised", [None, "int8", "int4", "nf4"])
-def test_lora_trains_its_own_parameters_and_no_other(load, quantised):
+def test_lora_trains_its_own_parameters_and_no_other(load, quantised, folder, tmp_path):
     mesh = automatic()
     options = {} if quantised is None else {"weight_qtype": quantised, "tile_size": 16}
     model = with_lora(load(mesh=mesh), mesh, **options)
@@ -145,6 +151,8 @@ def test_lora_trains_its_own_parameters_and_no_other(load, quantised):
     changed = moved(before, values(model))
     assert changed
     assert changed <= {path for path in before if "lora" in path}
+    with pytest.raises(lazyload.errors.InputError, match="LoRA's parameters" if quantised is None else "quantised"):
+        lazyload.save_pretrained(model, tmp_path / "saved", like=folder / "qwen3")
 
 
 def test_lora_on_explicit_axes(load):
@@ -320,9 +328,8 @@ def test_checkpoints_are_saved_and_restored_in_place(load, tmp_path):
     assert {path: array.sharding for path, array in arrays(other).items()} == places
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_what_layers_return_is_sown_for_distillation(load, kind):
-    mesh = jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(kind,) * 2)
+def test_what_layers_return_is_sown_on_explicit_axes(load):
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(AxisType.Explicit,) * 2)
     model = load(mesh=mesh)
     layer = type(model.layers[0])
     feature_extraction.wrap_model_with_sowed_modules(model, [layer])
@@ -330,6 +337,50 @@ def test_what_layers_return_is_sown_for_distillation(load, kind):
     sown = feature_extraction.pop_sowed_intermediate_outputs(model)
     shapes = [leaf.shape for leaf in jax.tree.leaves(sown)]
     assert shapes.count((*TOKENS.shape, 64)) == 2
+
+
+def forward(model, input_tokens, input_mask):
+    logits, _ = model(input_tokens)
+    return logits
+
+
+def forward_with_projection(model, input_tokens, input_mask):
+    (logits, _), features = model(input_tokens)
+    return logits, features
+
+
+def labels(input_tokens, input_mask):
+    return jax.nn.one_hot(jnp.roll(input_tokens, -1, axis=1), 512)
+
+
+@pytest.mark.parametrize("kind", ["pooling", "projection", "logit"])
+def test_distillation(load, kind):
+    # On several devices Tunix's own projection, which it leaves on one, has the step compiled twice.
+    mesh = automatic((1, 1), devices=jax.devices()[:1])
+    teacher, student = load(mesh=mesh), load(mesh=mesh, layers=range(1))
+    # A projection of features has as many parameters as all features have numbers, times those of the teacher.
+    tokens = TOKENS[:2, :4]
+    mlp = type(student.layers[0].mlp)
+    strategy = {
+        "pooling": lambda: strategies.FeaturePoolingStrategy(forward, forward, labels, mlp),
+        "projection": lambda: strategies.FeatureProjectionStrategy(
+            forward_with_projection, forward, labels, mlp, dummy_input={"tokens": tokens}, rngs=nnx.Rngs(0)
+        ),
+        "logit": lambda: strategies.LogitStrategy(forward, forward, labels),
+    }[kind]()
+    before, taught, losses = values(student), values(teacher), []
+    config = distillation_trainer.TrainingConfig(eval_every_n_steps=1000, max_steps=3, data_sharding_axis=("fsdp",))
+    batch = distillation_trainer.TrainingInput(input_tokens=tokens, input_mask=np.ones_like(tokens, bool))
+    with mesh:
+        trainer = distillation_trainer.DistillationTrainer(student, teacher, strategy, optax.adamw(1e-3), config)
+        trainer._log_metrics = logging(losses, trainer._log_metrics)
+        trainer.train([batch] * 3)
+    assert losses[-1] < losses[0]
+    assert moved(before, values(student)) == set(before)
+    assert moved(taught, values(teacher)) == set()
+    # Both are what they were before.
+    assert {type(layer.mlp) for layer in (*student.layers, *teacher.layers)} == {mlp}
+    assert trainer.model is student
 
 
 def test_hidden_states_are_sown_where_they_are_asked_for(load):
@@ -354,6 +405,95 @@ def test_weights_have_the_names_in_other_programs_that_tunix_has_for_its_own_mod
     for target, axes in known.to_hf_mappings.values():
         if target in split and "norm" not in target and "bias" not in target:
             assert split[target] == {axis for axis in axes if axis}
+
+
+def test_experts_have_the_names_that_tunix_has_for_its_own_model(load):
+    ours = mappings.MappingConfig.build(model=load("gemma4_text_a4b", layers=range(1)), backend="vllm_jax")
+    known = {target for target, _ in gemma4.TO_HF_MAPPINGS.values()}
+    assert {target for target, _ in ours.to_hf_mappings.values()} <= known
+    source = "layers.*.moe.gating_einsum"
+    assert ours.to_hf_mappings[source][0] == gemma4.TO_HF_MAPPINGS[source][0]
+
+
+FUSED = {"qkv_proj": {"q_proj": 64, "k_proj": 32, "v_proj": 32}, "gate_up_proj": {"gate_proj": 96, "up_proj": 96}}
+
+
+def there_of(name, backend):
+    """The hub's tensors as the other program has them: inputs first, experts in one array, projections apart."""
+    tensors = {key: array.astype(np.float32) for key, array in checkpoints.tensors(name).items()}
+    experts = {key for key in tensors if ".experts." in key}
+    found = {}
+    for key in sorted(tensors.keys() - experts):
+        block, module, leaf = f".{key}".rsplit(".", 2)
+        parts = FUSED.get(module, {module: len(tensors[key])})
+        pieces = np.split(tensors[key], np.cumsum(list(parts.values()))[:-1])
+        for part, piece in zip(parts, pieces, strict=True):
+            found[spelled(f"{block}.{part}.{leaf}".strip("."), backend)] = (
+                piece if piece.ndim == 1 or part == "embed_tokens" else piece.T
+            )
+    if backend == "sglang_jax":
+        found["lm_head.embedding"] = found.pop("lm_head.weight").T
+    for block in sorted({key.partition(".experts.")[0] for key in experts}):
+        count = sum(key.startswith(f"{block}.experts.") for key in experts) // 3
+        gate, up, down = (
+            np.stack([tensors[f"{block}.experts.{number}.{kind}_proj.weight"].T for number in range(count)])
+            for kind in ("gate", "up", "down")
+        )
+        if backend == "sglang_jax":
+            found |= {f"{block}.wi_0": gate, f"{block}.wi_1": up, f"{block}.wo": down}
+            continue
+        # Each of them is filled up to a multiple of 128.
+        wide = [np.pad(array, ((0, 0), (0, 0), (0, -array.shape[2] % 128))) for array in (gate, up)]
+        found[f"{block}.experts.kernel_gating_upproj_EDF"] = np.concatenate(wide, axis=2)
+        found[f"{block}.experts.kernel_down_proj_EFD"] = down
+    return found
+
+
+def spelled(name, backend):
+    """A name of the hub as SGLang spells it in its Qwen 3 with experts."""
+    changes = {
+        "embed_tokens.weight": "embed_tokens.embedding",
+        "norm.weight": "norm.scale",
+        "mlp.gate.weight": "moe_gate.kernel",
+        "o_proj": "c_proj",
+    }
+    for hub, there in changes.items() if backend == "sglang_jax" else ():
+        name = name.replace(hub, there)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "scan_layers"),
+    [
+        ("phi3", "vllm_jax", False),
+        ("qwen3_moe", "vllm_jax", False),
+        ("qwen3_moe", "vllm_jax", True),
+        ("qwen3_moe", "sglang_jax", True),
+    ],
+)
+def test_experts_fused_projections_and_stacks_arrive(load, name, backend, scan_layers):
+    model = load(name, layers=None, scan_layers=scan_layers)
+    tables = mappings.MappingConfig.build(model=model, backend=backend)
+    expected = {
+        tuple(int(step) if step.isdigit() else step for step in key.split(".")): array
+        for key, array in there_of(name, backend).items()
+    }
+    state = nnx.state(model, nnx.Param)
+    if tables.preprocess_src_state:
+        state = tables.preprocess_src_state(state)
+    filled = generate_utils.transfer_state_with_mappings(
+        src_state=state,
+        dst_state=nnx.State.from_flat_path(
+            {path: nnx.Param(jnp.zeros_like(array)) for path, array in expected.items()}
+        ),
+        key_mappings=tables.to_hf_mappings,
+        key_mapping_hook_fns=tables.to_hf_hook_fns,
+        transpose_keys=tables.to_hf_transpose_keys,
+        rollout_engine=backend,
+        tp_size=1,
+    )
+    for path, leaf in nnx.to_flat_state(filled):
+        np.testing.assert_array_equal(leaf.get_value(), expected[path], err_msg=str(path))
 
 
 @pytest.mark.parametrize("backend", ["vllm_jax", "sglang_jax"])

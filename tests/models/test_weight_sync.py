@@ -1,6 +1,10 @@
 """What a loaded decoder says of its weights' names in vLLM and SGLang; `test_tunix.py` compares with Tunix's own."""
 
+import re
+
+import numpy as np
 import pytest
+from flax import nnx
 from support import checkpoints
 
 import lazyload
@@ -12,7 +16,8 @@ def load(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
 
     def loaded(name, **options):
-        return lazyload.from_pretrained(checkpoints.make(name, folder), layers=range(1), progress=False, **options)
+        source = folder / name if (folder / name).exists() else checkpoints.make(name, folder)
+        return lazyload.from_pretrained(source, progress=False, **{"layers": range(1), **options})
 
     return loaded
 
@@ -27,13 +32,75 @@ def test_names_are_the_hubs_and_what_is_split_is_heads_widths_and_vocabulary(loa
     assert lora["layers.*.mlp.up_proj.kernel_lora_b"] == ("model.layers.*.mlp.up_proj.B_buffer", (None, "tensor"))
     assert model.to_hf_transpose_keys("sglang_jax") == {"lm_head.kernel": (1, 0)}
     assert model.to_hf_transpose_keys() is model.to_hf_hook_fns() is model.preprocess_src_state() is None
+    # Tunix puts LoRA's table into this one.
+    assert load("llama3_tied").to_hf_transpose_keys("sglang_jax") == {}
 
 
-def test_what_is_no_tensor_of_its_own_on_the_hub_has_no_name(load):
+def test_what_the_hub_has_in_one_tensor_has_the_usual_names(load):
+    model = load("phi3")
+    table = model.to_hf_mappings()
+    assert table["layers.*.attn.k_proj.kernel"] == ("model.layers.*.self_attn.k_proj.weight", (None, "model", None))
+    assert table["layers.*.mlp.up_proj.kernel"] == ("model.layers.*.mlp.up_proj.weight", (None, "model"))
+    lora = model.lora_to_hf_mappings()
+    assert lora["layers.*.attn.v_proj.kernel_lora_a"] == ("model.layers.*.self_attn.v_proj.weight_lora_a", (None, None))
+
+
+def test_experts_are_one_array_of_all_of_a_layer(load):
+    model = load("qwen3_moe")
+    table = model.to_hf_mappings("vllm_jax")
+    experts = "model.layers.*.mlp.experts"
+    assert table["layers.*.moe.gating_einsum"][0] == f"{experts}.kernel_gating_upproj_EDF"
+    assert table["layers.*.moe.down_proj.kernel"] == (f"{experts}.kernel_down_proj_EFD", (None, "model", None))
+    assert not {"layers.*.moe.gate_proj.kernel", "layers.*.moe.up_proj.kernel"} & set(table)
+    there = model.to_hf_mappings("sglang_jax")
+    assert there["layers.*.moe.gate_proj.kernel"] == ("model.layers.*.mlp.wi_0", (None, None, "tensor"))
+    assert there["layers.*.moe.router.kernel"][0] == "model.layers.*.moe_gate.kernel"
+    assert there["layers.*.attn.o_proj.kernel"][0] == "model.layers.*.self_attn.c_proj.weight"
+    assert model.preprocess_src_state("sglang_jax") is None
+    state = nnx.to_flat_state(model.preprocess_src_state()(nnx.state(model, nnx.Param)))
+    assert {".".join("*" if isinstance(step, int) else step for step in path) for path, _ in state} == set(table)
+
+
+def test_layers_in_stacks_are_told_by_their_numbers(load):
+    model = load("gemma3_text", layers=range(5), scan_layers=True)
+    table = model.to_hf_mappings()
+    names = [table[f"layers.{number}.attn.q_proj.kernel"][0] for number in range(len(model.layers))]
+    stacks = [re.search(r"\((.*)\)", name)[1].split("|") for name in names]
+    assert sorted(int(number) for stack in stacks for number in stack) == list(range(5))
+    assert max(map(len, stacks)) > 1
+    name, split = table["layers.0.mlp.down_proj.kernel"]
+    assert name.endswith(r"\.mlp\.down_proj\.weight")
+    assert split == ("layer", "model", None)
+    assert model.lora_to_hf_mappings() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "missing"),
+    [
+        # The hub has one tensor for several parts, and no model there has them by these names.
+        ("granitemoehybrid", "vllm_jax", r"layers\.\*\.mamba\.conv_b\.kernel"),
+        # These have names of their own there.
+        ("gpt_oss", "vllm_jax", r"layers\.\*\.moe\.gating_einsum"),
+        ("llama4_text", "vllm_jax", r"layers\.\*\.moe\.gating_einsum"),
+        # Nothing is known of these.
+        ("mixtral", "sglang_jax", r"layers\.\*\.moe\.down_proj\.kernel"),
+        ("deepseek_v3", "vllm_jax", r"layers\.\*\.attn\.kv_b_proj\.kernel"),
+    ],
+)
+def test_what_is_no_array_there_is_refused(load, name, backend, missing):
+    with pytest.raises(InputError, match=f"{backend}: there is no array there, by any name known here, .*{missing}"):
+        load(name).to_hf_mappings(backend)
+
+
+def test_adapters_of_what_has_no_name_there_are_refused(load):
+    model = load("granitemoehybrid")
+    assert not any("mamba.in_proj_z" in path for path in model.lora_to_hf_mappings())
+    projection = model.layers[0].mamba.in_proj_z
+    projection.kernel_lora_a = nnx.LoRAParam(np.zeros((*projection.kernel.shape[:1], 2)))
     with pytest.raises(
-        InputError, match=r"no single tensor of the hub's checkpoint is layers\.\*\.attn\.k_proj\.kernel"
+        InputError, match=r"no array there for the LoRA factors of layers\.\*\.mamba\.in_proj_z\.kernel"
     ):
-        load("phi3").to_hf_mappings()
+        model.lora_to_hf_mappings()
 
 
 def test_other_backends_are_refused(load):

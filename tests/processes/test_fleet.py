@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from support import tiny
+from support import buckets, tiny
+from support.cloud_storage import CloudStorage, Stored
 from support.fleet import Answer, Fleet, fleet
 from support.hub import Hub
 from support.large import LLAMA, write
@@ -68,8 +69,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Four processes of two devices."""
-    with fleet(4, 2, tmp_path_factory.mktemp("four")) as running:
+    """Four processes of two devices, which find the store of the tests."""
+    with fleet(4, 2, tmp_path_factory.mktemp("four"), buckets.running().environment()) as running:
         yield running
 
 
@@ -104,7 +105,7 @@ def require_equal(answers: list[Answer], expected: Mapping[str, np.ndarray]) -> 
     assert all(covered[path] >= array.size for path, array in expected.items())
 
 
-def command(model: str, cache: Path, **options: Any) -> dict[str, Any]:
+def command(model: str, cache: Path | str, **options: Any) -> dict[str, Any]:
     return {"model": model, "options": {"cache_dir": str(cache), "patience": 20, **options}}
 
 
@@ -237,6 +238,7 @@ def test_a_branch_that_moves_is_resolved_by_one(two: Fleet, model: str, other: s
     alone = {**command("some/model", tmp_path / "b", token="hf_second"), "processes": [1]}
     assert two.run(alone, p0=None)[1]["count"]
     hub.add("some/model", Path(other))
+    hub.elsewhere = True  # So that weights need not be asked of the hub.
     hub.told.clear()
     load = command("some/model", tmp_path / "a", token="hf_first")
     seen_first = command("some/model", tmp_path / "b", token="hf_second", local_files_only=True)
@@ -271,15 +273,59 @@ def test_a_conversion_that_fails_fails_in_all(two: Fleet, model: str, tmp_path: 
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-@pytest.mark.parametrize("storage", [{}, {"ocdbt": False}], ids=str)
-def test_each_converts_a_share(four: Fleet, large: str, tmp_path: Path, storage: Mapping[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("place", "storage"),
+    [
+        ("disk", {}),
+        ("disk", {"compression": "zstd"}),
+        ("bucket", {"ocdbt": False}),
+        ("bucket", {}),
+    ],
+    ids=str,
+)
+def test_each_converts_a_share(
+    four: Fleet, large: str, tmp_path: Path, cloud: CloudStorage, place: str, storage: Mapping[str, Any]
+) -> None:
     lazyload.convert(large, cache_dir=tmp_path)  # So that it is known what the folder contains.
-    answers = four.run(command(large, tmp_path, storage={"chunk_bytes": 1 << 16, **storage}))
+    cache = f"{tmp_path}" if place == "disk" else "gs://bucket/cache"
+    load = command(large, cache, storage={"chunk_bytes": 1 << 16, **storage})
+    answers = four.run({**load, "object_bytes": 1 << 18})
     size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
     for answer in answers:
         assert 0 < answer["bytes_read"] < 1.05 * size / 4, [other["bytes_read"] / size for other in answers]
     require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
-    assert not any(found.problems for found in lazyload.verify(large, cache_dir=tmp_path))
+    assert not any(found.problems for found in lazyload.verify(large, cache_dir=cache))
+    cloud.is_read_only = True
+    assert all(answer["hit"] for answer in four.run(load)), "also where nothing can be written"
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_the_hub_sends_each_byte_once_and_is_asked_by_one(
+    four: Fleet, large: str, hub: Hub, tmp_path: Path, cloud: CloudStorage, place: str
+) -> None:
+    hub.add("some/model", Path(large))
+    hub.elsewhere = True
+    cache = f"{tmp_path}" if place == "disk" else "gs://bucket/cache"
+    load = {**command("some/model", cache, storage={"chunk_bytes": 1 << 16}), "object_bytes": 1 << 18}
+    others = {f"p{index}": {"options": {**load["options"], "token": f"hf_{index}"}} for index in range(1, 4)}
+    answers = four.run(load, **others)
+    require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
+    size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
+    assert size < hub.sent < 1.05 * size
+    tensor = 2 * LARGE["vocab_size"] * LARGE["hidden_size"]
+    for answer in answers:
+        assert 0 < answer["bytes_read"] < size / 4 + tensor, [other["bytes_read"] / size for other in answers]
+    assert not hub.told, "a token is sent where the hub is asked"
+
+
+def test_a_bucket_sends_each_byte_once(four: Fleet, large: str, tmp_path: Path, cloud: CloudStorage) -> None:
+    for file in Path(large).iterdir():
+        cloud.objects[f"model/{file.name}"] = Stored(file.read_bytes(), 1, 0.0)
+    cloud.forget_counts()
+    answers = four.run(command("gs://bucket/model", tmp_path, storage={"chunk_bytes": 1 << 16}))
+    require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
+    size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
+    assert size < cloud.bytes_out < 1.05 * size
 
 
 @pytest.mark.parametrize("shape", [[8], [2, 4], [1, 8]], ids=str)

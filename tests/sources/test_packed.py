@@ -228,7 +228,7 @@ def fp8_by_modelopt(algorithm: str, shape: tuple[int, ...], block: tuple[int, in
 
 def gptq(bits: int = 4, size: int = 8, form: str = "gptq", reordered: bool = False, index: bool = True) -> Case:
     inputs, outputs, added = 64, 32, 1 if form == "gptq" else 0
-    groups = 1 if size == -1 else inputs // size
+    groups = 1 if size == -1 else -(-inputs // size)
     code, zero = codes("c", bits, inputs, outputs), codes("z", bits, groups, outputs)
     scale = scales("s", groups, outputs, dtype=np.float16)
     of_row = np.arange(inputs) // (inputs if size == -1 else size)
@@ -296,6 +296,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "gptq, one group": functools.partial(gptq, size=-1),
     "gptq, act-order": functools.partial(gptq, reordered=True),
     "gptq, no index": functools.partial(gptq, index=False),
+    "gptq, a shorter last group": functools.partial(gptq, size=24, index=False),
     "awq": awq,
     "awq, one group": functools.partial(awq, -1),
 }
@@ -657,6 +658,13 @@ def test_integers_with_scales_of_another_kind_are_refused(weights: dict[str, Any
 )
 def test_what_activations_are_scaled_by(name: str, is_of_activations: bool) -> None:
     assert (name in of_activations([name])) == is_of_activations
+
+
+def test_no_tensor_of_an_unpacked_model_is_taken_for_a_scale_of_activations() -> None:
+    specs = [json.loads(path.read_text()) for path in (checkpoints.GOLDEN / "specs").glob("*.json")]
+    plain = [spec for spec in specs if "quantization_config" not in json.dumps(spec["config"])]
+    assert len(plain) > 60
+    assert [of_activations(spec["tensors"]) for spec in plain] == [frozenset()] * len(plain)
 
 
 @pytest.mark.parametrize("case", [int_packed, fp4_by_compressed_tensors, fp4_by_modelopt, gptq, awq])

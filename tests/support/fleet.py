@@ -33,13 +33,14 @@ class Fleet:
         processes: By their index.
     """
 
-    def __init__(self, count: int, devices: int, log: Path):
+    def __init__(self, count: int, devices: int, log: Path, variables: Mapping[str, str] | None = None):
         """Starts them.
 
         Args:
             count: How many processes.
             devices: Of each of them.
             log: Where their standard error goes, a file each.
+            variables: Further ones of their environment.
         """
         port = _free_port()
         environment = os.environ | {
@@ -47,6 +48,7 @@ class Fleet:
             "JAX_PLATFORMS": "cpu",
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
+        environment |= variables or {}
         environment.pop("XLA_FLAGS", None)
         self._logs = [log / f"process-{index}.log" for index in range(count)]
         self.processes = []
@@ -128,9 +130,9 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(count: int, devices: int, log: Path) -> Iterator[Fleet]:
+def fleet(count: int, devices: int, log: Path, variables: Mapping[str, str] | None = None) -> Iterator[Fleet]:
     """A fleet, while the body runs."""
-    running = Fleet(count, devices, log)
+    running = Fleet(count, devices, log, variables)
     try:
         yield running
     finally:

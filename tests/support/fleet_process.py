@@ -12,6 +12,7 @@ A command is a JSON object:
     fault        what happens to this process: "kill", "stop" or "raise" with a stage, "slow" with seconds a report,
                  "lose" with a folder: what is in there of converted checkpoints is removed before it is read
     most_bytes   what a file that this process writes may have at most
+    object_bytes how large a data file in a bucket becomes
     format       another number of the entries' format
 
 It answers with one: "error" and "message" if the call has raised, else "shards", which has of each array the place and
@@ -42,6 +43,7 @@ from flax import nnx
 import lazyload
 from lazyload import request
 from lazyload.cache.entry import Entry
+from lazyload.checkpoint import ranges
 from lazyload.restoring import Restoring
 
 
@@ -152,6 +154,8 @@ def faults(command: Mapping[str, Any]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if number := command.get("format"):
             stack.enter_context(mock.patch.object(request, "ENTRY_FORMAT", number))
+        if nbytes := command.get("object_bytes"):
+            stack.enter_context(mock.patch.object(ranges, "_OBJECT_BYTES", nbytes))
         if (command.get("fault") or [""])[0] == "lose":
             stack.enter_context(lost_before_it_is_read(command["fault"][1]))
         if most := command.get("most_bytes"):

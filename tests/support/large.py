@@ -11,6 +11,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from lazyload import families
+from lazyload.layouts.unroll import unroll
+
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -90,6 +93,19 @@ def write(folder: Path, config: Mapping[str, object], shard_bytes: float = 1e9) 
     return folder
 
 
+def write_headers(folder: Path, config: Mapping[str, object]) -> Path:
+    """Writes a checkpoint of which there are only the headers, whatever its size: for plans."""
+    family = families.find(config)
+    architecture = family.read(config)
+    shapes = {name: array.shape for name, array in unroll(family.stored(architecture), architecture).items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    file = folder / "model.safetensors"
+    _write_shard(file, shapes, b"")
+    with file.open("ab") as weights:
+        weights.truncate(file.stat().st_size + _nbytes(shapes))
+    return folder
+
+
 def _write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], block: bytes) -> None:
     header, end = {}, 0
     for name, shape in shapes.items():
@@ -100,7 +116,7 @@ def _write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], block: bytes
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        while end > 0:
+        while block and end > 0:
             file.write(block[:end])
             end -= len(block)
 

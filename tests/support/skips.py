@@ -13,7 +13,7 @@ REASONS: Mapping[str, str | tuple[str, ...]] = {
     "transformers": ("needs transformers", "could not import 'transformers'", "module 'transformers' has __version__"),
     "peft": "could not import 'peft'",
     "namespace": "a pid namespace cannot be made here",
-    "maxtext": "MaxText is not installed",
+    "maxtext": ("MaxText is not installed", "pathwaysutils is not installed"),
     "tunix": "Tunix is not installed",
     "root": "root may read everything",
     "mount": "a file system cannot be mounted here",

@@ -36,7 +36,7 @@ _SCHEMES: Mapping[str, Callable[[Fields], Scheme]] = {
 }
 
 _OF_ACTIVATIONS = re.compile(
-    r".+[._](?:(?:input|output|activation|q|k|v|kv|prob)_(?:scale|zero_point|global_scale)|input_scale_ub)"
+    r".+(?:\.|_proj_)(?:(?:input|output|activation|q|k|v|kv|prob)_(?:scale|zero_point|global_scale)|input_scale_ub)"
 )
 """What activations and the key-value cache are quantised by while a model runs; weights do not depend on it."""
 

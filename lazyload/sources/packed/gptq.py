@@ -111,8 +111,8 @@ class GPTQ:
             )
         shape = (words[0] * 32 // self.bits, words[1])
         size = self.group_size or max(1, shape[0])
-        stored.require_divides(size, shape[0], weight, field)
-        groups = shape[0] // size
+        # The last group may be shorter.
+        groups = -(-shape[0] // size)
         zeros = Integers(f"{module}.qzeros", (groups, shape[1]), self.bits, 1)
         stored.need(zeros.tensor, WORDS, weight, field)
         stored.require_shape(zeros.tensor, zeros.stored_shape, weight, field)
