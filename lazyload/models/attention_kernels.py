@@ -171,8 +171,8 @@ def attend(
     call = call_of(context, query.dtype)
     kernel = chosen(context.attention, mixer, call)
     if kernel == "dense":
-        mask = context.mask(key.shape[1], rule.window, rule.chunk)
-        return dense(query, key, value, mask, scale=rule.scale, softcap=rule.softcap, sinks=sinks)
+        pairs = context.mask(key.shape[1], rule.window, rule.chunk)
+        return dense(query, key, value, pairs, scale=rule.scale, softcap=rule.softcap, sinks=sinks)
 
     run: Callable[..., jax.Array]
     if kernel == "splash":
