@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.hub import Hub, running
 
-pytest_plugins = ["support.skips", "support.buckets"]
+pytest_plugins = ["support.skips", "support.parts", "support.buckets"]
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight devices share few cores here, and XLA ends a process in which some wait for the others for too long.

@@ -1,9 +1,5 @@
-"""Every golden checkpoint, loaded as a user loads it, says what transformers says of the same bytes.
+"""Every golden checkpoint, loaded as a user loads it, says what transformers says of the same bytes."""
 
-`LAZYLOAD_EVERY=5` takes every fifth one.
-"""
-
-import os
 from pathlib import Path
 
 import jax
@@ -36,7 +32,7 @@ def test_all_cases_are_here() -> None:
     assert len(checkpoints.NAMES) == 85
 
 
-@pytest.mark.parametrize("name", checkpoints.NAMES[:: int(os.environ.get("LAZYLOAD_EVERY", "1"))])
+@pytest.mark.parametrize("name", checkpoints.NAMES)
 def test_logits(name: str, folder: Path) -> None:
     model = checkpoints.make(name, folder)
     tokens, expected = checkpoints.reference(name)
