@@ -20,6 +20,7 @@ import tensorstore as ts
 from lazyload.bucket.path import Folder, kvstore
 from lazyload.checkpoint.completeness import WrittenFiles, files_below
 from lazyload.checkpoint.pieces import Piece, Stretch
+from lazyload.checkpoint.ranges import range_of
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.checkpoint.store import array_spec, context, new_array_spec
 from lazyload.layouts.scratch import Scratch
@@ -106,16 +107,18 @@ class CompressedWriter:
         Raises:
             OSError: The folder cannot be written to; TensorStore says so by a `ValueError`.
         """
-        self._folder = folder
-        self._records = records
-        self._storage = storage
-        if share and storage.ocdbt:
+        self._joins = share > 0
+        if self._joins and storage.ocdbt:
             folder /= f"{_SHARE}{share}"
             if isinstance(folder, Path):
                 folder.mkdir()
+        self._folder = folder
+        self._records = records
+        self._storage = storage
+        self._chunks: list[str] = []
         self._files = WrittenFiles(folder, storage)
         self._synchronised: set[str] = set()
-        self._stores = _create(folder, records, storage, joins=share > 0 and not storage.ocdbt)
+        self._stores = _create(folder, records, storage, joins=self._joins and not storage.ocdbt)
         largest = max((record.chunk_nbytes for record in records.values()), default=0)
         self._writes = _Writes(_BYTES_IN_FLIGHT, largest)
 
@@ -126,6 +129,10 @@ class CompressedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._writes.settle()
+        if error is not None and self._joins:
+            # The other process may have removed all that there was, and looks for no more.
+            with contextlib.suppress(OSError):
+                self._remove()
 
     def array(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         """An array with arbitrary content, to be filled and written from."""
@@ -133,6 +140,7 @@ class CompressedWriter:
 
     def put(self, path: str, box: Box, chunk: np.ndarray) -> None:
         """Hands a chunk on to be written, and waits while too many are."""
+        self._chunks.append(range_of(path, self._records[path], box, self._storage)[0])
         # Its memory is used again only when TensorStore, too, has let go of it.
         write = self._stores[path][box].write(chunk, can_reference_source_data_indefinitely=True)
         write.commit.add_done_callback(lambda _: self._files.note(path))
@@ -143,13 +151,34 @@ class CompressedWriter:
         found: list[str] = []
         if not isinstance(self._folder, Path):
             return found
-        for path in files_below(self._folder):
+        for path in self._own_files(self._folder):
             # Until it is complete, TensorStore gives a file another name.
             with contextlib.suppress(FileNotFoundError):
                 if path not in self._synchronised and os.path.getsize(path) >= least:
                     self._synchronised.add(path)
                     found.append(path)
         return found
+
+    def _own_files(self, folder: Path) -> Iterable[str]:
+        """The files that this process has written, or some of which it will; those of others may lie beside them."""
+        if self._joins and not self._storage.ocdbt:
+            return [os.path.join(folder, file) for file in self._chunks.copy()]
+        return files_below(folder)
+
+    def _remove(self) -> None:
+        """Removes what this process has written."""
+        if not isinstance(self._folder, Path):
+            below = self._folder.bucket.below(f"{self._folder.key}/")
+            own = below if self._storage.ocdbt else below.keys() & {*self._chunks}
+            self._folder.bucket.remove(f"{self._folder.key}/{name}" for name in own)
+            return
+        for file in self._own_files(self._folder):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(file)
+        # TensorStore makes a folder again that has been removed; one in which others have files stays.
+        for parent, _, _ in os.walk(self._folder, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(parent)
 
     def finish(self) -> None:
         """Puts together what there is, and makes sure that all that has been written is there, as it was.

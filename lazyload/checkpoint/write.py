@@ -155,11 +155,13 @@ def write_share(
         CacheError: The disk is full or cannot be written to, or the bucket cannot, or what was written has been removed
             or changed meanwhile.
     """
+    if not share.chunks:
+        return Written()
     own = {path: share.records[path] for path in sorted({path for path, _ in share.chunks})}
     with _explained(folder):
         writer = _writer(folder / item, own, storage, share.index)
     writing = _Writing(folder, tensors, share.records, writer, advance, lambda path, box, values: None, give_up)
-    with _sent_to_disk_meanwhile(folder, writer), writer:
+    with _gone_if_empty(folder / item, folder), _sent_to_disk_meanwhile(folder, writer), writer:
         writing.run(share)
         with _explained(folder):
             writer.require_written()
@@ -333,6 +335,19 @@ def _explained(folder: Folder) -> Iterator[None]:
     # TensorStore's errors are ValueErrors, or NotImplementedErrors of its own choosing.
     except (OSError, ValueError, NotImplementedError) as error:
         raise _write_error(folder, str(error)) from error
+
+
+@contextlib.contextmanager
+def _gone_if_empty(*folders: Folder) -> Iterator[None]:
+    """After an error, removes folders that are empty: TensorStore makes them again where another has removed them."""
+    try:
+        yield
+    except BaseException:
+        for folder in folders:
+            if isinstance(folder, Path):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+        raise
 
 
 def _write_error(folder: Folder, message: str) -> CacheError:

@@ -1,6 +1,5 @@
 """Shares: a checkpoint that several processes have written is the one that one of them writes alone."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,6 +12,7 @@ from support.in_memory import STORAGES, lazy
 
 from lazyload.bucket.path import Folder, bucket_path
 from lazyload.checkpoint import ranges
+from lazyload.checkpoint import write as writing
 from lazyload.checkpoint.read import read
 from lazyload.checkpoint.sharing import Others, Written
 from lazyload.checkpoint.write import shares, write, write_share
@@ -27,10 +27,10 @@ ARRAYS = {
 SCALARS = {"step": 7}
 
 
-def written_by_three(folder: Folder, storage: Storage) -> dict[str, dict[str, object]]:
-    """What each of three processes does, one after the other."""
+def written_by(count: int, folder: Folder, storage: Storage) -> dict[str, dict[str, object]]:
+    """What each of some processes does, one after the other."""
     tensors, in_bucket = lazy(ARRAYS), not isinstance(folder, Path)
-    dealt = shares(tensors, storage, 3, scalars=SCALARS, in_bucket=in_bucket, is_far=False)
+    dealt = shares(tensors, storage, count, scalars=SCALARS, in_bucket=in_bucket, is_far=False)
 
     def gather() -> list[Written]:
         written = [write_share(folder, tensors, storage, share) for share in dealt[1:]]
@@ -48,7 +48,7 @@ def test_what_three_have_written_is_what_one_writes(
     folder: Folder = bucket_path(f"{root}/x") if "://" in root else tmp_path / "x"
     if isinstance(folder, Path):
         folder.mkdir()
-    records = written_by_three(folder, storage)
+    records = written_by(3, folder, storage)
     alone = tmp_path / "alone"
     alone.mkdir()
     expected = write(alone, lazy(ARRAYS), storage, scalars=SCALARS)
@@ -65,19 +65,64 @@ def test_what_three_have_written_is_what_one_writes(
     np.testing.assert_array_equal(tree["a"]["odd"], ARRAYS["a.odd"])
 
 
-def test_who_fails_leaves_nothing_in_a_bucket(cloud: CloudStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = replace(STORAGES[0], ocdbt=False)
-    folder, tensors = bucket_path("gs://bucket/x"), lazy(ARRAYS)
-    *_, last = shares(tensors, storage, 2, in_bucket=True, is_far=False)
+@pytest.mark.parametrize("storage", [storage for storage in STORAGES if storage.zarr3], ids=str)
+def test_there_may_be_more_processes_than_chunks(tmp_path: Path, storage: Storage) -> None:
+    records = written_by(100, tmp_path, storage)
+    places = dict.fromkeys(ARRAYS, NamedSharding(jax.make_mesh((8,), ("x",)), PartitionSpec()))
+    for path, array in read(tmp_path, records, places, storage, verify=True).items():
+        np.testing.assert_array_equal(array, ARRAYS[path], err_msg=path)
+
+
+@pytest.mark.parametrize("ocdbt", [False, True], ids=["", "ocdbt"])
+def test_each_synchronises_compressed_files_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ocdbt: bool
+) -> None:
+    tensors, storage = lazy(ARRAYS), Storage(ocdbt, zarr3=True, compression="zstd", chunk_bytes=4096)
+    first, *rest = shares(tensors, storage, 3, in_bucket=False, is_far=False)
+    synchronised: list[str] = []
+    monkeypatch.setattr(writing, "_synchronise_one", synchronised.append)
+
+    def gather() -> list[Written]:
+        written = [write_share(tmp_path, tensors, storage, share) for share in rest]
+        assert len(synchronised) == len({*synchronised})
+        if not ocdbt:
+            assert len(synchronised) == sum(len(share.chunks) for share in rest)
+        assert synchronised
+        return written
+
+    write(tmp_path, tensors, storage, share=first, others=Others(lambda: None, gather))
+
+
+@pytest.mark.parametrize("storage", [storage for storage in STORAGES if storage.zarr3], ids=str)
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_who_fails_once_the_first_has_given_up_leaves_nothing(
+    place: str, tmp_path: Path, cloud: CloudStorage, monkeypatch: pytest.MonkeyPatch, storage: Storage
+) -> None:
+    monkeypatch.setattr(ranges, "_OBJECT_BYTES", 4096)
+    folder: Folder = bucket_path("gs://bucket/x") if place == "bucket" else tmp_path / "x"
+    tensors = lazy(ARRAYS)
+    first, last = shares(tensors, storage, 2, in_bucket=place == "bucket", is_far=False)
     done = 0
+
+    def give_up() -> list[Written]:
+        raise CacheError("given up")
 
     def advance(nbytes: int) -> None:
         nonlocal done
         done += nbytes
         if done > last.nbytes // 2:
+            if folder == tmp_path / "x" and folder.exists():
+                # At once, while files are written there.
+                folder.rename(tmp_path / "removed")
             raise CacheError("enough")
 
-    with pytest.raises(CacheError, match="enough"):
+    if isinstance(folder, Path):
+        folder.mkdir()
+    with pytest.raises(CacheError, match="given up"):
+        write(folder, tensors, storage, share=first, others=Others(lambda: None, give_up))
+    written = {*cloud.objects}
+    with pytest.raises(CacheError, match=r"enough|written"):
         write_share(folder, tensors, storage, last, advance=advance)
     assert done
-    assert cloud.objects == {}
+    assert not folder.exists() or {*cloud.objects} == written
+    assert {path.name for path in tmp_path.iterdir()} <= {"removed"}
