@@ -27,13 +27,14 @@ from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
 from lazyload.checkpoint.sharing import Written
 from lazyload.display import text
-from lazyload.errors import CacheError, EntryRemovedError, PeerError
+from lazyload.errors import AccessDeniedError, CacheError, EntryRemovedError, PeerError, SourceNotFoundError
 from lazyload.obtaining import Manner, Obtained, Sharing, Use, obtain, take_part
 from lazyload.placement import Placement
 from lazyload.progress import CallProgress
 from lazyload.request import Request, open_request
 from lazyload.restoring import Restored
 from lazyload.sources import ModelReference
+from lazyload.sources.files import NotAsReadError
 from lazyload.sources.remembered import Told
 from lazyload.team import Call
 
@@ -151,20 +152,24 @@ def obtain_together(request: Request, use: Use[Used], manner: Manner, call: Call
     call.say("cache.seen", sees)
     if sees:
         if staging := call.hear("staging"):
-            call.say("share", _take_part(request, manner, call, staging).as_json())
+            written = _take_part(request, manner, call, staging)
+            call.say("share", None if written is None else written.as_json())
         request.source.know(call.hear("entry")["fields"]["source"])
         manner = replace(manner, force=False)
     return obtain(request, _Agreed(use, call), manner)
 
 
-def _take_part(request: Request, manner: Manner, call: Call, staging: Mapping[str, Any]) -> Written:
-    """Converts this process's share into the first one's folder."""
+def _take_part(request: Request, manner: Manner, call: Call, staging: Mapping[str, Any]) -> Written | None:
+    """Converts this process's share into the first one's folder; None where it may not read what the first one may."""
     folder = request.cache.root
     for name in staging["folder"]:
         folder /= name
     try:
         members = call.team.members
         return take_part(request, manner, folder, members.index(call.team.me), len(members), staging["answers"])
+    except (SourceNotFoundError, AccessDeniedError) as error:
+        logger.warning("%s: this process's share is left to the first one: %s", request.source.name, error)
+        return None
     except CacheError:
         # The folder is gone once the first process has given up.
         call.await_failure()
@@ -191,7 +196,13 @@ class _Agreed:
             self._call.say("staging", {"folder": names, "answers": answers})
 
         def gather() -> list[Written]:
-            return [Written.from_json(value) for value in self._call.hear_others("share").values()]
+            told = self._call.hear_others("share")
+            if unable := [process for process, value in told.items() if value is None]:
+                raise NotAsReadError(
+                    f"{request.source.name} cannot be read by processes {unable}, and is converted by process "
+                    f"{self._call.team.me} alone"
+                )
+            return [Written.from_json(value) for value in told.values()]
 
         self._has_spoken = True
         return Sharing(len(self._call.team.members), begin, gather)

@@ -17,7 +17,7 @@ import pytest
 from support import buckets, tiny
 from support.cloud_storage import CloudStorage, Stored
 from support.fleet import Answer, Fleet, fleet
-from support.hub import Hub
+from support.hub import TOKEN, Hub
 from support.large import LLAMA, write
 
 import lazyload
@@ -238,15 +238,30 @@ def test_a_branch_that_moves_is_resolved_by_one(two: Fleet, model: str, other: s
     alone = {**command("some/model", tmp_path / "b", token="hf_second"), "processes": [1]}
     assert two.run(alone, p0=None)[1]["count"]
     hub.add("some/model", Path(other))
-    hub.elsewhere = True  # So that weights need not be asked of the hub.
-    hub.told.clear()
+    tokens: list[str] = []
+    # Of each process, the weights of its share are asked for.
+    hub.faults.append(
+        (r"^(?!.*safetensors )", lambda handler: tokens.append(handler.headers["Authorization"]) or False)
+    )
     load = command("some/model", tmp_path / "a", token="hf_first")
     seen_first = command("some/model", tmp_path / "b", token="hf_second", local_files_only=True)
     require_raised(two.run(load, p1=seen_first), 1, "process 1 on", "asked")
     answers = two.run(load, p1=command("some/model", tmp_path / "a", token="hf_second"))
     require_equal(answers, in_one_process(other))
-    assert hub.told
-    assert not [token for token in hub.told if "hf_second" in token], "only the first process asks the hub"
+    assert {*tokens} == {"Bearer hf_first"}, "only the first process asks the hub"
+
+
+@pytest.mark.parametrize("own", [{"token": "hf_second"}, {"local_files_only": True}], ids=["token", "local_files_only"])
+def test_a_share_of_what_a_process_cannot_read_is_left_to_the_first(
+    two: Fleet, model: str, hub: Hub, tmp_path: Path, own: Mapping[str, Any]
+) -> None:
+    hub.add("some/model", Path(model))
+    hub.private.add("some/model")
+    load = command("some/model", tmp_path, token=TOKEN)
+    answers = two.run(load, p1={"options": {**load["options"], **own}})
+    require_equal(answers, in_one_process(model))
+    assert [answer["hit"] for answer in answers] == [False, True]
+    assert len([path for path in tmp_path.rglob("data-*") if path.is_dir()]) == 1
 
 
 def test_different_revisions_are_refused_by_all(two: Fleet, model: str, hub: Hub, tmp_path: Path) -> None:
