@@ -12,8 +12,10 @@ import numpy as np
 from lazyload.errors import TensorMismatchError
 from lazyload.formats import peft
 from lazyload.formats.peft import Adapter, LowRank
-from lazyload.layouts.source import Box, TensorInfo, TensorSource
+from lazyload.layouts.source import Box, TensorInfo
 from lazyload.sources.adapter import AdapterFiles
+from lazyload.sources.remembered import RememberedSource
+from lazyload.sources.source import Source
 
 logger = logging.getLogger("lazyload")
 
@@ -26,7 +28,7 @@ class Merged:
 
     def __init__(
         self,
-        base: TensorSource,
+        base: Source | RememberedSource,
         files: AdapterFiles,
         aliases: Sequence[tuple[str, str]],
         tied: tuple[str, str] | None = None,
@@ -85,6 +87,11 @@ class Merged:
     def position(self, name: str) -> int:
         """When a tensor has arrived; what is the adapter's is here."""
         return 0 if name in self._replaced else self._base.position(self._copied.get(name, name))
+
+    def looks_equal(self, one: str, other: str) -> bool | None:
+        """Whether two tensors hold the same bits, as `Source.looks_equal` says; None where the adapter changes one."""
+        changed = self._added.keys() | self._replaced.keys() | self._copied.keys()
+        return None if changed & {one, other} else self._base.looks_equal(one, other)
 
     def of_base(self, names: Collection[str]) -> set[str]:
         """The base model's tensors that are read for some tensors."""

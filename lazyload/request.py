@@ -186,8 +186,8 @@ class Request:
         untied = self._untied
         if untied is None:
             return self
-        looks_equal = {"looks_equal": self.source.looks_equal} if self.adapter is None else {}
-        if not has_own_head(self.tensors, untied.family.stored(untied.whole), **looks_equal):
+        looks_equal = self.tensors.looks_equal if isinstance(self.tensors, Merged) else self.source.looks_equal
+        if not has_own_head(self.tensors, untied.family.stored(untied.whole), looks_equal):
             return self
         logger.warning(
             "%s: config.json ties the output projection to the embedding, but another one is stored: it is used",
@@ -269,6 +269,7 @@ def open_request(
     *,
     dry_run: bool = False,
     told: Told | None = None,
+    adapter: AdapterFiles | None = None,
 ) -> Iterator[Request]:
     """Resolves a call's arguments; see `lazyload.from_pretrained` for what is raised.
 
@@ -279,6 +280,7 @@ def open_request(
         progress: The call's, where weights must be read to tell which they are; None for nobody's.
         dry_run: Whether nothing is written, not even what is found out about a folder.
         told: What another process has found out about a hub model, so that nobody is asked; None for nothing.
+        adapter: The adapter that is merged, where another process has found out which one it is.
     """
     flags = storage_of(arguments.storage).resolve(reads_every_format=reads_every_format)
     _require_family(arguments.family)
@@ -290,7 +292,8 @@ def open_request(
         tell_outdated(cache)
     merged = arguments.adapter_reference if arguments.merge else None
     with contextlib.closing(source_of(arguments.reference, cache, contents, progress, told)) as source:
-        adapter = None if merged is None else adapter_of(merged, cache, source.name, peft.CONFIG, peft.WEIGHTS)
+        if merged is not None and adapter is None:
+            adapter = adapter_of(merged, cache, source.name, peft.CONFIG, peft.WEIGHTS)
         values = overridden(source.config, arguments.config)
         family = arguments.family or families.find(values)
         whole = with_all_parameters(arguments.layout, family.read(values))

@@ -28,12 +28,13 @@ from lazyload.cache.key import Key
 from lazyload.checkpoint.sharing import Written
 from lazyload.display import text
 from lazyload.errors import AccessDeniedError, CacheError, EntryRemovedError, PeerError, SourceNotFoundError
+from lazyload.formats import peft
 from lazyload.obtaining import Manner, Obtained, Sharing, Use, obtain, take_part
 from lazyload.placement import Placement
 from lazyload.progress import CallProgress
 from lazyload.request import Request, open_request
 from lazyload.restoring import Restored
-from lazyload.sources import ModelReference
+from lazyload.sources import AdapterFiles, ModelReference, adapter_at
 from lazyload.sources.files import NotAsReadError
 from lazyload.sources.remembered import Told
 from lazyload.team import Call
@@ -68,11 +69,12 @@ def open_together(call: Call, arguments: ModelArguments, progress: CallProgress)
             yield request
     else:
         said = call.hear("open")
-        if differences := _differences_of_reference(arguments.reference, said):
+        if differences := _differences_of_references(arguments, said):
             if not call.team.is_member:
                 raise PeerError(f"process {call.team.first} loads something else: {'; '.join(differences)}")
             call.answer("open", differences)
-        with open_request(arguments, progress, told=Told(**said["hub"]) if said["hub"] else None) as request:
+        told, adapter = Told(**said["hub"]) if said["hub"] else None, _adapter_of_first(arguments, said)
+        with open_request(arguments, progress, told=told, adapter=adapter) as request:
             if call.team.is_member:
                 _compare(call, request, said)
             yield request
@@ -88,6 +90,7 @@ def _speak(call: Call, request: Request) -> None:
             "model": reference.name if reference.is_hub_id else None,
             "revision": reference.revision,
             "hub": hub if reference.is_hub_id else None,
+            "adapter": _said_of_adapter(request),
             "files": source.status.get("files"),
             "identity": dict(source.identity) if source.is_identified else None,
             "fields": dict(request.fields),
@@ -99,8 +102,38 @@ def _speak(call: Call, request: Request) -> None:
     call.conclude("open")
 
 
+def _said_of_adapter(request: Request) -> dict[str, Any] | None:
+    """What there is to say of the adapter that is merged; None where there is none."""
+    reference, adapter = request.arguments.adapter_reference, request.adapter
+    if reference is None or adapter is None:
+        return None
+    hub = {"identity": dict(adapter.identity), "origin": dict(adapter.origin)}
+    return {
+        "model": reference.name if reference.is_hub_id else None,
+        "revision": reference.revision,
+        "hub": hub if reference.is_hub_id else None,
+    }
+
+
+def _adapter_of_first(arguments: ModelArguments, said: Mapping[str, Any]) -> AdapterFiles | None:
+    """The adapter of the hub that the first process has resolved; None where there is none."""
+    reference, hub = arguments.adapter_reference, (said["adapter"] or {}).get("hub")
+    if reference is None or hub is None or not arguments.merge:
+        return None
+    return adapter_at(reference, hub["identity"], hub["origin"], peft.CONFIG, peft.WEIGHTS)
+
+
+def _differences_of_references(arguments: ModelArguments, said: Mapping[str, Any]) -> list[str]:
+    """How model and adapter differ from the first process's; whether there is an adapter, the fields of the key say."""
+    differences = _differences_of_reference(arguments.reference, said)
+    if arguments.adapter_reference is not None and arguments.merge and said["adapter"] is not None:
+        of_adapter = _differences_of_reference(arguments.adapter_reference, said["adapter"])
+        differences += [f"adapter.{difference}" for difference in of_adapter]
+    return differences
+
+
 def _differences_of_reference(reference: ModelReference, said: Mapping[str, Any]) -> list[str]:
-    """How the hub model that this process means differs from the first one's; a folder may have any name."""
+    """How the hub model or adapter that this process means differs from the first one's; a folder may have any name."""
     name = reference.name if reference.is_hub_id else None
     if name != said["model"]:
         return [f"model: {reference.name} instead of {said['model'] or 'a folder or URL'}"]

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from support import buckets, tiny
 from support.cloud_storage import CloudStorage, Stored
 from support.fleet import Answer, Fleet, fleet
@@ -249,6 +250,28 @@ def test_a_branch_that_moves_is_resolved_by_one(two: Fleet, model: str, other: s
     answers = two.run(load, p1=command("some/model", tmp_path / "a", token="hf_second"))
     require_equal(answers, in_one_process(other))
     assert {*tokens} == {"Bearer hf_first"}, "only the first process asks the hub"
+
+
+def test_an_adapter_is_resolved_by_one(two: Fleet, model: str, hub: Hub, tmp_path: Path) -> None:
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    matrices = {f"{module}.lora_A.weight": np.eye(4, 16), f"{module}.lora_B.weight": np.ones((16, 4))}
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_file(
+        {name: array.astype(np.float32) for name, array in matrices.items()}, adapter / "adapter_model.safetensors"
+    )
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+    hub.add("org/adapter", adapter)
+    hub.private.add("org/adapter")
+    load = command(model, tmp_path / "cache", adapter="org/adapter", token=TOKEN)
+    own = {"options": {**load["options"], "token": "hf_second"}}
+    expected = in_one_process(model, adapter=str(adapter), cache_dir=tmp_path / "one")
+    require_equal(two.run(load, p1=own), expected)
+    hub.told.clear()
+    require_equal(two.run(load, p1=own), expected)
+    assert {token.split()[-1] for token in hub.told} == {TOKEN}, "only the first process asks the hub"
+    own["options"]["adapter"] = "org/adapter@v2"
+    require_raised(two.run(load, p1=own), -1, "process 1 on", "adapter.revision: v2 instead of None")
 
 
 @pytest.mark.parametrize("own", [{"token": "hf_second"}, {"local_files_only": True}], ids=["token", "local_files_only"])
