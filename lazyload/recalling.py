@@ -96,7 +96,9 @@ def _known_adapters(
             continue
         at = {"kind": "hub", "id": reference.name, "commit": identity["commit"], **reference.place}
         if identity == at and (reference.revision or "main") in (identity["commit"], origin.get("revision") or "main"):
-            yield adapter_at(reference, identity, origin, config, weights)
+            # What was found by a commit may have been asked for by a branch; it stays what is asked for now.
+            asked = {**origin, "revision": reference.revision}
+            yield adapter_at(reference, identity, asked, config, weights)
 
 
 def _is_of_place(entry: Entry, reference: ModelReference) -> bool:
@@ -107,9 +109,8 @@ def _is_of_place(entry: Entry, reference: ModelReference) -> bool:
 
 def _remembered(entry: Entry, reference: ModelReference) -> RememberedSource:
     identity = entry.manifest.fields["source"]
-    return RememberedSource(
-        entry.model, entry.manifest.config, identity, entry.manifest.source, _reopening(reference, identity)
-    )
+    origin = {**entry.manifest.source, "revision": reference.revision}
+    return RememberedSource(entry.model, entry.manifest.config, identity, origin, _reopening(reference, identity))
 
 
 def _reopening(reference: ModelReference, identity: Mapping[str, Any]) -> Open:

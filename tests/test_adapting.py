@@ -121,7 +121,7 @@ def test_a_revision_of_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mon
     for folder, alpha in ((first, 2), (second, 4)):
         write(folder, matrices, lora_alpha=alpha)
         write(folder / "best", matrices, lora_alpha=10 * alpha)
-    hub.add("org/base", base)
+    base_commit = hub.add("org/base", base)
     newest = hub.add("org/adapter", second)
     hub.revisions["org/adapter", "v1"] = first
     old = hub.commit("org/adapter", "v1")
@@ -144,6 +144,11 @@ def test_a_revision_of_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mon
     assert changed(f"hf://org/adapter@{old}/best") == 20
     assert changed(f"org/adapter@{newest}") == 4
     assert lazyload.last_report().hit, "a commit is what the branch was at"
+    by_commit = lazyload.convert(
+        "org/base", revision=base_commit, adapter=f"org/adapter@{newest}", dtype="bfloat16", cache_dir=cache
+    )
+    origin = by_commit.manifest.source
+    assert (origin["revision"], origin["adapter"]["revision"]) == (base_commit, newest), "it was asked for by commit"
     damaged = lazyload.last_report()
     max(damaged.path.rglob("*"), key=lambda path: path.stat().st_size).write_bytes(b"")
     assert [repaired.outcome for repaired in lazyload.repair(damaged.key, cache_dir=cache)] == ["converted"]

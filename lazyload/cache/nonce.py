@@ -42,7 +42,10 @@ def is_visible(root: Folder, nonce: str | None) -> bool:
 
 def abandoned(root: Path) -> list[Path]:
     """Names that processes have left on a disk which ended while others looked for them."""
-    with contextlib.suppress(OSError):
-        found = sorted((root / _FOLDER).glob("*"))
-        return [path for path in found if time.time() - path.stat().st_mtime > _LEFT_SECONDS]
-    return []
+    found = []
+    for path in sorted((root / _FOLDER).glob("*")):
+        # One that is in use may be gone by now.
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _LEFT_SECONDS:
+                found.append(path)
+    return found

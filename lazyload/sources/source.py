@@ -247,9 +247,13 @@ class Source:
     def looks_equal(self, one: str, other: str) -> bool | None:
         """Whether two tensors hold the same bits, as far as samples tell; None where they are not compared by samples.
 
-        That is where they are near or small, packed, or of different shapes or dtypes. Of those that look equal, all is
-        compared when they arrive.
+        That is where they are near or small, packed, or of different shapes or dtypes, unless another process has told.
+        Of those that look equal, all is compared when they arrive.
         """
+        pair = one, other
+        # Also where this process has the files: all must plan the same model.
+        if pair in self._told_equal:
+            return self._told_equal[pair]
         stored = [self._stored[name] for name in (one, other) if name not in self._packed]
         is_far = not all(self._files.is_here(tensor.file) for tensor in stored)
         if (
@@ -259,9 +263,6 @@ class Source:
             or _stretch(stored[0]).nbytes < _BYTES_TO_SAMPLE
         ):
             return None
-        pair = one, other
-        if pair in self._told_equal:
-            return self._told_equal[pair]
         if pair not in self._compared:
             last = _stretch(stored[0]).nbytes - _SAMPLE_BYTES
             places = [number * last // (_SAMPLES - 1) for number in range(_SAMPLES)]

@@ -90,7 +90,12 @@ def test_pruning_leaves_the_index_and_removes_what_was_left_beside_it(root: Path
     left = root / ".index" / "entries.0123"
     left.touch()
     os.utime(left, (0, 0))
-    assert [removal.path for removal in Cache(root).prune()] == [left]
+    nonce = root / ".teams" / "b"
+    nonce.parent.mkdir()
+    nonce.touch()
+    os.utime(nonce, (0, 0))
+    (nonce.parent / "a").symlink_to("gone")  # As one that vanishes while it is looked at.
+    assert [removal.path for removal in Cache(root).prune()] == [left, nonce]
     assert listed(root) == EXPECTED
     Cache(root).prune(everything=True)
     assert listed(root) == []
