@@ -84,10 +84,15 @@ def main() -> None:
         with _few_collections():
             sys.exit(_run())
     except BrokenPipeError:
-        # Nobody reads any more; and the interpreter is not to find that out again when it ends.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Nobody reads any more.
+        _drop_output()
         sys.exit(1)
+
+
+def _drop_output() -> None:
+    """Has what is still to be printed go nowhere, so that the interpreter does not fail to write it when it ends."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -116,5 +121,14 @@ def _run() -> int | str | None:
         code = end.code
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
-    sys.stdout.flush()
+    try:
+        # A daemon may have none.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"error: what is printed cannot be written: {error.strerror}", file=sys.stderr)
+        _drop_output()
+        code = 1
     return code
