@@ -22,7 +22,6 @@ from lazyload.sources.beside import TOKENIZER, matching
 from lazyload.sources.files import CONFIG, parse_json
 
 _GENERATION = "generation_config.json"
-_EXTRA = "pip install 'lazyload[tokenizer]'"
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,7 +132,7 @@ def tokenizer(
     """
     readers = [name for name in ("transformers", "tokenizers") if importlib.util.find_spec(name)]
     if not readers:
-        raise MissingPackageError(f"a tokenizer needs tokenizers, or transformers: {_EXTRA}")
+        raise MissingPackageError("a tokenizer needs tokenizers, or transformers: pip install tokenizers")
     source = open_source(ModelReference(model, revision, token, local_files_only, subfolder or ""))
     try:
         names = matching(source, TOKENIZER)

@@ -167,7 +167,7 @@ def test_a_revision_of_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_place_that_is_none() -> None:
-    for adapter in ("hf://", "hf://a@", ""):
+    for adapter in ("hf://", "hf://a@", "hf://org/name@", "org/name@", ""):
         with pytest.raises(ArgumentError, match="adapter="):
             lazyload.plan("org/base", adapter=adapter)
 

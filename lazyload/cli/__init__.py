@@ -84,10 +84,15 @@ def main() -> None:
         with _few_collections():
             sys.exit(_run())
     except BrokenPipeError:
-        # Nobody reads any more; and the interpreter is not to find that out again when it ends.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Nobody reads any more.
+        _drop_output()
         sys.exit(1)
+
+
+def _drop_output() -> None:
+    """Has what is still to be printed go nowhere, so that the interpreter does not fail to write it when it ends."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -104,6 +109,23 @@ def _few_collections() -> Iterator[None]:
 
 def _run() -> int | str | None:
     """The exit code; what was printed is written."""
+    try:
+        code = _called()
+        # A daemon may have none.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # One of a file has its name.
+        if isinstance(error, BrokenPipeError) or error.filename is not None:
+            raise
+        print(f"error: what is printed cannot be written: {error.strerror}", file=sys.stderr)
+        _drop_output()
+        return 1
+    return code
+
+
+def _called() -> int | str | None:
+    """The exit code of what the command line asks for."""
     code: int | str | None = 0
     try:
         app(prog_name="lazyload")
@@ -116,5 +138,4 @@ def _run() -> int | str | None:
         code = end.code
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
-    sys.stdout.flush()
     return code

@@ -62,6 +62,8 @@ def export(
     """
     import lazyload
 
+    if layout is None and vocab_size is not None:
+        raise click.BadParameter("is for --layout maxtext or maxtext-unscanned", param_hint="--vocab-size")
     written = lazyload.export(
         checkpoint,
         to,

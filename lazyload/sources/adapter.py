@@ -17,10 +17,13 @@ from lazyload.sources.reference import ModelReference
 from lazyload.sources.safetensors import StoredTensor, parse_header, read_box, read_header
 
 _HUB_PATH = re.compile(
-    r"(?:hf://)?(?P<id>[\w.-]+(?:/[\w.-]+)?)"
-    r"(?:@(?P<revision>refs/(?:pr|convert)/[\w.-]+|[^/@]+))?(?:/(?P<subfolder>.+))?"
+    r"(?:hf://)?(?P<id>[\w.-]++(?:/[\w.-]++)?+)"
+    r"(?:@(?P<revision>refs/(?:pr|convert)/[\w.-]+|[^/@]+))?(?:/(?P<subfolder>.+?))?/?"
 )
 """A place on the hub, as `huggingface_hub.HfFileSystem` writes it."""
+
+_WITH_REVISION = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?@")
+"""How one begins that says so by its revision alone."""
 
 
 def adapter_reference(
@@ -46,15 +49,12 @@ def adapter_reference(
     if not isinstance(adapter, str):
         return plain
     is_url = adapter.startswith("hf://")
-    may_be_one = is_url or ("@" in adapter and "://" not in adapter and not os.path.exists(plain.folder))
-    match = _HUB_PATH.fullmatch(adapter) if may_be_one else None
-    if match is None and is_url:
-        raise ArgumentError(f"adapter={adapter!r:.200}: a place on the hub is hf://NAME@REVISION/FOLDER")
-    if match is None:
+    if not is_url and (_WITH_REVISION.match(adapter) is None or os.path.exists(plain.folder)):
         return plain
-    # Of what is here by that name there is no revision, and so it is not taken for it.
+    if (match := _HUB_PATH.fullmatch(adapter)) is None:
+        raise ArgumentError(f"adapter={adapter!r:.200}: a place on the hub is hf://NAME@REVISION/FOLDER")
     revision = unquote(match["revision"] or "main")
-    return ModelReference(match["id"], revision, token, local_files_only, match["subfolder"] or "")
+    return ModelReference(match["id"], revision, token, local_files_only, match["subfolder"] or "", on_hub=True)
 
 
 class AdapterFiles:

@@ -27,6 +27,7 @@ class ModelReference:
         local_files_only: Whether the hub must not be asked.
         subfolder: Where in the repository or folder the checkpoint lies, with slashes; empty for its top.
         variant: The name in the middle of the names of files of weights; empty for none.
+        on_hub: Whether the model is one of the hub, whatever lies here under its name.
     """
 
     model: str | os.PathLike[str]
@@ -35,6 +36,7 @@ class ModelReference:
     local_files_only: bool = False
     subfolder: str = ""
     variant: str = ""
+    on_hub: bool = False
 
     def __repr__(self) -> str:
         shown = {"model": self.name, "revision": self.revision, "local_files_only": self.local_files_only, **self.place}
@@ -76,6 +78,8 @@ class ModelReference:
     @property
     def is_hub_id(self) -> bool:
         """Whether the model is one of the hub: neither a URL, nor what can only be a path, nor a file that is here."""
+        if self.on_hub:
+            return True
         is_path = not isinstance(self.model, str) or _is_path(self.name)
         # Not `Path.exists`, which raises where a name is too long for a file.
         return not is_path and "://" not in self.name and not os.path.exists(self.folder)
