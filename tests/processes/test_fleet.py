@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from support import buckets, tiny
 from support.cloud_storage import CloudStorage, Stored
 from support.fleet import Answer, Fleet, fleet
-from support.hub import TOKEN, Hub
+from support.hub import TOKEN, Handler, Hub
 from support.large import LLAMA, write
 
 import lazyload
@@ -240,10 +240,13 @@ def test_a_branch_that_moves_is_resolved_by_one(two: Fleet, model: str, other: s
     assert two.run(alone, p0=None)[1]["count"]
     hub.add("some/model", Path(other))
     tokens: list[str] = []
-    # Of each process, the weights of its share are asked for.
-    hub.faults.append(
-        (r"^(?!.*safetensors )", lambda handler: tokens.append(handler.headers["Authorization"]) or False)
-    )
+
+    def note(request: Handler) -> bool:
+        tokens.append(request.headers["Authorization"])
+        return False
+
+    # Each process asks for the weights of its share.
+    hub.faults.append((r"^(?!.*safetensors )", note))
     load = command("some/model", tmp_path / "a", token="hf_first")
     seen_first = command("some/model", tmp_path / "b", token="hf_second", local_files_only=True)
     require_raised(two.run(load, p1=seen_first), 1, "process 1 on", "asked")
@@ -287,6 +290,20 @@ def test_a_share_of_what_a_process_cannot_read_is_left_to_the_first(
     assert len([path for path in tmp_path.rglob("data-*") if path.is_dir()]) == 1
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_weights_that_one_has_downloaded_may_be_converted_by_all_and_again(
+    two: Fleet, model: str, hub: Hub, tmp_path: Path, index: int
+) -> None:
+    hub.add(f"some/model{index}", Path(model))
+    alone = {**command(f"some/model{index}", tmp_path / "alone"), "processes": [index]}
+    assert two.run(alone, **{f"p{1 - index}": None})[index]["count"]
+    load, expected = command(f"some/model{index}", tmp_path / "all"), in_one_process(model)
+    require_equal(two.run(load), expected)
+    again = two.run(command(f"some/model{index}", tmp_path / "all", force_convert=True))
+    require_equal(again, expected)
+    assert [answer["hit"] for answer in again] == [False, True], "one of them publishes"
+
+
 def test_different_revisions_are_refused_by_all(two: Fleet, model: str, hub: Hub, tmp_path: Path) -> None:
     commit = hub.add("some/model", Path(model))
     load = command("some/model", tmp_path)
@@ -318,6 +335,7 @@ def test_a_conversion_that_fails_fails_in_all(two: Fleet, model: str, tmp_path: 
         ("disk", {"compression": "zstd"}),
         ("bucket", {"ocdbt": False}),
         ("bucket", {}),
+        ("bucket", {"compression": "zstd"}),
     ],
     ids=str,
 )
