@@ -109,6 +109,23 @@ def _few_collections() -> Iterator[None]:
 
 def _run() -> int | str | None:
     """The exit code; what was printed is written."""
+    try:
+        code = _called()
+        # A daemon may have none.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # One of a file has its name.
+        if isinstance(error, BrokenPipeError) or error.filename is not None:
+            raise
+        print(f"error: what is printed cannot be written: {error.strerror}", file=sys.stderr)
+        _drop_output()
+        return 1
+    return code
+
+
+def _called() -> int | str | None:
+    """The exit code of what the command line asks for."""
     code: int | str | None = 0
     try:
         app(prog_name="lazyload")
@@ -121,14 +138,4 @@ def _run() -> int | str | None:
         code = end.code
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
-    try:
-        # A daemon may have none.
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        print(f"error: what is printed cannot be written: {error.strerror}", file=sys.stderr)
-        _drop_output()
-        code = 1
     return code

@@ -153,7 +153,7 @@ def test_what_strict_refuses_is_named_by_the_plan_otherwise(cache: Path, tmp_pat
         (["convert", "x", "--layout", "flax"], 1, "error: layout 'flax' is not known"),
         (["convert", "x", "--layout", "maxtext2"], 2, "maxtext2"),
         (["convert", "x", "--vocab-size", "7"], 2, "maxtext"),
-        (["export", "x", "y", "--vocab-size", "7"], 2, "maxtext"),
+        (["export", "x", "--to", "y", "--like", "x", "--vocab-size", "7"], 2, "maxtext"),
         (["convert", "x", "--dtype", "int8"], 1, "error: dtype 'int8': parameters can be bfloat16"),
         (["convert", "x", "--dtype", "float16", "--dtype", "float32"], 2, "give one DTYPE for all"),
         (["convert", "x", "--dtype", "*=float16", "--dtype", "float32"], 2, "give one DTYPE for all"),

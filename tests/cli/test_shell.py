@@ -1,6 +1,7 @@
 """The command as a shell sees it: help, completion, exit codes, pipes, signals, and how little it imports."""
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -165,6 +166,27 @@ def test_a_pipe_that_closes_is_no_traceback(option: str, unbuffered: str, tmp_pa
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is full")
+def test_output_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "lazyload", "cache", "ls"],
+            env=environment(tmp_path),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+    assert ended.stderr.startswith("error: what is printed cannot be written: No space left")
+
+
+def test_a_process_without_an_output_is_no_error(tmp_path: Path) -> None:
+    words = f"exec {shlex.quote(sys.executable)} -m lazyload cache ls >&-"
+    ended = subprocess.run(["sh", "-c", words], env=environment(tmp_path), capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
