@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
+from lazyload.architecture import AttentionKernel
 from lazyload.arguments import ModelArguments
 from lazyload.cache.entry import Entry
 from lazyload.cache.termination import cleaning_up
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from flax import nnx
 
     from lazyload.low_rank import Beside
-    from lazyload.models.context import AttentionKernel
     from lazyload.models.decoder import Decoder
     from lazyload.models.stack import Remat
     from lazyload.sharding import Rules
@@ -108,7 +108,7 @@ def from_pretrained(
     layers: range | None = None,
     scan_layers: bool = False,
     remat: "Remat | None" = None,
-    attention: "AttentionKernel | None" = None,
+    attention: AttentionKernel | None = None,
     storage: StorageOption = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -312,7 +312,7 @@ def _require_merge(arguments: ModelArguments, into: object) -> None:
         )
 
 
-def _require_able(request: Request, attention: "AttentionKernel") -> None:
+def _require_able(request: Request, attention: AttentionKernel) -> None:
     """Makes sure that what is to compute attention can do so in every layer.
 
     Raises:

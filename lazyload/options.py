@@ -6,11 +6,12 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, get_args
 
 import ml_dtypes
 import numpy as np
 
+from lazyload.architecture import AttentionKernel
 from lazyload.errors import ArgumentError, StorageError, UnsupportedFormatError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
@@ -24,7 +25,6 @@ from lazyload.storage import Storage
 if TYPE_CHECKING:
     import jax
 
-    from lazyload.models.context import AttentionKernel
     from lazyload.models.stack import Remat
     from lazyload.sharding import Rules
 
@@ -89,7 +89,7 @@ class LoadOptions(TypedDict, total=False):
     layers: range | None
     scan_layers: bool
     remat: "Remat | None"
-    attention: "AttentionKernel | None"
+    attention: AttentionKernel | None
     storage: StorageOption
     cache_dir: str | os.PathLike[str] | None
     token: str | bool | None
@@ -277,8 +277,10 @@ def require_attention(attention: object, layout: LayoutOption, into: object) -> 
     """
     if attention is None:
         return
-    if attention not in ("dense", "cudnn", "splash"):
-        raise ArgumentError(f"attention={attention!r:.200}: give None, 'dense', 'cudnn' or 'splash'")
+    if attention not in get_args(AttentionKernel):
+        raise ArgumentError(
+            f"attention={attention!r:.200}: give None, {', '.join(map(repr, get_args(AttentionKernel)))}"
+        )
     if layout not in DECODERS or not (into is None or hasattr(into, "attention")):
         raise ArgumentError(f"attention={attention!r} is for this library's decoder, layout='nnx'")
 

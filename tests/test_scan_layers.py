@@ -57,7 +57,7 @@ def test_a_decoder_with_stacked_layers_is_filled(folder: Path) -> None:
         ({"scan_layers": "yes"}, "scan_layers='yes'"),
         ({"remat": "full"}, "remat='full': give 'none', 'block' or 'dots'"),
         ({"remat": "block", "layout": lazyload.MaxText()}, "remat='block' is for this library's decoder"),
-        ({"attention": "flash"}, "attention='flash': give None, 'dense', 'cudnn' or 'splash'"),
+        ({"attention": "flash"}, "attention='flash': give None, 'dense', 'cudnn', 'splash'"),
         ({"attention": "dense", "layout": lazyload.MaxText()}, "attention='dense' is for this library's decoder"),
     ],
 )

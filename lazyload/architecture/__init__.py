@@ -8,7 +8,7 @@ it is written, with a `ConfigError`.
 """
 
 from lazyload.architecture.altup import AltUp, AltUpStreams
-from lazyload.architecture.attention import Attention, Temperature
+from lazyload.architecture.attention import Attention, AttentionKernel, Temperature
 from lazyload.architecture.compressed_attention import CompressedAttention
 from lazyload.architecture.compressor import CompressedIndexer, Compressor
 from lazyload.architecture.decoder import DecoderConfig, Layer
@@ -31,6 +31,7 @@ __all__ = [
     "AltUp",
     "AltUpStreams",
     "Attention",
+    "AttentionKernel",
     "CompressedAttention",
     "CompressedIndexer",
     "Compressor",

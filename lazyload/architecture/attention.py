@@ -10,6 +10,9 @@ from lazyload.architecture.norm import RMS_NORM, Norm
 from lazyload.architecture.rope import Rope
 from lazyload.display.values import differing_fields
 
+AttentionKernel = Literal["dense", "cudnn", "splash"]
+"""What computes softmax attention: products of all queries with all keys, cuDNN's kernel, or splash attention."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature:

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
-from lazyload.architecture import Attention, CompressedAttention, DecoderConfig, LatentAttention
+from lazyload.architecture import Attention, AttentionKernel, CompressedAttention, DecoderConfig, LatentAttention
 from lazyload.errors import InputError
 from lazyload.models.activations import batch_split
-from lazyload.models.context import AttentionKernel, Context
+from lazyload.models.context import Context
 from lazyload.models.meshes import automatic_mesh, usable
 from lazyload.models.parameters import partition
 from lazyload.models.projection import Projection
@@ -48,6 +48,7 @@ class Call:
         has_padding: Whether some tokens may be padding.
         has_pairs: Whether there is a mask for each pair of tokens.
         has_segments: Whether rows hold several documents.
+        is_checked: Whether a `jax.shard_map` around it checks what varies between devices (`check_vma=True`).
     """
 
     platform: str
@@ -57,6 +58,7 @@ class Call:
     has_padding: bool = False
     has_pairs: bool = False
     has_segments: bool = False
+    is_checked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,39 +78,43 @@ def split_of(projection: Projection) -> Split:
 
 
 def platform() -> str:
-    """`"tpu"`, `"gpu"` or `"cpu"`: of the devices of the mesh that is set, else of JAX's default backend."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None:
-        return jax.default_backend()
+    """`"tpu"`, `"gpu"` or `"cpu"`: of the devices of the mesh that is set, else of JAX's default device."""
+    device: Any = jax.sharding.get_abstract_mesh().abstract_device or getattr(jax.config, "jax_default_device", None)
+    if device is None or isinstance(device, str):
+        return _without_maker(device or jax.default_backend())
     named: str | None = getattr(device, "platform", None)
     if named is None:
-        # JAX 0.8 knows the kind of the devices alone.
+        # JAX 0.8 knows the kind of a mesh's devices alone.
         named = "tpu" if device.device_kind.startswith("TPU") else "cpu" if device.device_kind == "cpu" else "gpu"
-    return "gpu" if named in ("cuda", "rocm") else named
+    return _without_maker(named)
 
 
-def call_of(context: Context, dtype: Any) -> Call:
-    """What attention depends on of the call whose context this is."""
-    mask = context.attention_mask
+def platform_of(array: object) -> str | None:
+    """The same of the devices that an array lies on; None where it is traced, which leaves it open."""
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+        return None
+    return _without_maker(next(iter(array.devices())).platform)
+
+
+def _without_maker(platform: str) -> str:
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def call_of(context: Context, x: jax.Array) -> Call:
+    """What attention depends on of the call whose context this is, and whose activations or queries are these."""
+    mask, kind = context.attention_mask, jax.typeof(x)
+    # JAX 0.8 has it in `vma`, later versions in `mat`.
+    varying = getattr(getattr(kind, "mat", None), "varying", None) or getattr(kind, "vma", None)
     return Call(
-        platform=platform(),
-        dtype=jnp.dtype(dtype),
+        platform=context.platform or platform(),
+        dtype=jnp.dtype(x.dtype),
         length=context.positions.shape[1],
         has_cache=context.has_cache,
         has_padding=mask is not None and mask.ndim == 2,
         has_pairs=mask is not None and mask.ndim == 3,
         has_segments=context.segment_ids is not None,
+        is_checked=bool(varying),
     )
-
-
-def require_known(name: object) -> None:
-    """Makes sure that there is an implementation of attention by this name, or that None is to choose one.
-
-    Raises:
-        InputError: There is none.
-    """
-    if name is not None and name not in get_args(AttentionKernel):
-        raise InputError(f"attention={name!r:.100}: give None, {', '.join(map(repr, get_args(AttentionKernel)))}")
 
 
 def require_able(config: DecoderConfig, name: AttentionKernel | None, call: Call | None = None) -> None:
@@ -120,9 +126,10 @@ def require_able(config: DecoderConfig, name: AttentionKernel | None, call: Call
         call: What is known of the call; None for nothing, as long as there is none.
 
     Raises:
-        InputError: It cannot, of which layer and why.
+        InputError: There is none by that name, or it cannot: of which layer, and why.
     """
-    require_known(name)
+    if name is not None and name not in get_args(AttentionKernel):
+        raise InputError(f"attention={name!r:.100}: give None, {', '.join(map(repr, get_args(AttentionKernel)))}")
     if name is None or (call is not None and call.has_cache):
         return
     for number, layer in enumerate(config.layers):
@@ -134,12 +141,13 @@ def require_able(config: DecoderConfig, name: AttentionKernel | None, call: Call
 def chosen(name: AttentionKernel | None, mixer: Attention | LatentAttention, call: Call) -> AttentionKernel:
     """What computes the attention of a layer: what was asked for, else the platform's kernel where it can, else dense.
 
-    With a key-value cache that is dense in any case: one token has few logits.
+    With a key-value cache that is dense in any case: one token has few logits. With a mask, cuDNN computes only where
+    it was asked for: its call in `jax.nn.dot_product_attention` does not go together with a mask under `jax.vmap`.
     """
     if call.has_cache:
         return "dense"
     kernel = name or _OF_PLATFORM.get(call.platform, "dense")
-    if name is None and call.length < _BLOCKS[-1]:
+    if name is None and (call.length < _BLOCKS[-1] or (kernel == "cudnn" and _is_masked(kernel, mixer, call))):
         return "dense"
     return "dense" if _refusal(kernel, mixer, call) else kernel
 
@@ -168,7 +176,7 @@ def attend(
         `[batch, length, head, v_dim]`, of the values' dtype. Tokens that are padding get finite nonsense.
     """
     rule = _Rule.of(mixer)
-    call = call_of(context, query.dtype)
+    call = call_of(context, query)
     kernel = chosen(context.attention, mixer, call)
     if kernel == "dense":
         pairs = context.mask(key.shape[1], rule.window, rule.chunk)
@@ -176,11 +184,10 @@ def attend(
 
     run: Callable[..., jax.Array]
     if kernel == "splash":
-        by_pairs = call.has_pairs
         run = functools.partial(_splash, rule=rule, interpret=call.platform == "cpu")
     else:
-        by_pairs = call.has_pairs or call.has_padding or call.has_segments or rule.chunk is not None
         run = functools.partial(_cudnn, rule=rule, causal=not call.has_pairs)
+    by_pairs = _is_masked(kernel, mixer, call)
     mask = context.mask(key.shape[1], rule.window, rule.chunk) if by_pairs else None
     if mask is not None:
         mask = jnp.broadcast_to(mask, (query.shape[0], *mask.shape[1:]))
@@ -242,6 +249,13 @@ class _Rule:
         return cls(scale=mixer.scale, softcap=mixer.softcap, window=mixer.window, chunk=mixer.chunk)
 
 
+def _is_masked(kernel: AttentionKernel, mixer: Attention | LatentAttention, call: Call) -> bool:
+    """Whether a kernel has to be told of each pair of tokens whether they see each other."""
+    if kernel == "splash":
+        return call.has_pairs
+    return call.has_pairs or call.has_padding or call.has_segments or _Rule.of(mixer).chunk is not None
+
+
 def _refusal(kernel: AttentionKernel, mixer: Any, call: Call | None) -> str | None:
     """Why a kernel cannot compute the attention of a layer, in a call or in any; None where it can."""
     if kernel == "dense" or not isinstance(mixer, Attention | LatentAttention | CompressedAttention):
@@ -261,6 +275,8 @@ def _refusal_of_splash(mixer: Attention | LatentAttention, call: Call | None) ->
         return None
     if call.platform not in ("tpu", "cpu"):
         return f"splash attention is a kernel for TPUs, and the model lies on a {call.platform}"
+    if call.is_checked:
+        return "the jax.shard_map around it checks what varies (check_vma=False)"
     if _Rule.of(mixer).chunk and not call.has_pairs and (call.has_padding or call.has_segments):
         return "its chunks start where padding ends and where segments do"
     return None
@@ -284,8 +300,7 @@ def _refusal_of_cudnn(mixer: Attention | LatentAttention, call: Call | None) -> 
         return f"cuDNN is for NVIDIA's GPUs, and the model lies on a {call.platform}"
     if call.dtype not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"queries are {call.dtype}; cuDNN's kernel takes bfloat16 and float16 (compute_dtype=)"
-    masked = call.has_padding or call.has_pairs or call.has_segments or rule.chunk
-    if masked and call.length % 2:
+    if _is_masked("cudnn", mixer, call) and call.length % 2:
         return f"there are {call.length} tokens; with a mask, cuDNN's kernel takes an even number"
     capability = _compute_capability()
     if capability is None or capability < (8, 0):

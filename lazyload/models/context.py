@@ -1,17 +1,14 @@
 """What the mixers of one call share: positions, rotary angles, masks, each made once."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lazyload.architecture import Rope
+from lazyload.architecture import AttentionKernel, Rope
 from lazyload.errors import InputError
 from lazyload.models.kv_cache import KVCache
 from lazyload.models.rope import Rotation, rotation
-
-AttentionKernel = Literal["dense", "cudnn", "splash"]
-"""What computes attention: products of all queries with all keys, cuDNN's kernel, or splash attention."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -26,6 +23,7 @@ class Context:
             There are none where there is a cache.
         tokens: Which tokens they are, int32 `[batch, length]`; None where nobody asks.
         attention: What is to compute attention; None for what suits platform and layer best.
+        platform: Where it runs, where the decoder's arrays tell; None where they are traced.
         selected: Which of the keys that it may attend to the last indexer has selected for each token, bool `[batch or
             1, length, keys]`; None before there was one.
     """
@@ -38,6 +36,7 @@ class Context:
         segment_ids: jax.Array | None = None,
         tokens: jax.Array | None = None,
         attention: AttentionKernel | None = None,
+        platform: str | None = None,
     ):
         self.positions = positions
         self.start = start
@@ -45,6 +44,7 @@ class Context:
         self.segment_ids = segment_ids
         self.tokens = tokens
         self.attention = attention
+        self.platform = platform
         self.selected: jax.Array | None = None
         self._rotations: dict[Rope, Rotation] = {}
         self._masks: dict[tuple[int, int | None, int | None], jax.Array] = {}
@@ -74,15 +74,15 @@ class Context:
         }
         keyed = tuple((jax.tree_util.GetAttrKey(name), child) for name, child in children.items())
         start = None if self.has_cache else self.start
-        return keyed, (start, self.attention, tuple(self._rotations), tuple(self._masks))
+        return keyed, (start, self.attention, self.platform, tuple(self._rotations), tuple(self._masks))
 
     @classmethod
     def tree_unflatten(cls, static: Any, children: Any) -> "Context":
         """The inverse of that."""
-        start, attention, ropes, kinds = static
+        start, attention, platform, ropes, kinds = static
         positions, traced_start, attention_mask, segment_ids, tokens, selected, rotations, masks = children
         start = traced_start if start is None else start
-        context = cls(positions, start, attention_mask, segment_ids, tokens, attention)
+        context = cls(positions, start, attention_mask, segment_ids, tokens, attention, platform)
         context.selected = selected
         context._rotations = dict(zip(ropes, rotations, strict=True))
         context._masks = dict(zip(kinds, masks, strict=True))

@@ -10,14 +10,14 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from lazyload.architecture import DecoderConfig, Layer
+from lazyload.architecture import AttentionKernel, DecoderConfig, Layer
 from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
 from lazyload.models import card, kv_cache, weight_sync
 from lazyload.models.activations import value_of, zeros
 from lazyload.models.altup import AltUpStreams
-from lazyload.models.attention_kernels import call_of, require_able
-from lazyload.models.context import AttentionKernel, Context, checked_mask, counted_positions, require_segments
+from lazyload.models.attention_kernels import call_of, platform_of, require_able
+from lazyload.models.context import Context, checked_mask, counted_positions, require_segments
 from lazyload.models.hyper_connection import HyperStreams
 from lazyload.models.kv_cache import KVCache
 from lazyload.models.layer import BLOCKS, DecoderLayer
@@ -44,8 +44,10 @@ class Decoder(nnx.Module):
         remat: What the backward pass computes again instead of having it kept; it may be set at any time. `"none"`:
             nothing; `"block"`: all of a layer but its input; `"dots"`: all but that and the products with parameters.
         attention: What computes attention where there is no key-value cache; it may be set at any time. None: the
-            platform's kernel where it can, splash attention on TPUs and cuDNN's on GPUs, and dense products elsewhere.
-            `"dense"`, `"splash"` or `"cudnn"`: that, and an error where it cannot. With a cache it is dense.
+            platform's kernel where it can, splash attention on TPUs and, without a mask, cuDNN's on GPUs, and dense
+            products elsewhere. `"dense"`, `"splash"` or `"cudnn"`: that, and an error where it cannot. With a cache it
+            is dense. Kernels have no derivatives in forward mode (`jax.jvp`, `jax.linearize`, `jax.hessian`), for which
+            it has to be `"dense"`.
         embed: The embedding.
         layers: The layers, or the stacks of them: those that follow each other, or those at each place of a cycle.
         per_layer_embedding: What makes the layers' own inputs; absent where they have none.
@@ -154,8 +156,9 @@ class Decoder(nnx.Module):
 
     def get_model_input(self) -> dict[str, Any]:
         """Arguments for a trial call, by the name that qwix reads."""
-        tokens = jnp.ones((2, 1), jnp.int32)
-        return {"tokens": tokens, "positions": tokens, "cache": None, "attention_mask": jnp.ones((2, 1, 1), bool)}
+        # With a mask, cuDNN's kernel takes an even number of tokens.
+        tokens = jnp.ones((2, 2), jnp.int32)
+        return {"tokens": tokens, "positions": tokens, "cache": None, "attention_mask": jnp.ones((2, 2, 2), bool)}
 
     def to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
         """What Tunix asks for to bring weights into vLLM (`"vllm_jax"`) or SGLang (`"sglang_jax"`).
@@ -292,9 +295,11 @@ class Decoder(nnx.Module):
         start: jax.Array | int = 0 if cache is None else cache["layer_0"]["end_index"][0]
         if positions is None:
             positions = counted_positions(tokens, start, segment_ids)
-        context = Context(positions, start, attention_mask, segment_ids, tokens, self.attention)
+        (embedding, *_) = jax.tree.leaves(self.embed.embedding)
+        platform = platform_of(embedding)
+        context = Context(positions, start, attention_mask, segment_ids, tokens, self.attention, platform)
         x = self.embed(tokens)
-        require_able(self.config, self.attention, call_of(context, x.dtype))
+        require_able(self.config, self.attention, call_of(context, x))
         x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         inputs = None if self.config.per_layer_embedding is None else self.per_layer_embedding(tokens, x)
         if self.config.streams is not None:

@@ -10,7 +10,7 @@ Of layers in stacks Tunix cuts an array into those of the layers where the entry
 the name there is then a regular expression whose one group is the layer's number.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
@@ -104,24 +104,30 @@ def mappings(model: nnx.Module, names: Mapping[str, str], family: str, backend: 
 def lora_mappings(model: nnx.Module, names: Mapping[str, str], family: str, backend: str) -> dict[str, Entry]:
     """The same for what qwix adds to each projection of a layer, the factors `kernel_lora_a` and `kernel_lora_b`.
 
-    There are none for layers in stacks, which LoRA cannot be added to.
+    Of layers in stacks the factors are in stacks, too.
 
     Raises:
-        InputError: There is no such backend, or the model has factors that there is no array for.
+        InputError: There is no such backend, or the model has factors that there is no array for, such as those of the
+            output projection or of experts.
     """
     _require_backend(backend)
     table: dict[str, Entry] = {}
-    for path, (projection, adapted) in _projections(model).items():
-        name = _name(path, names, family, backend)
+    for path, (projection, general, layers) in _projections(model).items():
+        name = _name(general, names, family, backend)
         if name is None:
-            if adapted:
-                raise InputError(f"{backend}: there is no array there for the LoRA factors of {path}")
             continue
         stem = name.rpartition(".")[0] if backend == "sglang_jax" else name
-        first, second = (form.format(stem) for form in _LORA_NAMES[backend])
-        split = _split(projection.axes, backend)
-        table[f"{path}_lora_a"] = (first, (*split[: projection.inputs], None))
-        table[f"{path}_lora_b"] = (second, (None, *split[projection.inputs :]))
+        first, second = (_numbered(form.format(stem), layers) for form in _LORA_NAMES[backend])
+        stack, split = () if layers is None else ("layer",), _split(projection.axes, backend)
+        table[f"{path}_lora_a"] = (first, (*stack, *split[: projection.inputs], None))
+        table[f"{path}_lora_b"] = (second, (*stack, None, *split[projection.inputs :]))
+    factors = {place: None for place, _, _, node in _nodes(model) if isinstance(node, nnx.LoRAParam)}
+    unknown = [place for place in factors if place not in table]
+    if unknown:
+        raise InputError(
+            f"{backend}: there is no array there for the LoRA factors {', '.join(unknown[:4])}"
+            f"{' ...' if len(unknown) > 4 else ''}"
+        )
     return table
 
 
@@ -145,7 +151,7 @@ def lora_transposed(model: nnx.Module, backend: str) -> dict[str, tuple[int, ...
     if backend != "sglang_jax":
         return None
     table: dict[str, tuple[int, ...]] = {}
-    for path, (projection, _) in _projections(model).items():
+    for path, (projection, _, _) in _projections(model).items():
         escaped = path.replace(".", r"\.").replace("*", r"\d+")
         inputs, outputs = projection.inputs, len(projection.axes) - projection.inputs
         table[f"{escaped}_lora_a"] = (0, inputs + 1, *range(1, inputs + 1))
@@ -183,16 +189,11 @@ def _require_backend(backend: str) -> None:
 
 def _parameters(model: Any) -> dict[str, _Parameter]:
     """The parameters that are no adapters, by the paths that Tunix's tables have for them."""
-    numbers = {str(place): tuple(stack) for place, stack in enumerate(stacks(model.config))}
-    found = {}
-    for path, node in nnx.iter_graph(model):
-        if isinstance(node, nnx.Param) and not isinstance(node, nnx.LoRAParam):
-            axes, general = tuple(node.get_metadata().get("logical_axes", ())), _template(path)
-            if model.scan_layers and path[0] == "layers":
-                found[".".join(map(str, path))] = _Parameter(general, axes, numbers[str(path[1])])
-            else:
-                found[general] = _Parameter(general, axes, None)
-    return found
+    return {
+        place: _Parameter(general, tuple(node.get_metadata().get("logical_axes", ())), layers)
+        for place, general, layers, node in _nodes(model)
+        if isinstance(node, nnx.Param) and not isinstance(node, nnx.LoRAParam)
+    }
 
 
 def _sent(parameters: Mapping[str, _Parameter], backend: str) -> dict[str, _Parameter]:
@@ -211,17 +212,29 @@ def _sent(parameters: Mapping[str, _Parameter], backend: str) -> dict[str, _Para
     return sent
 
 
-def _projections(model: Any) -> dict[str, tuple[Projection, bool]]:
-    """Each projection of a layer that is in no stack, by its kernel's path, and whether it has LoRA's factors."""
-    if model.scan_layers:
-        return {}
-    found: dict[str, tuple[Projection, bool]] = {}
+def _projections(model: Any) -> dict[str, tuple[Projection, str, tuple[int, ...] | None]]:
+    """Each projection of a layer, by its kernel's path in Tunix's tables, with its general path and its layers."""
+    return {
+        f"{place}.kernel": (node, f"{general}.kernel", layers)
+        for place, general, layers, node in _nodes(model)
+        if isinstance(node, Projection) and general.startswith("layers.")
+    }
+
+
+def _nodes(model: Any) -> Iterator[tuple[str, str, tuple[int, ...] | None, Any]]:
+    """A model's modules and variables: the path that Tunix's tables have for each, the general one, layers, and itself.
+
+    Path and layers are those that a `_Parameter` has.
+    """
+    numbers = {str(place): tuple(stack) for place, stack in enumerate(stacks(model.config))}
     for path, node in nnx.iter_graph(model):
-        if isinstance(node, Projection) and path[0] == "layers":
-            kernel = f"{_template(path)}.kernel"
-            adapted = any(isinstance(value, nnx.LoRAParam) for value in vars(node).values())
-            found[kernel] = (node, adapted or (kernel in found and found[kernel][1]))
-    return found
+        if not isinstance(node, nnx.Module | nnx.Variable):
+            continue
+        general = _template(path)
+        if model.scan_layers and len(path) > 1 and path[0] == "layers":
+            yield ".".join(map(str, path)), general, numbers[str(path[1])], node
+        else:
+            yield general, general, None, node
 
 
 def _template(path: Sequence[Any]) -> str:

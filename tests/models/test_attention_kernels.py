@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from support.decoders import ATTENTION, CONFIGS, LATENT, build, config, layer, run, weights
 from support.meshes import by_rules, mesh_named
 
@@ -113,6 +113,68 @@ def test_on_gpus_cudnn_is_called_by_the_program(monkeypatch: pytest.MonkeyPatch)
     assert "1000x1000" not in program
 
 
+def test_inside_a_shard_map_that_checks_what_varies_attention_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernels, "platform", lambda: "tpu")
+    graphdef, state = nnx.split(Decoder(config(layer()), rngs=nnx.Rngs(0)))
+    mesh, over = mesh_named("fsdp=4,tp=2", AxisType.Auto), PartitionSpec("fsdp")
+
+    def program(check: bool, attention: str | None = None) -> str:
+        def logits(state: Any, tokens: jax.Array) -> jax.Array:
+            model = nnx.merge(graphdef, state)
+            model.attention = attention  # type: ignore[assignment]
+            return model(tokens)[0]
+
+        places = (PartitionSpec(), over)
+        sharded = jax.jit(jax.shard_map(logits, mesh=mesh, in_specs=places, out_specs=over, check_vma=check))
+        return str(sharded.trace(state, jnp.zeros((4, 128), jnp.int32)).jaxpr)
+
+    assert "pallas_call" in program(check=False)
+    assert "pallas_call" not in program(check=True)
+    with pytest.raises(InputError, match=r"layer 0: the jax.shard_map around it checks what varies"):
+        program(check=True, attention="splash")
+
+
+def halved(model: Decoder, attention: str) -> Decoder:
+    """The model in bfloat16."""
+    model.attention = attention  # type: ignore[assignment]
+    nnx.update(model, jax.tree.map(lambda array: array.astype(jnp.bfloat16), nnx.state(model)))
+    return model
+
+
+def test_what_cudnn_is_called_with_makes_dense_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernels, "platform", lambda: "gpu")
+    monkeypatch.setattr(attention_kernels, "_compute_capability", lambda: (9, 0))
+    computed = jax.nn.dot_product_attention
+    calls = []
+
+    def without_gpu(*args: Any, implementation: str, **kwargs: Any) -> jax.Array:
+        calls.append(implementation)
+        return computed(*args, implementation="xla", **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without_gpu)
+    inputs: list[dict[str, Any]] = [
+        {},
+        {"attention_mask": REAL},
+        {"segment_ids": SEGMENTS},
+        # Tokens see some that come after them, too.
+        {"attention_mask": PAIRS | (np.arange(LENGTH) // 8 == 8)},
+    ]
+    windowed = config(layer(replace(ATTENTION, window=90)), layer())
+
+    @nnx.jit
+    def logits(model: Decoder, inputs: list[dict[str, Any]]) -> list[jax.Array]:
+        return [jnp.where(REAL[..., None], model(TOKENS, **each)[0], 0) for each in inputs]
+
+    expected = logits(halved(decoder(windowed), "dense"), inputs)
+    on_mesh = halved(by_rules(windowed, mesh_named("fsdp=4,tp=2", AxisType.Auto)), "cudnn")
+    for each, same, dense in zip(inputs, logits(on_mesh, inputs), expected, strict=True):
+        np.testing.assert_allclose(same, dense, atol=0.3, err_msg=str(list(each)))
+    assert calls == ["cudnn"] * 2 * len(inputs)
+    # What qwix and Tunix call it with for a trial is nothing that it refuses.
+    nnx.eval_shape(lambda model: model(**model.get_model_input())[0], on_mesh)
+    assert len(calls) == 2 * len(inputs) + 2
+
+
 @pytest.mark.parametrize(
     ("mixer", "call", "kernel"),
     [
@@ -124,7 +186,12 @@ def test_on_gpus_cudnn_is_called_by_the_program(monkeypatch: pytest.MonkeyPatch)
         (LATENT, TPU, "splash"),
         (ATTENTION, GPU, "cudnn"),
         (ATTENTION, replace(GPU, dtype=jnp.dtype(jnp.float32)), "dense"),
-        (ATTENTION, replace(GPU, has_padding=True, length=2047), "dense"),
+        (ATTENTION, replace(TPU, is_checked=True), "dense"),
+        (replace(ATTENTION, window=90), GPU, "cudnn"),
+        (ATTENTION, replace(GPU, has_padding=True), "dense"),
+        (ATTENTION, replace(GPU, has_segments=True), "dense"),
+        (ATTENTION, replace(GPU, has_pairs=True), "dense"),
+        (CHUNKED, GPU, "dense"),
         (replace(ATTENTION, head_dim=256), GPU, "cudnn"),
         (replace(ATTENTION, head_dim=512), GPU, "dense"),
         (replace(ATTENTION, softcap=2.0), GPU, "dense"),
@@ -140,13 +207,33 @@ def test_a_layer_is_computed_by_the_kernel_of_the_platform_that_can(
     assert chosen(None, mixer, call) == kernel
 
 
-def test_the_platform_is_that_of_the_mesh() -> None:
+def test_the_platform_is_that_of_the_mesh_or_the_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"device_kind": "TPU v5 lite", "num_cores": 1, "platform": "tpu"}
     known = getattr(jax.sharding.AbstractDevice, "__dataclass_fields__", fields)
     device = jax.sharding.AbstractDevice(**{name: value for name, value in fields.items() if name in known})
     assert attention_kernels.platform() == "cpu"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert attention_kernels.platform() == "gpu"
+    for default in ("cpu", jax.devices("cpu")[0]):
+        with jax.default_device(default):
+            assert attention_kernels.platform() == "cpu"
     with jax.sharding.use_abstract_mesh(AbstractMesh((2,), ("fsdp",), abstract_device=device)):
         assert attention_kernels.platform() == "tpu"
+
+
+def test_the_platform_is_that_of_arrays_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernels, "platform", lambda: "tpu")
+    model, seen = decoder(config(layer())), []
+    real = attention_kernels.chosen
+
+    def chosen_for(name: Any, mixer: Any, call: Call) -> Any:
+        seen.append(call.platform)
+        return real(name, mixer, call)
+
+    monkeypatch.setattr(attention_kernels, "chosen", chosen_for)
+    model(TOKENS[:, :2])
+    nnx.eval_shape(lambda model: model(TOKENS)[0], model)
+    assert seen == ["cpu", "tpu"]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,11 @@ def test_layers_in_stacks_are_told_by_their_numbers(load):
     name, split = table["layers.0.mlp.down_proj.kernel"]
     assert name.endswith(r"\.mlp\.down_proj\.weight")
     assert split == ("layer", "model", None)
-    assert model.lora_to_hf_mappings() == {}
+    lora = model.lora_to_hf_mappings()
+    assert lora["layers.0.attn.q_proj.kernel_lora_a"] == (names[0] + "_lora_a", ("layer", None, None))
+    assert lora["layers.0.attn.q_proj.kernel_lora_b"] == (names[0] + "_lora_b", ("layer", None, "model", None))
+    transposed = model.lora_to_hf_transpose_keys("sglang_jax")
+    assert transposed[r"layers\.0\.attn\.q_proj\.kernel_lora_b"] == (0, 2, 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +102,13 @@ def test_adapters_of_what_has_no_name_there_are_refused(load):
     projection = model.layers[0].mamba.in_proj_z
     projection.kernel_lora_a = nnx.LoRAParam(np.zeros((*projection.kernel.shape[:1], 2)))
     with pytest.raises(
-        InputError, match=r"no array there for the LoRA factors of layers\.\*\.mamba\.in_proj_z\.kernel"
+        InputError, match=r"no array there for the LoRA factors layers\.\*\.mamba\.in_proj_z\.kernel_lora_a"
     ):
         model.lora_to_hf_mappings()
+    model = load("qwen3")
+    model.lm_head.kernel_lora_b = nnx.LoRAParam(np.zeros((2, *model.lm_head.kernel.shape[1:])))
+    with pytest.raises(InputError, match=r"no array there for the LoRA factors lm_head\.kernel_lora_b"):
+        model.lora_to_hf_mappings("sglang_jax")
 
 
 def test_other_backends_are_refused(load):
