@@ -132,10 +132,9 @@ def _files(
 ) -> Files:
     # The hub's and other file systems' libraries take a while to import, and a folder needs neither.
     if reference.is_hub_id:
-        from lazyload.sources.answers import Answers
         from lazyload.sources.hub import HubFiles
 
-        return HubFiles(reference, config, Answers.from_json(answers) if answers else None)
+        return HubFiles(reference, config, answers)
     if page := _HUB_PAGE.match(reference.address):
         at = f" with revision={page['revision']!r}" if page["revision"] else ""
         raise SourceNotFoundError(

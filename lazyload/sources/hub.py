@@ -82,10 +82,10 @@ _EXPIRED = (400, 401, 403, 404, 410)
 class HubFiles:
     """The files of a model at one commit."""
 
-    def __init__(self, reference: ModelReference, first: str = CONFIG, answers: Answers | None = None):
+    def __init__(self, reference: ModelReference, first: str = CONFIG, answers: Mapping[str, Any] | None = None):
         """Resolves the revision, with one request at most: for the file `first`, which each of these models has.
 
-        With the `answers` that another process was given, the hub is not asked what stands in them.
+        With the `answers` that another process was given (see `HubFiles.answers`), the hub is not asked what stands in them.
 
         Raises:
             SourceNotFoundError: The hub has no such model or revision, or is out of reach and has not been before.
@@ -95,8 +95,8 @@ class HubFiles:
         self.variant = reference.variant
         self._reference = reference
         self._offline = reference.local_files_only or constants.HF_HUB_OFFLINE
-        self._is_told = answers is not None
-        self._answers = answers or Answers(self._resolved(first), reference.revision)
+        self._is_told = bool(answers)
+        self._answers = Answers.from_json(answers) if answers else Answers(self._resolved(first), reference.revision)
         self._commit = self._answers.commit
         # What is asked for from now on.
         self._reference = replace(reference, revision=self._commit)

@@ -16,7 +16,7 @@ from support.lora import ALPHA, PATHS, save
 import lazyload
 from lazyload.low_rank import lora_parameters
 
-qwix = pytest.importorskip("qwix")
+qwix = pytest.importorskip("qwix", reason="Tunix is not installed, nor its qwix")
 
 pytestmark = [
     # qwix 0.1.8 uses much that Flax 0.12 deprecates.
