@@ -169,7 +169,11 @@ class Decoder(nnx.Module):
         return weight_sync.mappings(self, self._names(), self.config.family, backend)
 
     def lora_to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
-        """The same for the parameters that LoRA adds; `backend` is one of the same."""
+        """The same for the parameters that LoRA adds; `backend` is one of the same.
+
+        Raises:
+            InputError: There is no such backend, or some of them have no name there.
+        """
         return weight_sync.lora_mappings(self, self._names(), self.config.family, backend)
 
     def to_hf_transpose_keys(self, backend: str = "vllm_jax") -> dict[str, tuple[int, ...]] | None:

@@ -121,7 +121,7 @@ def lora_mappings(model: nnx.Module, names: Mapping[str, str], family: str, back
         stack, split = () if layers is None else ("layer",), _split(projection.axes, backend)
         table[f"{path}_lora_a"] = (first, (*stack, *split[: projection.inputs], None))
         table[f"{path}_lora_b"] = (second, (*stack, None, *split[projection.inputs :]))
-    factors = {place: None for place, _, _, node in _nodes(model) if isinstance(node, nnx.LoRAParam)}
+    factors = dict.fromkeys(place for place, _, _, node in _nodes(model) if isinstance(node, nnx.LoRAParam))
     unknown = [place for place in factors if place not in table]
     if unknown:
         raise InputError(
