@@ -85,7 +85,7 @@ class HubFiles:
     def __init__(self, reference: ModelReference, first: str = CONFIG, answers: Mapping[str, Any] | None = None):
         """Resolves the revision, with one request at most: for the file `first`, which each of these models has.
 
-        With the `answers` that another process was given (see `HubFiles.answers`), the hub is not asked what stands in them.
+        With what another process was answered (`HubFiles.answers`), the hub is not asked for what stands in it.
 
         Raises:
             SourceNotFoundError: The hub has no such model or revision, or is out of reach and has not been before.
