@@ -17,6 +17,9 @@ _FLAGS = {
     "xla_force_host_platform_device_count": 8,
     # Most of the time goes into compiling what runs for milliseconds.
     "xla_backend_optimization_level": 0,
+    "xla_llvm_enable_alias_scope_metadata": "false",
+    "xla_llvm_enable_noalias_metadata": "false",
+    "xla_llvm_enable_invariant_load_metadata": "false",
     "xla_cpu_collective_call_warn_stuck_timeout_seconds": 300,
     "xla_cpu_collective_call_terminate_timeout_seconds": 900,
 }
