@@ -96,7 +96,7 @@ def _known_adapters(
             continue
         at = {"kind": "hub", "id": reference.name, "commit": identity["commit"], **reference.place}
         if identity == at and (reference.revision or "main") in (identity["commit"], origin.get("revision") or "main"):
-            # What was found by a commit may have been asked for by a branch; it stays what is asked for now.
+            # The entry may have been asked for by a branch, and this call asks by the commit: what it makes says so.
             asked = {**origin, "revision": reference.revision}
             yield adapter_at(reference, identity, asked, config, weights)
 
