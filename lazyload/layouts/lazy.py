@@ -41,6 +41,22 @@ class Contribution:
     pattern: Pattern
     indices: Mapping[str, int]
 
+    def limits(self, dimension: int, shared: Mapping[str, Range]) -> list[Range]:
+        """The range of each axis of a dimension, from those of the shared axes."""
+        composite = self.pattern.dimensions[dimension]
+        return [shared[axis.name] if axis.name in shared else _single(self.indices[axis.name]) for axis in composite]
+
+    def rows(self, outermost: int, shared: Mapping[str, Range]) -> Range:
+        """The range of a dimension of the tensor in which ranges of the shared axes lie."""
+        numbers = self.pattern.stored[outermost]
+        ranges = []
+        for number in numbers:
+            sizes = [axis.size for axis in self.pattern.dimensions[number]]
+            start, stop = stretch(widened(self.limits(number, shared), sizes), sizes)
+            ranges.append((start + self.pattern.offsets[number], stop + self.pattern.offsets[number]))
+        sizes = [self.pattern.sizes[number] for number in numbers]
+        return stretch(widened(ranges, sizes), sizes)
+
 
 @dataclass(frozen=True)
 class Region:
@@ -56,8 +72,8 @@ class Region:
     walked: tuple[str, ...]
     contributions: Mapping[tuple[int, ...], Contribution]
 
-    def sources_of(self, box: Sequence[Range]) -> Iterator[str]:
-        """The source tensors that a box of the pattern's dimensions is read from, some of them several times."""
+    def parts_of(self, box: Sequence[Range]) -> Iterator[tuple[Contribution, Mapping[str, Range]]]:
+        """What a box of the pattern's dimensions is read from: contributions, and which range of each shared axis."""
         boxes = []
         for (start, stop), offset, extent, axes in zip(
             box, self.pattern.offsets, self.pattern.extents, self.pattern.dimensions, strict=True
@@ -68,8 +84,9 @@ class Region:
         walked = [names.index(name) for name in self.walked]
         for combination in itertools.product(*boxes):
             ranges = [limits for every in combination for limits in every]
+            shared = {name: limits for name, limits in zip(names, ranges, strict=True) if name not in self.walked}
             for indices in itertools.product(*(range(*ranges[number]) for number in walked)):
-                yield self.contributions[indices].tensor
+                yield self.contributions[indices], shared
 
 
 @dataclass(frozen=True)
@@ -102,11 +119,23 @@ class LazyTensor:
         """The source tensors that one block reads, each once; one slice a dimension, step 1."""
         if len(self.regions) == 1 and len(self.regions[0].contributions) == 1:
             return self.sources
-        found: dict[str, None] = {}
+        return tuple(dict.fromkeys(given.tensor for given, _ in self._parts_of(index)))
+
+    def rows_of(self, index: Box) -> dict[str, Range]:
+        """Of each source tensor that one block reads, the range of its rows: of the dimension that is stored outermost."""
+        found: dict[str, Range] = {}
+        for given, shared in self._parts_of(index):
+            _, _, order = self.source.tensors[given.tensor]
+            start, stop = given.rows(order[0] if order else 0, shared) if given.pattern.stored else (0, 1)
+            first, last = found.get(given.tensor, (start, stop))
+            found[given.tensor] = min(start, first), max(stop, last)
+        return found
+
+    def _parts_of(self, index: Box) -> Iterator[tuple[Contribution, Mapping[str, Range]]]:
+        """What one block is read from; see `Region.parts_of`."""
         for _, box in self._boxes(normalised(index, self.shape)):
             for region in self.regions:
-                found.update(dict.fromkeys(region.sources_of(box)))
-        return tuple(found)
+                yield from region.parts_of(box)
 
     @property
     def split_order(self) -> tuple[int, ...]:
@@ -237,11 +266,11 @@ class LazyTensor:
         ranges: list[Range] = []
         inner: list[int | slice] = []
         shape, names = [], []
-        for composite, offset in zip(given.pattern.dimensions, given.pattern.offsets, strict=True):
+        for number, (composite, offset) in enumerate(
+            zip(given.pattern.dimensions, given.pattern.offsets, strict=True)
+        ):
             sizes = [axis.size for axis in composite]
-            limits = [
-                shared[axis.name] if axis.name in shared else _single(given.indices[axis.name]) for axis in composite
-            ]
+            limits = given.limits(number, shared)
             read = widened(limits, sizes)
             start, stop = stretch(read, sizes)
             ranges.append((start + offset, stop + offset))
