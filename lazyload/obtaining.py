@@ -226,15 +226,8 @@ def _share(request: Request, conversion: Conversion, index: int, count: int) -> 
         count,
         scalars=request.target.scalars,
         in_bucket=not isinstance(request.cache.root, Path),
-        is_far=request.source.is_far,
+        stored_bytes=request.stored_bytes if request.source.is_far else None,
     )[index]
-
-
-def _read_for(request: Request, conversion: Conversion, share: "Share | None") -> set[str]:
-    """The source's tensors that are read for a conversion, or for a share of it."""
-    if share is not None:
-        return request.of_source(share.sources(conversion.tensors))
-    return request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})
 
 
 @contextlib.contextmanager
@@ -250,9 +243,13 @@ def _arriving(
 
     Of what several processes share, none has whole files, and nothing is kept.
     """
-    source = request.source
-    tensors, keep = _read_for(request, conversion, share), manner.keep_source and share is None
-    total = source.nbytes_to_fetch(tensors, keep=keep)
+    source, keep = request.source, manner.keep_source and share is None
+    rows = None if share is None else request.rows_of_source(share.rows)
+    if rows is None:
+        tensors = request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})
+    else:
+        tensors = set(rows)
+    total = source.nbytes_to_fetch(tensors, keep=keep, rows=rows)
     if not total:
         arrived()
     with manner.progress.stage("fetch", total, noted=noted) as advance:
@@ -266,7 +263,7 @@ def _arriving(
                 arrived()
             advance(nbytes)
 
-        with source.arriving(tensors, count, keep=keep):
+        with source.arriving(tensors, count, keep=keep, rows=rows):
             yield
 
 

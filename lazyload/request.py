@@ -35,6 +35,7 @@ from lazyload.progress import CallProgress
 from lazyload.recalling import adapter_of, source_of
 from lazyload.sources import AdapterFiles, Source
 from lazyload.sources.remembered import RememberedSource, Told
+from lazyload.sources.stretches import Rows
 from lazyload.storage import Storage
 from lazyload.targets import target_of, with_all_parameters
 
@@ -96,6 +97,18 @@ class Request:
     def of_source(self, names: Collection[str]) -> set[str]:
         """Those of some tensors for which the source is read."""
         return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else set(names)
+
+    def rows_of_source(self, rows: Rows) -> Rows:
+        """The rows of the source's tensors that are read for rows of some tensors."""
+        found: dict[str, set[tuple[int, int]]] = {}
+        for name, ranges in rows.items():
+            for own in self.of_source([name]):
+                found.setdefault(own, set()).update(ranges)
+        return {name: sorted(ranges) for name, ranges in found.items()}
+
+    def stored_bytes(self, name: str) -> int:
+        """How many bytes of the source are read for a tensor."""
+        return sum(map(self.source.stored_bytes, self.of_source([name])))
 
     @property
     def origin(self) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ walked: each of its indices is another source tensor. The others are shared, `he
 the bytes 1024 to 1536.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +80,7 @@ class Region:
             box, self.pattern.offsets, self.pattern.extents, self.pattern.dimensions, strict=True
         ):
             limits = max(start - offset, 0), min(stop - offset, extent)
-            boxes.append([ranges for _, ranges in _stretches(*limits, [axis.size for axis in axes])])
+            boxes.append([ranges for _, ranges in _stretches(*limits, tuple(axis.size for axis in axes))])
         names = [axis.name for axis in self.pattern.axes]
         walked = [names.index(name) for name in self.walked]
         for combination in itertools.product(*boxes):
@@ -122,11 +123,11 @@ class LazyTensor:
         return tuple(dict.fromkeys(given.tensor for given, _ in self._parts_of(index)))
 
     def rows_of(self, index: Box) -> dict[str, Range]:
-        """Of each source tensor that one block reads, the range of its rows: of the dimension that is stored outermost."""
+        """The rows of each source tensor that one block reads: a range of the dimension that is stored outermost."""
         found: dict[str, Range] = {}
         for given, shared in self._parts_of(index):
-            _, _, order = self.source.tensors[given.tensor]
-            start, stop = given.rows(order[0] if order else 0, shared) if given.pattern.stored else (0, 1)
+            outermost = self.source.tensors[given.tensor].outermost
+            start, stop = given.rows(outermost, shared) if given.pattern.stored else (0, 1)
             first, last = found.get(given.tensor, (start, stop))
             found[given.tensor] = min(start, first), max(stop, last)
         return found
@@ -188,7 +189,7 @@ class LazyTensor:
         """A block by boxes of the pattern's dimensions, of which two may be stored as one: each with where it lies."""
         pattern = self.regions[0].pattern
         stretches = [
-            _stretches(cut.start, cut.stop, [pattern.sizes[number] for number in numbers])
+            _stretches(cut.start, cut.stop, tuple(pattern.sizes[number] for number in numbers))
             for cut, numbers in zip(index, pattern.stored, strict=True)
         ]
         for combination in itertools.product(*stretches):
@@ -213,7 +214,7 @@ class LazyTensor:
         shifts = [offset - start for offset, (start, _) in zip(offsets, box, strict=True)]
         out = _view(out, [slice(a + shift, b + shift) for (a, b), shift in zip(ranges, shifts, strict=True)])
         stretches = [
-            _stretches(*limits, [axis.size for axis in composite])
+            _stretches(*limits, tuple(axis.size for axis in composite))
             for limits, composite in zip(ranges, region.pattern.dimensions, strict=True)
         ]
         overflowed = 0
@@ -266,9 +267,7 @@ class LazyTensor:
         ranges: list[Range] = []
         inner: list[int | slice] = []
         shape, names = [], []
-        for number, (composite, offset) in enumerate(
-            zip(given.pattern.dimensions, given.pattern.offsets, strict=True)
-        ):
+        for number, (composite, offset) in enumerate(zip(given.pattern.dimensions, given.pattern.offsets, strict=True)):
             sizes = [axis.size for axis in composite]
             limits = given.limits(number, shared)
             read = widened(limits, sizes)
@@ -298,14 +297,15 @@ class LazyTensor:
         return self.source.read(given.tensor, tuple(box)).reshape(shape)[tuple(inner)]
 
 
-def _stretches(start: int, stop: int, sizes: Sequence[int]) -> list[tuple[slice, tuple[Range, ...]]]:
+@functools.lru_cache(maxsize=4096)
+def _stretches(start: int, stop: int, sizes: tuple[int, ...]) -> Sequence[tuple[slice, tuple[Range, ...]]]:
     """The stretches that a slice of a composite axis falls into: where in the slice, and the ranges of the axes."""
-    stretches, first = [], 0
+    stretches, first = list[tuple[slice, tuple[Range, ...]]](), 0
     for ranges in ranges_of(start, stop, sizes):
         last = first + math.prod(b - a for a, b in ranges)
         stretches.append((slice(first, last), ranges))
         first = last
-    return stretches
+    return tuple(stretches)
 
 
 def _single(index: int) -> Range:

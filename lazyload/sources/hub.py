@@ -229,15 +229,17 @@ class HubFiles:
                 self._answers.note_range(name, start, content)
         out[:] = content
 
-    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
+    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool, is_shared: bool = False) -> int:
         """How many bytes `arriving` downloads."""
         remote = self._remote(wanted)
         if keep:
             return sum(self.size(name) for name in remote)
-        return self._passing(remote, lambda nbytes: None).nbytes
+        return self._passing(remote, lambda nbytes: None, is_shared).nbytes
 
     @contextmanager
-    def arriving(self, wanted: Wanted, advance: Advance, *, keep: bool) -> Iterator[Mapping[str, int]]:
+    def arriving(
+        self, wanted: Wanted, advance: Advance, *, keep: bool, is_shared: bool = False
+    ) -> Iterator[Mapping[str, int]]:
         """Downloads files into the hub's cache, or fetches what is wanted of them without storing it."""
         remote = self._remote(wanted)
         here = before_each(
@@ -246,7 +248,7 @@ class HubFiles:
         if not remote:
             yield here
             return
-        arrival = self._following(remote, advance) if keep else self._passing(remote, advance)
+        arrival = self._following(remote, advance) if keep else self._passing(remote, advance, is_shared)
         with arrival:
             self._arrival = arrival
             try:
@@ -310,11 +312,11 @@ class HubFiles:
             "removed again; call again, and see what is between here and the hub"
         )
 
-    def _passing(self, wanted: Wanted, advance: Advance) -> Passing:
+    def _passing(self, wanted: Wanted, advance: Advance, is_shared: bool) -> Passing:
         with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="lazyload") as pool:
             told = list(pool.map(self._metadata, wanted))
         files = [
-            PassingFile(name, self.size(name), stretches, sha256_of_file(metadata))
+            PassingFile(name, self.size(name), stretches, sha256_of_file(metadata), is_shared)
             for (name, stretches), metadata in zip(wanted.items(), told, strict=True)
         ]
         return Passing(self._fetch, files, self.name, advance)

@@ -11,6 +11,7 @@ import numpy as np
 from lazyload.layouts.source import Box, TensorInfo
 from lazyload.progress import Advance
 from lazyload.sources.source import Source
+from lazyload.sources.stretches import Rows
 
 
 class Told(NamedTuple):
@@ -124,15 +125,24 @@ class RememberedSource:
         """When a tensor has arrived."""
         return self._source.position(name)
 
-    def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool) -> int:
+    def stored_bytes(self, name: str) -> int:
+        """How many bytes are read for a tensor."""
+        return self._source.stored_bytes(name)
+
+    def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool, rows: Rows | None = None) -> int:
         """How many bytes `arriving` downloads."""
-        return self._source.nbytes_to_fetch(tensors, keep=keep)
+        return self._source.nbytes_to_fetch(tensors, keep=keep, rows=rows)
 
     def arriving(
-        self, tensors: Collection[str], advance: Advance = lambda nbytes: None, *, keep: bool = True
+        self,
+        tensors: Collection[str],
+        advance: Advance = lambda nbytes: None,
+        *,
+        keep: bool = True,
+        rows: Rows | None = None,
     ) -> AbstractContextManager[None]:
         """Brings weights while the body runs."""
-        return self._source.arriving(tensors, advance, keep=keep)
+        return self._source.arriving(tensors, advance, keep=keep, rows=rows)
 
     def stop_arriving(self, error: BaseException) -> None:
         """Ends what is under way, and whoever waits for it, with an error."""
