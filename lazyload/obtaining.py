@@ -41,6 +41,9 @@ Used_co = TypeVar("Used_co", covariant=True)
 
 logger = logging.getLogger("lazyload")
 
+_TRIES = 3
+"""How often a conversion is begun where what arrives is not what was planned: shared, alone, and as is known then."""
+
 
 class Use(Protocol[Used_co]):
     """What a call does with its entry."""
@@ -147,12 +150,7 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
                 lease.enter_context(published.in_use())
                 entry, converted_for = published, None
             else:
-                try:
-                    entry = _converted(request, conversion, keys, use, manner, lease)
-                except NotAsReadError as error:
-                    logger.warning("converting again: %s", error)
-                    request, conversion = _planned(request, manner.stopwatch)
-                    entry = _converted(request, conversion, keys, use, manner, lease)
+                entry = _converted_as_read(request, conversion, keys, use, manner, lease)
                 converted_for = reasons
         return Obtained(use.of(entry), entry, converted_for)
 
@@ -189,6 +187,24 @@ def _planned(request: Request, stopwatch: Stopwatch) -> tuple[Request, Conversio
     with stopwatch.stage("plan"):
         settled = request.settled()
         return settled, settled.conversion()
+
+
+def _converted_as_read(
+    request: Request,
+    conversion: Conversion,
+    keys: Sequence[Key],
+    use: Use[Any],
+    manner: Manner,
+    lease: contextlib.ExitStack,
+) -> Entry:
+    """Converts, and again where something else arrives than was planned; see `_converted`."""
+    for _ in range(_TRIES - 1):
+        try:
+            return _converted(request, conversion, keys, use, manner, lease)
+        except NotAsReadError as error:
+            logger.warning("converting again: %s", error)
+            request, conversion = _planned(request, manner.stopwatch)
+    return _converted(request, conversion, keys, use, manner, lease)
 
 
 def _converted(

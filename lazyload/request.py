@@ -113,8 +113,10 @@ class Request:
     @property
     def origin(self) -> Mapping[str, Any]:
         """What the entry's manifest says of where the tensors come from."""
-        # One that is recalled from an entry may have that one's adapter.
-        own = {name: value for name, value in self.source.origin.items() if name != "adapter"}
+        # One that is recalled from an entry has what that one's says.
+        own = {name: value for name, value in self.source.origin.items() if name not in ("adapter", "compared")}
+        if self.source.compared:
+            own["compared"] = dict(self.source.compared)
         return own if self.adapter is None else {**own, "adapter": self.adapter.origin}
 
     @property

@@ -147,6 +147,9 @@ class Files(Protocol):
             CorruptSourceError: What has arrived is not what headers and checksums speak of.
         """
 
+    def versions(self) -> Mapping[str, Any]:
+        """Which versions of files parts have arrived of, where their identity does not tell; see `Versions.as_json`."""
+
     def stop_arriving(self, error: BaseException) -> None:
         """Ends what is under way, and whoever waits for it, with an error."""
 

@@ -104,6 +104,7 @@ class Passing:
     """The bytes of files, while they pass. Leaving the context waits for the rest of them, and compares checksums.
 
     Attributes:
+        compared: The files that pass as a whole, whose checksums are compared.
         nbytes: How many are fetched.
         nbytes_again: How many of them more than once.
     """
@@ -125,6 +126,7 @@ class Passing:
         self._starts = {name: [block.at.start for block in blocks] for name, blocks in self._blocks.items()}
         self._ordered = [block for blocks in self._blocks.values() for block in blocks]
         self._hashed = [file for file in files if _is_checked(file)]
+        self.compared = [file.name for file in self._hashed]
         self._small = {file.name: _Small([at.start for at in file.wanted if _is_small(at)]) for file in files}
         self._small_nbytes = 0
         self._next = 0

@@ -1,7 +1,7 @@
 """A hub model known from an entry of the cache, so that a hit needs neither the hub nor its own cache."""
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -102,6 +102,19 @@ class RememberedSource:
         if not self._is_open:
             self.__dict__["_source"] = self.open(answers=answers["files"])
         self._source.take_over(answers)
+
+    @property
+    def compared(self) -> Mapping[str, int]:
+        """Of how many files, read by several processes, what was compared."""
+        return self._source.compared if self._is_open else {}
+
+    def versions(self) -> Mapping[str, Any]:
+        """Which versions of its files this process has read parts of."""
+        return self._source.versions()
+
+    def compare_versions(self, others: Iterable[Mapping[str, Any]]) -> None:
+        """Makes sure that other processes have read the same versions as this one."""
+        self._source.compare_versions(others)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +38,7 @@ from lazyload.sources.packed import (
 )
 from lazyload.sources.safetensors import StoredTensor, parse_header, read_box, read_header
 from lazyload.sources.stretches import Rows, Stretch, Wanted, cut
+from lazyload.sources.versions import counted
 
 _READS_AT_ONCE = 8
 _SAMPLES, _SAMPLE_BYTES = 32, 1 << 15
@@ -54,6 +55,7 @@ class Source:
     Attributes:
         name: The model's name.
         config: Its parsed `config.json`.
+        compared: Of how many files, read by several processes, what was compared: the SHA-256, the ETag or the size.
     """
 
     def __init__(self, files: Files, config: Mapping[str, Any]):
@@ -65,6 +67,7 @@ class Source:
         self._scheme_in_config = read_scheme(config, f"{files.name}: {CONFIG}")
         self.name = files.name
         self.config = config
+        self.compared: Mapping[str, int] = {}
         self._files = files
         self._identity: Mapping[str, Any] | None = None
         self._nbytes_read = 0
@@ -156,6 +159,18 @@ class Source:
         """Takes over what another process has found out about the same files; it compares what looks equal."""
         self._told_equal = {(one, other): are_equal for one, other, are_equal in answers["compared"]}
         self._checked.update(answers["checked"])
+
+    def versions(self) -> Mapping[str, Any]:
+        """Which versions of its files this process has read parts of: JSON."""
+        return self._files.versions()
+
+    def compare_versions(self, others: Iterable[Mapping[str, Any]]) -> None:
+        """Makes sure that other processes have read the same versions as this one.
+
+        Raises:
+            NotAsReadError: They have not.
+        """
+        self.compared = counted(self.name, filter(None, [self.versions(), *others]))
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
