@@ -221,8 +221,8 @@ class Source:
 
     def stored_bytes(self, name: str) -> int:
         """How many bytes are read for a tensor, with those of one that it is compared with."""
-        twins = [name for pair in self._pairs(is_shared=True) if name in pair for name in pair]
-        return sum(_stretch(self._stored[part]).nbytes for each in twins or [name] for part in self._parts(each))
+        compared = {name, *(each for pair in self._pairs(is_shared=True) if name in pair for each in pair)}
+        return sum(_stretch(self._stored[part]).nbytes for each in compared for part in self._parts(each))
 
     def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool, rows: Rows | None = None) -> int:
         """How many bytes `arriving` downloads."""
