@@ -467,7 +467,8 @@ def train(settings: Settings) -> Iterator[Experiment]:
 
 def fleets(settings: Settings) -> Iterator[Experiment]:
     """Loads by several processes together, and what share each of them reads."""
-    model = _model(settings, "dense", min(settings.gigabytes))
+    # Of a small one a share is a few chunks, which cannot be dealt evenly.
+    model = _model(settings, "dense", max(settings.gigabytes))
     nbytes = models.nbytes_on_disk(model)
     for kind, what in (("miss", "of a folder that is not converted"), ("hit", "of what is in the cache")):
         rows = [

@@ -348,28 +348,36 @@ def test_a_conversion_that_fails_fails_in_all(two: Fleet, model: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("place", "storage"),
+    ("place", "storage", "content"),
     [
-        ("disk", {}),
-        ("disk", {"compression": "zstd"}),
-        ("bucket", {"ocdbt": False}),
-        ("bucket", {}),
-        ("bucket", {"compression": "zstd"}),
+        ("disk", {}, "known"),
+        ("disk", {"compression": "zstd"}, "unknown"),
+        ("bucket", {"ocdbt": False}, "unknown"),
+        ("bucket", {}, "of copies"),
+        ("bucket", {"compression": "zstd"}, "known"),
     ],
     ids=str,
 )
 def test_each_converts_a_share(
-    four: Fleet, large: str, tmp_path: Path, cloud: CloudStorage, place: str, storage: Mapping[str, Any]
+    four: Fleet, large: str, tmp_path: Path, cloud: CloudStorage, place: str, storage: Mapping[str, Any], content: str
 ) -> None:
-    lazyload.convert(large, cache_dir=tmp_path)  # So that it is known what the folder contains.
+    if content == "known":
+        lazyload.convert(large, cache_dir=tmp_path)
+    else:
+        large = str(shutil.copytree(large, tmp_path / "never seen"))
     cache = f"{tmp_path}" if place == "disk" else "gs://bucket/cache"
     load = command(large, cache, storage={"chunk_bytes": 1 << 16, **storage})
-    answers = four.run({**load, "object_bytes": 1 << 18})
+    copies = {
+        f"p{index}": {"model": str(shutil.copytree(large, tmp_path / f"copy {index}"))}
+        for index in range(1, 4 * (content == "of copies"))
+    }
+    answers = four.run({**load, "object_bytes": 1 << 18}, **copies)
     size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
     for answer in answers:
         assert 0 < answer["bytes_read"] < 1.05 * size / 4, [other["bytes_read"] / size for other in answers]
     require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
     assert not any(found.problems for found in lazyload.verify(large, cache_dir=cache))
+    assert [answer["hit"] for answer in answers] == [False, True, True, True], "the others have helped"
     cloud.is_read_only = True
     assert all(answer["hit"] for answer in four.run(load)), "also where nothing can be written"
 
