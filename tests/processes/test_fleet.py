@@ -432,6 +432,29 @@ def test_parts_of_different_versions_are_converted_by_one(two: Fleet, model: str
     assert "compared" not in entry.manifest.source, "what one process reads as a whole it compares with its SHA-256"
 
 
+def test_a_disk_of_each_process_in_front_of_a_bucket(
+    four: Fleet, model: str, tmp_path: Path, cloud: CloudStorage
+) -> None:
+    fronts = [tmp_path / f"front {index}" for index in range(4)]
+    own = {
+        f"p{index}": {"environment": {"LAZYLOAD_CACHE": f"{front}:gs://bucket/cache"}}
+        for index, front in enumerate(fronts)
+    }
+    load = {"model": model, "options": {"patience": 20}}
+    missed = four.run(load, **own)
+    require_equal(missed, in_one_process(model, cache_dir=tmp_path / "one"))
+    assert [answer["hit"] for answer in missed] == [False, True, True, True], "into the bucket, together"
+    require_equal(four.run(load, **own), in_one_process(model, cache_dir=tmp_path / "one"))
+    assert [len(lazyload.Cache(front).entries()) for front in fronts] == [1] * 4, "copied to each disk"
+    cloud.forget_counts()
+    assert all(answer["hit"] for answer in four.run(load, **own))
+    assert not cloud.bytes_out, "nothing of it is read from the bucket any more"
+    cloud.is_read_only = True
+    other = {**load, "options": {**load["options"], "dtype": "float32"}}
+    require_equal(four.run(other, **own), in_one_process(model, cache_dir=tmp_path / "one", dtype="float32"))
+    assert [len(lazyload.Cache(front).entries()) for front in fronts] == [2] * 4, "the last one that can be written to"
+
+
 def test_a_bucket_sends_each_byte_once(four: Fleet, large: str, tmp_path: Path, cloud: CloudStorage) -> None:
     for file in Path(large).iterdir():
         cloud.objects[f"model/{file.name}"] = Stored(file.read_bytes(), 1, 0.0)
