@@ -572,11 +572,19 @@ def test_processes_without_a_device_of_the_mesh_get_arrays_without_shards(
             assert not any(answers[index]["shards"].values())
 
 
-def test_four_processes_of_four_devices(model: str, tmp_path: Path) -> None:
+def test_four_processes_of_four_devices(model: str, large: str, tmp_path: Path) -> None:
     expected = in_one_process(model)
     with fleet(4, 4, tmp_path) as running:
         for shape in ([16], [4, 4]):
             require_equal(running.run({**command(model, tmp_path / "cache"), "mesh": shape}), expected)
+
+        # While devices exchange what has been read, JAX would wait for ever.
+        convert(large, tmp_path / "cache")
+        load = {**command(large, tmp_path / "cache", patience=PATIENCE), "mesh": [1, 16]}
+        answers = running.run(load, p3={"fault": ["raise", "exchange"]})
+        require_raised(answers, 3, "process 3 on", "ConnectionError: the network is gone")
+        again = running.run(load)
+        require_raised(again, -1, "start all processes again")
 
 
 def test_the_example_runs() -> None:
