@@ -86,16 +86,15 @@ class Request:
         """
         if self.adapter is None:
             return self.source
-        aliases = self.family.stored(self.whole).aliases
         tied = None
         if self.fields["own_head"] is not None:
             # By `config.json`, also where this is the request for what turned out to be stored.
             tied = tied_names(self.source, self.family.stored(_with_own_head(self.whole) or self.whole))
-        return Merged(self.source, self.adapter, aliases, tied)
+        return Merged(self.source, self.adapter, self.family, self.whole, tied)
 
-    def of_source(self, names: Collection[str]) -> set[str]:
-        """Those of some tensors for which the source is read."""
-        return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else set(names)
+    def of_source(self, names: Collection[str]) -> list[str]:
+        """The source's tensors that are read for some tensors, each as often as it is read."""
+        return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else list(names)
 
     @property
     def origin(self) -> Mapping[str, Any]:
