@@ -19,7 +19,6 @@ from lazyload.cache.entry import Entry
 from lazyload.cache.termination import cleaning_up
 from lazyload.errors import ArgumentError
 from lazyload.families.family import Family
-from lazyload.formats import peft
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.formats.tunix import Tunix
@@ -45,7 +44,6 @@ from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, open_request
 from lazyload.results import CachedCheckpoint
-from lazyload.sources import open_adapter
 from lazyload.team import Call, Team, shown_to_peers
 
 if TYPE_CHECKING:
@@ -326,13 +324,12 @@ def _require_able(request: Request, attention: AttentionKernel) -> None:
 
 def _beside(request: Request) -> "Beside | None":
     """An adapter that is not merged, once it is known to fit."""
-    adapter = request.arguments.adapter_reference
-    if adapter is None or request.arguments.merge:
+    if request.kept_apart is None:
         return None
     # Flax takes a while to import, and few calls need it before arrays are read.
     from lazyload.low_rank import beside
 
-    return beside(request, open_adapter(adapter, peft.CONFIG, peft.WEIGHTS))
+    return beside(request, request.kept_apart)
 
 
 @explains_arguments

@@ -33,7 +33,7 @@ from lazyload.layouts.unroll import unroll_tree
 from lazyload.options import LayoutOption, dtype_patterns, dtypes_for, require_layers, storage_of
 from lazyload.progress import CallProgress
 from lazyload.recalling import adapter_of, source_of
-from lazyload.sources import AdapterFiles, Source
+from lazyload.sources import AdapterFiles, Source, open_adapter
 from lazyload.sources.remembered import RememberedSource, Told
 from lazyload.storage import Storage
 from lazyload.targets import target_of, with_all_parameters
@@ -61,6 +61,7 @@ class Request:
         cache: Where entries are.
         fields: The key's fields, but for the source's identity.
         adapter: What is merged into the source's tensors; None for nothing.
+        kept_apart: The adapter that is not merged into them; None for none.
     """
 
     arguments: ModelArguments
@@ -75,6 +76,7 @@ class Request:
     cache: Cache
     fields: Mapping[str, Any]
     adapter: AdapterFiles | None = None
+    kept_apart: AdapterFiles | None = None
 
     @functools.cached_property
     def tensors(self) -> TensorSource:
@@ -279,7 +281,7 @@ def open_request(
         progress: The call's, where weights must be read to tell which they are; None for nobody's.
         dry_run: Whether nothing is written, not even what is found out about a folder.
         told: What another process has found out about a hub model, so that nobody is asked; None for nothing.
-        adapter: The adapter that is merged, where another process has found out which one it is.
+        adapter: The adapter, where another process has found out which one it is.
     """
     flags = storage_of(arguments.storage).resolve(reads_every_format=reads_every_format)
     _require_family(arguments.family)
@@ -289,10 +291,9 @@ def open_request(
     contents = cache.contents.read_only() if dry_run else cache.contents
     if not dry_run:
         tell_outdated(cache)
-    merged = arguments.adapter_reference if arguments.merge else None
     with contextlib.closing(source_of(arguments.reference, cache, contents, progress, told)) as source:
-        if merged is not None and adapter is None:
-            adapter = adapter_of(merged, cache, source.name, peft.CONFIG, peft.WEIGHTS)
+        adapter = adapter or _adapter(arguments, cache, source.name)
+        merged = adapter if arguments.merge else None
         values = overridden(source.config, arguments.config)
         family = arguments.family or families.find(values)
         whole = with_all_parameters(arguments.layout, family.read(values))
@@ -311,7 +312,7 @@ def open_request(
             "layout": target.layout.name,
             "container": target.description(),
             "dtype": dtypes.description(),
-            "adapter": None if adapter is None else dict(adapter.identity),
+            "adapter": None if merged is None else dict(merged.identity),
             "storage": flags.fields(),
             "format": ENTRY_FORMAT,
         }
@@ -329,8 +330,19 @@ def open_request(
             storage=flags,
             cache=cache,
             fields=fields,
-            adapter=adapter,
+            adapter=merged,
+            kept_apart=None if arguments.merge else adapter,
         )
+
+
+def _adapter(arguments: ModelArguments, cache: Cache, model: str) -> AdapterFiles | None:
+    """The adapter that a call names; of one that is not merged, no entry knows anything."""
+    reference = arguments.adapter_reference
+    if reference is None:
+        return None
+    if not arguments.merge:
+        return open_adapter(reference, peft.CONFIG, peft.WEIGHTS)
+    return adapter_of(reference, cache, model, peft.CONFIG, peft.WEIGHTS)
 
 
 def read_config(arguments: ModelArguments) -> Any:

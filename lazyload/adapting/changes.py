@@ -77,9 +77,12 @@ class Added:
 
 
 class Rescaled:
-    """A matrix whose rows have lengths of their own: DoRA; of an embedding, its columns have."""
+    """A matrix whose rows have lengths of their own: DoRA; of an embedding, its columns have.
 
-    reads = 2
+    Attributes:
+        reads: How often all of the matrix is read. A tile is read for its norms and soon again; of an embedding all is
+            read before, and nothing waits to be read again.
+    """
 
     def __init__(self, whole: Read, shape: tuple[int, int], magnitude: np.ndarray, *, of_embedding: bool):
         """Reads nothing.
@@ -92,6 +95,7 @@ class Rescaled:
         """
         self._whole, self._shape, self._magnitude = whole, shape, magnitude.astype(_FLOAT32)
         self._of_embedding = of_embedding
+        self.reads = 1 if of_embedding else 2
         self._rows = max(1, _TILE_SIZE // max(1, shape[1]))
         count = 1 if of_embedding else -(-shape[0] // self._rows)
         self._factors: list[np.ndarray | None] = [None] * count
@@ -170,4 +174,6 @@ def _scaled(files: AdapterFiles, tensor: str, scaling: np.float32, index: Box) -
 def _divided(magnitude: np.ndarray, squares: np.ndarray) -> np.ndarray:
     """What makes vectors as long as they are to be; nothing makes those of zeros longer."""
     lengths = np.sqrt(squares).astype(_FLOAT32)
-    return np.divide(magnitude, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    factors: np.ndarray = np.zeros_like(lengths)
+    np.divide(magnitude, lengths, out=factors, where=lengths > 0)
+    return factors

@@ -110,7 +110,9 @@ class Merged:
             name = self._name(weight, shape_of(low_rank, self._files.tensors), problems)
             if name is None:
                 continue
-            self._changes[name] = added = Added(functools.partial(self._unchanged, name), Product(self._files, low_rank))
+            self._changes[name] = added = Added(
+                functools.partial(self._unchanged, name), Product(self._files, low_rank)
+            )
             if low_rank.magnitude is not None:
                 rows, columns = self._own[name].shape
                 magnitude = self._files.whole(low_rank.magnitude)
@@ -152,7 +154,7 @@ class Merged:
         return None
 
     def _replacements(self, adapter: Adapter, problems: list[str], *, is_tied: bool) -> dict[str, str]:
-        """The adapter's own tensors by the names of those whose place they take; a tied model may get an output projection."""
+        """The adapter's own tensors by the names of those whose place they take; a tied model may get a head."""
         replaced = {}
         for wanted, stored in adapter.replaced.items():
             name = found(wanted, self._own, self._aliases)

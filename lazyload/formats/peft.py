@@ -157,7 +157,7 @@ def read_adapter(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], w
     pairs = [_read_pair(config, module, depth, parts) for (module, depth), parts in modules.items()]
     problems = [problem for pair in pairs for problem in pair.problems(config, tensors, where)]
     problems += [
-        f"{each.tensor}: has shape {list(tensors[each.tensor].shape)}, for {len(each.indices)} of trainable_token_indices"
+        f"{each.tensor}: has shape {list(tensors[each.tensor].shape)}, and trainable_token_indices {len(each.indices)}"
         for each in tokens.values()
         if tensors[each.tensor].shape[:1] != (len(each.indices),)
     ]

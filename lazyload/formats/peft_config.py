@@ -61,7 +61,9 @@ def require_read(config: Mapping[str, Any], where: str) -> None:
                 f"{where}: {CONFIG} has {field}={value!r:.100}, which is not implemented; merge the adapter with peft, "
                 "`merge_and_unload()` and `save_pretrained()`, and load the result"
             )
-    if others := [field for field in ("lora_bias", "target_parameters") if config.get("use_dora") and config.get(field)]:
+    if others := [
+        field for field in ("lora_bias", "target_parameters") if config.get("use_dora") and config.get(field)
+    ]:
         raise UnsupportedFormatError(f"{where}: {CONFIG} has use_dora=True with {others[0]}, which PEFT does not have")
 
 
