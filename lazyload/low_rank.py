@@ -183,7 +183,8 @@ def peft_files(model: nnx.Module, request: Request, alpha: float) -> tuple[bytes
             continue
         if (kernel := kernels.get(path.removesuffix(_A))) is None:
             raise InputError(
-                f"{path}: PEFT has no adapter for it, because {path.removesuffix(_A)} is no matrix of the checkpoint"
+                f"{path}: no adapter of PEFT is written for it, because {path.removesuffix(_A)} is no single matrix of "
+                "the checkpoint; merge it into the kernel, and save the whole model"
             )
         own_alpha = float(nodes[path].get_metadata().get(_ALPHA, alpha))
         for pair in _pairs(kernel, np.asarray(nodes[path][...]), np.asarray(nodes[partner][...]), own_alpha, path):

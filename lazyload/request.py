@@ -33,7 +33,7 @@ from lazyload.layouts.unroll import unroll_tree
 from lazyload.options import LayoutOption, dtype_patterns, dtypes_for, require_layers, storage_of
 from lazyload.progress import CallProgress
 from lazyload.recalling import adapter_of, source_of
-from lazyload.sources import AdapterFiles, Source, open_adapter
+from lazyload.sources import AdapterFiles, ModelReference, Source, open_adapter
 from lazyload.sources.remembered import RememberedSource, Told
 from lazyload.storage import Storage
 from lazyload.targets import target_of, with_all_parameters
@@ -291,8 +291,10 @@ def open_request(
     contents = cache.contents.read_only() if dry_run else cache.contents
     if not dry_run:
         tell_outdated(cache)
+    reference = arguments.adapter_reference
     with contextlib.closing(source_of(arguments.reference, cache, contents, progress, told)) as source:
-        adapter = adapter or _adapter(arguments, cache, source.name)
+        if reference is not None and adapter is None:
+            adapter = _adapter(reference, cache, source.name, merge=arguments.merge)
         merged = adapter if arguments.merge else None
         values = overridden(source.config, arguments.config)
         family = arguments.family or families.find(values)
@@ -335,14 +337,11 @@ def open_request(
         )
 
 
-def _adapter(arguments: ModelArguments, cache: Cache, model: str) -> AdapterFiles | None:
-    """The adapter that a call names; of one that is not merged, no entry knows anything."""
-    reference = arguments.adapter_reference
-    if reference is None:
-        return None
-    if not arguments.merge:
-        return open_adapter(reference, peft.CONFIG, peft.WEIGHTS)
-    return adapter_of(reference, cache, model, peft.CONFIG, peft.WEIGHTS)
+def _adapter(reference: ModelReference, cache: Cache, model: str, *, merge: bool) -> AdapterFiles:
+    """The adapter; of one that is not merged, no entry knows anything."""
+    if merge:
+        return adapter_of(reference, cache, model, peft.CONFIG, peft.WEIGHTS)
+    return open_adapter(reference, peft.CONFIG, peft.WEIGHTS)
 
 
 def read_config(arguments: ModelArguments) -> Any:
