@@ -196,11 +196,12 @@ def from_pretrained(
         family: The architecture, where it is none of those that are known.
         adapter: A LoRA adapter in PEFT's format that is merged into the weights while they are converted: an id of the
             hub, of a branch, tag or commit `"org/name@revision"`, in a subfolder `"hf://org/name@revision/subfolder"`;
-            a folder or a URL. `W + scaling * B A` is computed in float32 and rounded once. The hub's commit, or the
-            files' content, is part of the entry's identity; the adapter is held in memory meanwhile.
+            a folder or a URL. `W + scaling * B A`, with DoRA by its magnitudes, is computed in float32 and rounded
+            once; experts, biases and single tokens, too. The hub's commit, or the files' content, is part of the
+            entry's identity; the adapter is held in memory meanwhile.
         merge: False leaves the weights as they are, and puts the adapter beside them as parameters of LoRA, those that
             qwix makes and Tunix trains; for the layout `"nnx"`, stacked or not, and with qwix installed. Layers of one
-            stack need adapters of one rank and scaling.
+            stack need adapters of one rank and scaling; an adapter that has more than matrices for kernels is refused.
 
     Returns:
         An `nnx.Module` for `"nnx"`: `model(tokens, positions) -> (logits, cache)`; for another layout the nested
