@@ -423,6 +423,7 @@ OF_PEFT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "interleaved": ("gpt_oss", {"bias": "all", "target_parameters": ["gate_up_proj", "down_proj"]}),
     "inputs first": ("llama4_text", {"target_parameters": GATES_AND_MORE[1:], "target_modules": ["q_proj"]}),
+    "a shared expert": ("granitemoehybrid", {"target_parameters": GATES_AND_MORE, "target_modules": ["input_linear"]}),
     "stored inputs first": ("qwen3_vl_moe", {"target_parameters": GATES_AND_MORE}),
 }
 

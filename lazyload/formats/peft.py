@@ -29,7 +29,7 @@ _OF_LORA = re.compile(
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _EXPERTS = re.compile(
     r"(?:.+\.)?layers\.(?P<layer>\d+)\.(?:.+\.)?"
-    r"(?:(?P<parameter>gate_up_proj|up_proj|down_proj)|(?P<granite>input|output)_linear\.weight)"
+    r"(?:(?P<parameter>gate_up_proj|up_proj|down_proj)|block_sparse_moe\.(?P<granite>input|output)_linear\.weight)"
 )
 """Parameters with the matrices of all experts of a layer; Granite's as transformers 4 calls them, too."""
 
