@@ -5,12 +5,14 @@ each expert, and for gates and up projections, or one with inputs before outputs
 that of a model's arrays back into a checkpoint, so that layouts find it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from lazyload.adapting.matching import found
 from lazyload.families.family import Family
 from lazyload.formats import peft
 from lazyload.formats.peft import LowRank
@@ -22,6 +24,7 @@ from lazyload.layouts.unroll import unroll
 from lazyload.sources.adapter import AdapterFiles
 
 _FLOAT32 = np.dtype(np.float32)
+_ROUTER = re.compile(r"(?:.+\.)?layers\.(?P<layer>\d+)\.(?:.+\.)?(?:gate|router)\.weight")
 _INPUTS_FIRST = ("llama4",)
 """Families whose parameters have inputs before outputs without PEFT knowing it: `is_transposed` is not set."""
 
@@ -92,6 +95,16 @@ def added_to_experts(
     stored = _only(family.stored(model), layout.roles)
     lazies = resolve_backwards(products, layout, base, stored, model).tensors
     return {name: lazy for name, lazy in lazies.items() if any(source in pairs for source in lazy.sources)}
+
+
+def router_of(weight: str, base: TensorSource, family: Family, model: Any) -> str | None:
+    """The base model's tensor of a router, which transformers 5 calls otherwise than some files; None for no router."""
+    match = _ROUTER.fullmatch(weight)
+    if match is None:
+        return None
+    stored = _only(family.stored(model), frozenset({"router"}))
+    paths = [path for path, array in unroll(stored, model).items() if array.positions["layer"] == int(match["layer"])]
+    return next((name for path in paths if (name := found(path, base.tensors, stored.aliases))), None)
 
 
 def _oriented(pair: LowRank, shape: tuple[int, ...], files: AdapterFiles, family: Family) -> LowRank | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lazyload.adapting.changes import Added, Change, Product, Rescaled, WithRows, bias
-from lazyload.adapting.experts import added_to_experts
+from lazyload.adapting.experts import added_to_experts, router_of
 from lazyload.adapting.matching import found, shape_of
 from lazyload.errors import TensorMismatchError
 from lazyload.families.family import Family
@@ -57,6 +57,7 @@ class Merged:
         # A tied model's embedding may bear the output projection's name, but an adapter means what it says.
         self._aliases = [pair for pair in family.stored(model).aliases if pair[0].endswith(".")]
         self._base, self._files = base, files
+        self._router = functools.partial(router_of, base=base, family=family, model=model)
         self._copied = _untied(adapter, self._aliases, *tied, files) if tied and tied[1] not in base.tensors else {}
         self._own = {**base.tensors, **{name: base.tensors[other] for name, other in self._copied.items()}}
         problems: list[str] = []
@@ -132,7 +133,7 @@ class Merged:
     def _add_tokens(self, adapter: Adapter, problems: list[str]) -> None:
         """Rows of embeddings."""
         for weight, tokens in adapter.tokens.items():
-            name, shape = found(weight, self._own, self._aliases), self._files.tensors[tokens.tensor].shape
+            name, shape = self._found(weight), self._files.tensors[tokens.tensor].shape
             if name is None:
                 problems.append(f"{tokens.tensor}: the base model has no {weight}")
             elif self._own[name].shape[1:] != shape[1:] or max(tokens.indices, default=0) >= self._own[name].shape[0]:
@@ -141,9 +142,13 @@ class Merged:
             else:
                 self._changes[name] = WithRows(functools.partial(self._unchanged, name), self._files, tokens)
 
+    def _found(self, wanted: str) -> str | None:
+        """The base model's tensor that transformers calls so."""
+        return found(wanted, self._own, self._aliases) or self._router(wanted)
+
     def _name(self, wanted: str, shape: tuple[int, ...], problems: list[str]) -> str | None:
         """The base model's tensor of that name, if it has that shape."""
-        name = found(wanted, self._own, self._aliases)
+        name = self._found(wanted)
         if name is None:
             problems.append(f"{wanted}: the base model has no such tensor")
         elif shape != self._own[name].shape:
@@ -157,7 +162,7 @@ class Merged:
         """The adapter's own tensors by the names of those whose place they take; a tied model may get a head."""
         replaced = {}
         for wanted, stored in adapter.replaced.items():
-            name = found(wanted, self._own, self._aliases)
+            name = self._found(wanted)
             if name is None and is_tied and wanted.endswith(_HEAD):
                 name = wanted
             elif name is None:
