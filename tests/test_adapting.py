@@ -343,6 +343,23 @@ def test_rows_are_as_long_however_they_are_read(monkeypatch: pytest.MonkeyPatch)
         np.testing.assert_allclose(turned, expected[box].T, rtol=1e-6)
 
 
+def test_matrices_of_experts_may_be_the_other_way_round(tmp_path: Path) -> None:
+    """As PEFT 0.18 has them: it takes the first of two dimensions for the inputs, whatever they are."""
+    base = base_of(tmp_path, "qwen3_moe")
+    tensors, random = stored.tensors(base), np.random.default_rng(0)
+    rows, columns = 64, tensors[f"{LAYERS}.1.mlp.experts.0.down_proj.weight"].shape[1]
+    a, b = (random.normal(size=shape).astype(np.float32) for shape in ((8 * 2, rows), (columns, 2 * 8)))
+    module = f"{PREFIX}{LAYERS}.1.mlp.experts.lora_"
+    adapter = write(
+        tmp_path / "adapter", {f"{module}A.weight": a, f"{module}B.weight": b}, r=2, target_parameters=["down_proj"]
+    )
+    found = merged(base, adapter, tmp_path)
+    for expert in range(8):
+        weight = f"{LAYERS}.1.mlp.experts.{expert}.down_proj.weight"
+        change = 4.0 * (b[:, expert::8] @ a[2 * expert : 2 * expert + 2]).T
+        np.testing.assert_allclose(found[weight], tensors[weight].astype(np.float32) + change, rtol=1e-5, atol=1e-5)
+
+
 def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     base = base_of(tmp_path)
     tensors = stored.tensors(base)
@@ -359,7 +376,7 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
             (
                 {name.replace("self_attn.q_proj", "mlp.experts"): array for name, array in part.items()},
                 {"target_parameters": ["experts.down_proj"]},
-                "has no experts with down_proj in layer 0",
+                "has no experts with layers.0.down_proj",
             ),
             (
                 {name.replace("q_proj.lora", "q_proj.base_layer.lora"): array for name, array in part.items()},

@@ -6,7 +6,7 @@ that of a model's arrays back into a checkpoint, so that layouts find it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,16 +79,19 @@ def added_to_experts(
     """
     layout = peft.experts(family.name, model)
     parameters = {path: array.shape for path, array in unroll(layout, model).items()}
+    named = {f"layers.{layer}.{parameter}": pair for (layer, parameter), pair in adapter.experts.items()}
+    inputs_first = _are_inputs_first(
+        [(pair, parameters[name]) for name, pair in named.items() if name in parameters], files, family
+    )
     pairs: dict[str, LowRank] = {}
-    for (layer, parameter), pair in adapter.experts.items():
-        name = f"layers.{layer}.{parameter}"
+    for name, pair in named.items():
         if name not in parameters:
-            problems.append(f"{pair.a}: the base model has no experts with {parameter} in layer {layer}")
-        elif (fitting := _oriented(pair, parameters[name], files, family)) is None:
+            problems.append(f"{pair.a}: the base model has no experts with {name}")
+        elif not _fits(pair, parameters[name], files, inputs_first=inputs_first):
             shapes = [list(files.tensors[tensor].shape) for tensor in (pair.a, pair.b)]
             problems.append(f"{pair.a}: has shape {shapes[0]}, its partner {shapes[1]}, for {list(parameters[name])}")
         else:
-            pairs[name] = fitting
+            pairs[name] = replace(pair, of_embedding=inputs_first)
     if problems:
         return {}
     products = Products(files, pairs, {name: TensorInfo(shape, _FLOAT32) for name, shape in parameters.items()})
@@ -107,20 +110,23 @@ def router_of(weight: str, base: TensorSource, family: Family, model: Any) -> st
     return next((name for path in paths if (name := found(path, base.tensors, stored.aliases))), None)
 
 
-def _oriented(pair: LowRank, shape: tuple[int, ...], files: AdapterFiles, family: Family) -> LowRank | None:
-    """A pair that is multiplied as `[expert, out, in]`; None where it does not fit.
+def _are_inputs_first(pairs: Sequence[tuple[LowRank, tuple[int, ...]]], files: AdapterFiles, family: Family) -> bool:
+    """Whether an adapter's `A` are for outputs, and its `B` for inputs.
 
-    What is `A` and `B` depends on which of a parameter's dimensions PEFT takes for inputs, which it does not always
-    know; earlier releases take the first one. The shapes tell, but where both fit.
+    So it is where PEFT takes a parameter's other dimension for its inputs, as it does for families that have them first
+    without saying so, and as earlier releases did for most others. The shapes tell, of which not all are square.
     """
+    usual = family.name in _INPUTS_FIRST
+    fitting = [way for way in (usual, not usual) if all(_fits(*each, files, inputs_first=way) for each in pairs)]
+    return fitting[0] if fitting else usual
+
+
+def _fits(pair: LowRank, shape: tuple[int, ...], files: AdapterFiles, *, inputs_first: bool) -> bool:
+    """Whether matrices are those of a parameter, `[expert, out, in]`."""
     a, b = files.tensors[pair.a].shape, files.tensors[pair.b].shape
     count, rows, columns = shape
-    if not a[0] == b[1] == count * pair.rank:
-        return None
-    ways = {False: (columns, rows), True: (rows, columns)}
-    order = (True, False) if family.name in _INPUTS_FIRST else (False, True)
-    swapped = next((way for way in order if (a[1], b[0]) == ways[way]), None)
-    return None if swapped is None else replace(pair, of_embedding=swapped)
+    sizes = (rows, columns) if inputs_first else (columns, rows)
+    return a[0] == b[1] == count * pair.rank and (a[1], b[0]) == sizes
 
 
 def _only(layout: Layout, roles: frozenset[str]) -> Layout:
