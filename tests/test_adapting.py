@@ -379,9 +379,14 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
                 "has no experts with layers.0.down_proj",
             ),
             (
+                {name.replace("self_attn.q_proj", "mlp.experts"): array for name, array in part.items()},
+                {"target_parameters": GATES_AND_MORE},
+                "no target_parameters of .* say which parameter it belongs to",
+            ),
+            (
                 {name.replace("q_proj.lora", "q_proj.base_layer.lora"): array for name, array in part.items()},
                 {},
-                "no target_parameters of .* says what it belongs to",
+                "no target_parameters of .* say which parameter it belongs to",
             ),
         )
     ):

@@ -49,11 +49,11 @@ class Product:
     def __call__(self, index: Box) -> np.ndarray:
         """A box of it."""
         of = self._low_rank
-        rows, columns = (index[1], index[0]) if of.of_embedding else index
+        rows, columns = (index[1], index[0]) if of.is_transposed else index
         a = self._files.whole(of.a)[:, columns].astype(_FLOAT32)
         b = self._files.whole(of.b)[rows].astype(_FLOAT32)
         change: np.ndarray = (b @ a) * np.float32(of.scaling)
-        return change.T if of.of_embedding else change
+        return change.T if of.is_transposed else change
 
 
 class Added:

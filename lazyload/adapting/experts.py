@@ -49,7 +49,7 @@ class Products:
         a, b = self._files.whole(of.a), self._files.whole(of.b)
         a = a.reshape(count, -1, a.shape[1])[experts]
         b = b.reshape(b.shape[0], -1, count)[..., experts].transpose(2, 0, 1)
-        if of.of_embedding:
+        if of.is_transposed:
             a, b = b.transpose(0, 2, 1), a.transpose(0, 2, 1)
         product: np.ndarray = b[:, rows].astype(_FLOAT32) @ a[:, :, columns].astype(_FLOAT32)
         return product * np.float32(of.scaling)
@@ -91,7 +91,7 @@ def added_to_experts(
             shapes = [list(files.tensors[tensor].shape) for tensor in (pair.a, pair.b)]
             problems.append(f"{pair.a}: has shape {shapes[0]}, its partner {shapes[1]}, for {list(parameters[name])}")
         else:
-            pairs[name] = replace(pair, of_embedding=inputs_first)
+            pairs[name] = replace(pair, is_transposed=inputs_first)
     if problems:
         return {}
     products = Products(files, pairs, {name: TensorInfo(shape, _FLOAT32) for name, shape in parameters.items()})

@@ -30,4 +30,4 @@ def found(name: str, tensors: Mapping[str, Any], aliases: Sequence[tuple[str, st
 def shape_of(low_rank: LowRank, tensors: Mapping[str, TensorInfo]) -> tuple[int, int]:
     """The shape of the weight that a pair of matrices is for."""
     rows, columns = tensors[low_rank.b].shape[0], tensors[low_rank.a].shape[1]
-    return (columns, rows) if low_rank.of_embedding else (rows, columns)
+    return (columns, rows) if low_rank.is_transposed else (rows, columns)

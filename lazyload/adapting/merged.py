@@ -117,11 +117,11 @@ class Merged:
             if low_rank.magnitude is not None:
                 rows, columns = self._own[name].shape
                 magnitude = self._files.whole(low_rank.magnitude)
-                if magnitude.shape != (size := (columns if low_rank.of_embedding else rows,)):
+                if magnitude.shape != (size := (columns if low_rank.is_transposed else rows,)):
                     shapes = f"{list(magnitude.shape)}, not {list(size)}"
                     problems.append(f"{low_rank.magnitude}: has shape {shapes}")
                     continue
-                self._changes[name] = Rescaled(added, (rows, columns), magnitude, of_embedding=low_rank.of_embedding)
+                self._changes[name] = Rescaled(added, (rows, columns), magnitude, of_embedding=low_rank.is_transposed)
 
     def _add_biases(self, adapter: Adapter, problems: list[str]) -> None:
         """What is added to biases; where there is none, PEFT cannot merge it either."""

@@ -5,6 +5,7 @@ With plain LoRA a weight becomes `W + scaling * B A`, with DoRA `magnitude / |W 
 experts outermost in `A` and innermost in `B` (`ParamWrapper` of `peft/tuners/lora/layer.py`).
 """
 
+import collections
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class LowRank:
         b: The tensor `B`, `[out, rank]`; for an embedding `[embed, rank]`, for experts `[out, (rank expert)]`.
         rank: The rank; of each expert's.
         scaling: What their product is multiplied by.
-        of_embedding: Whether the weight is an embedding, `[vocab, embed]`, to which `(B A)` is added transposed.
+        is_transposed: Whether `(B A)` is added transposed, as to an embedding, `[vocab, embed]`.
         magnitude: DoRA's tensor, of the length that the sum has, `[out]`, or for an embedding `[embed]`; None for none.
     """
 
@@ -55,7 +56,7 @@ class LowRank:
     b: str
     rank: int
     scaling: float
-    of_embedding: bool = False
+    is_transposed: bool = False
     magnitude: str | None = None
 
 
@@ -154,7 +155,8 @@ def read_adapter(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], w
             tokens[f"{module}.weight"] = Tokens(name, tuple(tokens_of(config, module)))
         else:
             replaced[inner.replace(".modules_to_save.", ".").replace(".base_layer.", ".")] = name
-    pairs = [_read_pair(config, module, depth, parts) for (module, depth), parts in modules.items()]
+    counts = collections.Counter(module for module, _ in modules)
+    pairs = [_read_pair(config, module, depth, counts[module], parts) for (module, depth), parts in modules.items()]
     problems = [problem for pair in pairs for problem in pair.problems(config, tensors, where)]
     problems += [
         f"{each.tensor}: has shape {list(tensors[each.tensor].shape)}, and trainable_token_indices {len(each.indices)}"
@@ -211,7 +213,7 @@ class _Pair:
         """What keeps them from being read."""
         some = next(iter(self.parts.values()))
         if not self.weight:
-            yield f"{some}: no target_parameters of {where}'s {CONFIG} says what it belongs to"
+            yield f"{some}: no target_parameters of {where}'s {CONFIG} say which parameter it belongs to"
             return
         if not set(self.halves) <= self.parts.keys():
             yield f"{some}: its partner, lora_A or lora_B, is missing"
@@ -232,10 +234,19 @@ class _Pair:
                 yield f"{some}: {'has no' if expected else 'has a'} {part}, and {where}'s {CONFIG} has {switch}={said}"
 
 
-def _read_pair(config: Mapping[str, Any], module: str, depth: int, parts: Mapping[str, str]) -> _Pair:
-    """What the tensors of a module belong to; of several of its parameters, the first is wrapped innermost."""
-    parameters = parameters_of(config, module)
-    if depth < len(parameters):
-        weight = f"{module}.{parameters[len(parameters) - 1 - depth]}"
-        return _Pair(weight, weight, parts)
-    return _Pair("" if depth else f"{module}.weight", module, parts)
+def _read_pair(config: Mapping[str, Any], module: str, depth: int, count: int, parts: Mapping[str, str]) -> _Pair:
+    """What the tensors of a module belong to; of several of its parameters, the first is wrapped innermost.
+
+    Args:
+        config: The content of `adapter_config.json`.
+        module: The module.
+        depth: How many others are wrapped around this one of its parameters.
+        count: How many of them have tensors.
+        parts: The tensors, by PEFT's names of them.
+    """
+    targeted = parameters_of(config, module)
+    parameters = targeted or ["weight"]
+    if len(parameters) != count or depth >= count:
+        return _Pair("", module, parts)
+    weight = f"{module}.{parameters[count - 1 - depth]}"
+    return _Pair(weight, weight if targeted else module, parts)
