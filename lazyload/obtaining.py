@@ -264,7 +264,7 @@ def _arriving(
     if rows is None:
         tensors = request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})
     else:
-        tensors = set(rows)
+        tensors = list(rows)
     total = source.nbytes_to_fetch(tensors, keep=keep, rows=rows)
     if not total:
         arrived()
