@@ -135,7 +135,7 @@ def test_shares_of_published_models_are_equal(model: str, changes: Mapping[str, 
     headers, tensors = of_hub(model, **changes)
     storage = Storage().resolve({})
     for count in counts:
-        found = shares(tensors, storage, count, in_bucket=False, stored_bytes=headers.stored_bytes)
+        found = shares(tensors, storage, count, in_bucket=True, stored_bytes=headers.stored_bytes)
         read = [
             sum(
                 (stop - start) * headers.stored_bytes(name) // headers.tensors[name].rows
