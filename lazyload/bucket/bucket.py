@@ -68,6 +68,7 @@ class Bucket:
 
     scheme: str
     name: str
+    seconds_ahead: float
 
     def __init__(self, scheme: str, name: str):
         """Asks for nothing yet."""
