@@ -74,7 +74,8 @@ def save_pretrained(
     Args:
         model: A module that `from_pretrained` has returned, trained or not; or its parameters as an `nnx.State` or a
             nested dictionary. All of its arrays lie on devices of this process.
-        folder: Where to; not there yet, or empty.
+        folder: Where to; not there yet, or empty. It appears when it is complete. What is left beside it of a process
+            that was killed while it saved there, `.NAME.<hex>`, is removed.
         like: What the model was loaded from: a hub id, a folder or a URL. Names of tensors, `config.json`, tokenizer
             and licence are those of it; of its weights, only what the model does not have is read, such as a vision
             tower or layers that predict further tokens, and taken over as it is. Where its weights are packed, they are
