@@ -24,6 +24,8 @@ from lazyload.config_json.overrides import overridden
 from lazyload.errors import ArgumentError, TensorMismatchError
 from lazyload.families.family import Family
 from lazyload.formats import peft
+from lazyload.formats.maxtext import MaxText
+from lazyload.formats.maxtext.tree import names_in_tree
 from lazyload.layouts.boxes import normalised
 from lazyload.layouts.conversion import Conversion, resolve_backwards
 from lazyload.layouts.copying import copy_cast
@@ -126,7 +128,11 @@ def save_pretrained(
         if lora_alpha is not None:
             _write_adapter(model, opened, target, lora_alpha)
             return target
-        arrays = HeldArrays(arrays_of(model))
+        found = arrays_of(model)
+        if isinstance(layout, MaxText):
+            names = names_in_tree(found, opened.axes)
+            found = {names[path]: array for path, array in found.items() if path in names}
+        arrays = HeldArrays(found)
         # Classes of others have configs of their own.
         config_of_model = getattr(model, "config", None)
         of_ours = config_of_model if isinstance(config_of_model, DecoderConfig) else None

@@ -4,6 +4,7 @@ A tree's `_METADATA` lists its leaves; each is an array of zarr at the path of i
 in Orbax 0.11.30 to 0.12.8 (`orbax/checkpoint/_src/metadata/tree.py`).
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +79,14 @@ class StoredArrays:
         self.tensors = {
             path: TensorInfo(tuple(array.shape), np.dtype(array.dtype.numpy_dtype)) for path, array in opened.items()
         }
+
+    def renamed(self, names: Mapping[str, str]) -> "StoredArrays":
+        """The same with other paths, and without those that `names` has none for; nothing is opened yet."""
+        other = copy.copy(self)
+        other.tensors = {}
+        other._arrays = {}
+        other._leaves = {names[path]: stored for path, stored in self._leaves.items() if path in names}
+        return other
 
     def rows(self, path: str) -> int:
         """The first dimension of an array."""

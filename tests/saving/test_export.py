@@ -13,7 +13,7 @@ from flax import nnx
 from support import checkpoints, stored
 
 import lazyload
-from lazyload.errors import LayoutError, SourceNotFoundError, TensorMismatchError
+from lazyload.errors import InputError, LayoutError, SourceNotFoundError, TensorMismatchError
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,70 @@ def test_an_optimizer_s_state_is_left_out(root: Path, tmp_path: Path) -> None:
     ocp.PyTreeCheckpointer().save(tmp_path / "1" / "items", tree)
     with pytest.raises(TensorMismatchError, match="has arrays beside those of layout 'maxtext'"):
         lazyload.export(tmp_path / "1", tmp_path / "other", like=source)
+
+
+@pytest.mark.parametrize("before", ["base", None])
+def test_what_maxtext_saves_of_its_module(before: str | None, root: Path, tmp_path: Path) -> None:
+    """As Tunix's trainers save it, in MaxText's adapter, and as MaxText's own engine does: with random states."""
+    source, layout = checkpoints.make("qwen3", root), lazyload.MaxText()
+    tree = lazyload.from_pretrained(source, layout=layout, cache_dir=root / "cache")["params"]["params"]
+    random = {"params": {"count": np.zeros((), np.uint32), "key": np.zeros(2, np.uint32)}}
+    module = {**tree, "decoder": {**tree["decoder"], "rngs": random}}
+    saved = module if before is None else {before: module}
+    ocp.PyTreeCheckpointer().save(tmp_path / "1" / "model_params", saved)
+    exported = lazyload.export(tmp_path / "1", tmp_path / "out", like=source)
+    assert same(stored.tensors(exported), stored.tensors(source))
+    held = lazyload.save_pretrained(saved, tmp_path / "held", like=source, layout=layout)
+    assert same(stored.tensors(held), stored.tensors(source))
+    module["decoder"] = {**tree["decoder"], "more": np.zeros(3, np.float32)}
+    ocp.PyTreeCheckpointer().save(tmp_path / "2", saved)
+    with pytest.raises(TensorMismatchError, match=r"params\.params\.decoder\.more"):
+        lazyload.export(tmp_path / "2", tmp_path / "other", like=source)
+
+
+def test_what_maxtext_s_trainer_saves_beside_the_parameters(root: Path, tmp_path: Path) -> None:
+    source = checkpoints.make("deepseek_v4_7", root)
+    mesh = jax.make_mesh((1,), ("fsdp",), devices=jax.devices()[:1])
+    tree = lazyload.from_pretrained(
+        source, layout=lazyload.MaxText(), mesh=mesh, dtype="auto", cache_dir=root / "cache"
+    )
+    collections = jax.tree.map(np.asarray, tree["params"])
+    others: dict[str, Any] = {}
+    for name in collections.keys() - {"params"}:
+        others = merged(others, collections[name])
+    ocp.PyTreeCheckpointer().save(
+        tmp_path / "1" / "items", {"params": {"params": collections["params"]}, "nnx_aux": {"model": others}, "step": 1}
+    )
+    found = stored.tensors(lazyload.export(tmp_path / "1", tmp_path / "out", like=source))
+    before = stored.tensors(source)
+    assert all(values.tobytes() == before[name].tobytes() for name, values in found.items())
+
+
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    both = {key: merged(one[key], other[key]) for key in one.keys() & other.keys()}
+    return {**one, **other, **both}
+
+
+def test_what_is_quantised_or_holds_adapters_is_refused(root: Path, tmp_path: Path) -> None:
+    source = checkpoints.make("qwen3", root)
+    state = nnx.to_pure_dict(nnx.state(lazyload.from_pretrained(source, cache_dir=root / "cache"), nnx.Param))
+    kernel = state["layers"][0]["mlp"]["up_proj"].pop("kernel")
+    narrow = np.zeros(kernel.shape, np.int8)
+    forms: list[tuple[dict[str, Any], str]] = [
+        # As qwix has it.
+        ({"kernel": {"array": {"qvalue": narrow, "scale": np.ones((1, 1), np.float32)}}}, r"qvalue is quantised: "),
+        ({"kernel": narrow}, r"up_proj\.kernel is int8: quantised arrays are not saved"),
+        (
+            {"kernel": kernel, "kernel_lora_a": np.zeros((kernel.shape[0], 2), np.float32)},
+            "is one of LoRA's parameters",
+        ),
+    ]
+    for number, (form, message) in enumerate(forms):
+        state["layers"][0]["mlp"]["up_proj"] = form
+        ocp.PyTreeCheckpointer().save(tmp_path / str(number), state)
+        with pytest.raises(InputError, match=message):
+            lazyload.export(tmp_path / str(number), tmp_path / "out", like=source)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_model(root: Path, tmp_path: Path) -> None:
