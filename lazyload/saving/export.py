@@ -68,7 +68,7 @@ def export(
     """
     target = folder_of(folder)
     most = shard_bytes(max_shard_size)
-    arrays = StoredArrays(folder_of(checkpoint))
+    arrays = StoredArrays(folder_of(checkpoint), target.parent)
     _require_plain(arrays)
     arguments = ModelArguments(
         model=like,

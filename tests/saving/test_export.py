@@ -1,5 +1,6 @@
 """`lazyload.export` and its command: Orbax checkpoints of whatever program, written as the hub would hold them."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from support import checkpoints, stored
 
 import lazyload
 from lazyload.errors import InputError, LayoutError, SourceNotFoundError, TensorMismatchError
+from lazyload.saving import stored as stored_arrays
+from lazyload.saving import unpacked
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,32 @@ def test_layouts_of_odd_models_are_recognised(name: str, layout: Any, root: Path
     )
     assert found.keys() <= before.keys()
     assert all(found[key].tobytes() == before[key].tobytes() for key in found)
+
+
+@pytest.mark.parametrize("layout", ["nnx", lazyload.MaxText()])
+def test_large_arrays_are_decoded_once(
+    layout: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk for each shard of a mesh, of stacked layers, too, and arrays that are too large to be kept."""
+    monkeypatch.setattr(stored_arrays, "_CACHED_BYTES", 1 << 12)
+    pieces: list[tuple[int, ...]] = []
+    write = unpacked.Unpacked._write
+    monkeypatch.setattr(
+        unpacked.Unpacked,
+        "_write",
+        lambda self, index, values: (pieces.append(values.shape), write(self, index, values))[1],
+    )
+    monkeypatch.setattr(unpacked, "_PIECE_BYTES", 1 << 10)
+    source, mesh = checkpoints.make("qwen3", root), jax.make_mesh((4, 2), ("fsdp", "tp"))
+    model = lazyload.from_pretrained(source, layout=layout, mesh=mesh, cache_dir=root / "cache")
+    tree = nnx.to_pure_dict(nnx.state(model, nnx.Param)) if layout == "nnx" else model
+    ocp.PyTreeCheckpointer().save(tmp_path / "1", tree)
+    exported = lazyload.export(tmp_path / "1", tmp_path / "deep" / "out", like=source)
+    assert same(stored.tensors(exported), stored.tensors(source))
+    large = [array.size for array in jax.tree.leaves(tree) if array.nbytes > 1 << 12]
+    assert len(large) > 5
+    assert sum(map(math.prod, pieces)) == sum(large)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
 
 
 def test_what_a_training_loop_saves(root: Path, tmp_path: Path) -> None:
