@@ -38,9 +38,12 @@ def export(
 ) -> Path:
     """Writes an Orbax checkpoint as the checkpoint that the hub would hold, in bounded memory and on no device.
 
-    The checkpoint is one that `lazyload.convert` has made, or that MaxText, or a training loop with this library's
-    decoder or Tunix's classes, has saved: with plain arrays and in the layout's tree. Beside the parameters it may hold
-    an optimizer's state, which is left out.
+    The checkpoint is one that `lazyload.convert` has made, or that MaxText's trainer or its post-training, Tunix's
+    trainers, or a training loop with this library's decoder or Tunix's classes has saved, with plain arrays. Beside the
+    parameters it may hold an optimizer's and random states, which are left out.
+
+    Memory stays bounded, whatever the model's size, but for one chunk as the checkpoint has it: arrays of more than
+    128 MB are decoded chunk by chunk onto the disk of `folder` first, which needs room for them meanwhile.
 
     Args:
         checkpoint: The folder of an Orbax checkpoint: of one step, or of one of its items.

@@ -53,9 +53,11 @@ class StoredArrays:
         folders = [checkpoint / item for item in _ITEMS]
         folder = next((folder for folder in folders if (folder / _TREE).is_file()), None)
         if folder is None:
+            steps = _steps(checkpoint)
+            such = f", of which the last is {steps[-1]}" if steps else ", such as checkpoints/100"
             raise SourceNotFoundError(
                 f"{checkpoint} is no Orbax checkpoint: there is no {_TREE} in it or its items; give the folder of one "
-                "step, such as checkpoints/100"
+                f"step{such}"
             )
         self.folder = folder
         self._scratch = scratch
@@ -144,6 +146,12 @@ class StoredArrays:
     def position(self, name: str) -> int:
         """All arrays are here already."""
         return 0
+
+
+def _steps(run: Path) -> list[Path]:
+    """The folders of a run's steps, where Orbax's and MaxText's managers have them, in their order."""
+    found = [path for place in (run, run / "checkpoints") if place.is_dir() for path in place.iterdir()]
+    return sorted((path for path in found if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 def _leaves(file: Path) -> tuple[bool, dict[str, str]]:

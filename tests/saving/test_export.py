@@ -98,8 +98,22 @@ def test_what_a_training_loop_saves(root: Path, tmp_path: Path) -> None:
     exported = lazyload.export(tmp_path / "run" / "3", tmp_path / "two", like=source, max_shard_size="100KB")
     assert same(stored.tensors(exported), stored.tensors(source))
     assert (exported / "model.safetensors.index.json").exists()
-    with pytest.raises(SourceNotFoundError, match="give the folder of one step"):
+    with pytest.raises(SourceNotFoundError, match=r"give the folder of one step, of which the last is .*/run/3$"):
         lazyload.export(tmp_path / "run", tmp_path / "three", like=source)
+    with pytest.raises(SourceNotFoundError, match="give the folder of one step, such as checkpoints/100"):
+        lazyload.export(tmp_path / "none", tmp_path / "three", like=source)
+
+
+def test_from_one_trainer_to_another(root: Path, tmp_path: Path) -> None:
+    """What comes back is a model as any other, in the layout of whichever program goes on with it."""
+    source = checkpoints.make("qwen3", root)
+    layouts: list[Any] = ["nnx", lazyload.MaxText(), lazyload.Tunix()]
+    entries = [lazyload.convert(source, layout=layout, cache_dir=root / "cache") for layout in layouts]
+    for number, entry in enumerate(entries):
+        exported = lazyload.export(entry.path, tmp_path / str(number), like=source)
+        for layout, other in zip(layouts, entries, strict=True):
+            again = lazyload.convert(exported, layout=layout, cache_dir=root / "cache")
+            assert again.manifest.arrays == other.manifest.arrays
 
 
 def test_an_optimizer_s_state_is_left_out(root: Path, tmp_path: Path) -> None:
