@@ -174,7 +174,7 @@ class Decoder(nnx.Module):
         return {
             "to_hf_mappings": self.to_hf_mappings(backend, tensor_parallel_size=tensor_parallel_size),
             "lora_to_hf_mappings": self.lora_to_hf_mappings(backend),
-            "to_hf_hook_fns": self.to_hf_hook_fns(backend),
+            "to_hf_hook_fns": None,
             "to_hf_transpose_keys": self.to_hf_transpose_keys(backend),
             "lora_to_hf_transpose_keys": self.lora_to_hf_transpose_keys(backend),
             "preprocess_src_state": self.preprocess_src_state(backend, tensor_parallel_size=tensor_parallel_size),

@@ -26,7 +26,7 @@ from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
 from lazyload.models.projection import Projection
 
-logger = logging.getLogger("lazyload")
+logger: logging.Logger = logging.getLogger("lazyload")
 
 Backend = Literal["vllm_jax", "sglang_jax"]
 Entry = tuple[str, tuple[str | None, ...]]

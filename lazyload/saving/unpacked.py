@@ -56,7 +56,7 @@ class Unpacked:
             OSError: The file cannot be read.
         """
         out = np.empty([cut.stop - cut.start for cut in index], self._dtype)
-        memory = memoryview(out.reshape(-1).view(np.uint8))
+        memory = out.reshape(-1).view(np.uint8).data
         done = 0
         for start, nbytes in self._runs(index):
             stop = done + nbytes
@@ -68,7 +68,7 @@ class Unpacked:
         return out
 
     def _write(self, index: Box, values: np.ndarray) -> None:
-        memory = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        memory = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         done = 0
         for start, nbytes in self._runs(index):
             stop = done + nbytes
