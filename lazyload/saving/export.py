@@ -1,12 +1,14 @@
 """`export`: an Orbax checkpoint as the checkpoint that the hub would hold, without loading it."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lazyload.arguments import ModelArguments
-from lazyload.errors import InputError, LayoutError, TensorMismatchError
+from lazyload.cache.manifest import FILE_NAME, Manifest, UnreadableManifestError, read_manifest
+from lazyload.errors import ArgumentError, InputError, LayoutError, TensorMismatchError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.maxtext.tree import EMBEDDING, ROOTS, names_in_tree
@@ -24,7 +26,7 @@ def export(
     checkpoint: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    like: str | os.PathLike[str],
+    like: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     variant: str | None = None,
@@ -48,7 +50,8 @@ def export(
     Args:
         checkpoint: The folder of an Orbax checkpoint: of one step, or of one of its items.
         folder: Where to; not there yet, or empty.
-        like: The Hugging Face checkpoint that the model was made from; see `save_pretrained`, here and below.
+        like: The Hugging Face checkpoint that the model was made from; see `save_pretrained`, here and below. None for
+            what an entry of the cache says that it was made from.
         revision: A branch, tag or commit of it.
         subfolder: Where in the repository or folder it lies.
         variant: Which of its files of weights.
@@ -73,6 +76,10 @@ def export(
     most = shard_bytes(max_shard_size)
     arrays = StoredArrays(folder_of(checkpoint), target.parent)
     _require_plain(arrays)
+    if like is None:
+        made = _entry_of(arrays.folder)
+        like, revision = made.model, revision or made.source.get("commit")
+        config = made.fields.get("config") if config is None else config
     arguments = ModelArguments(
         model=like,
         revision=revision,
@@ -92,6 +99,22 @@ def export(
                 raise InputError(f"{named.folder}: {path} is {tensor.dtype}: {QUANTISED}")
         write_checkpoint(named, request_for(named, request), target, Manner(dtype, most, config))
     return target
+
+
+def _entry_of(checkpoint: Path) -> Manifest:
+    """The manifest of the entry of the cache that a checkpoint is.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    for data in (checkpoint, checkpoint.parent):
+        with contextlib.suppress(UnreadableManifestError):
+            manifest = read_manifest(data.parent / FILE_NAME)
+            if manifest.data == data.name:
+                return manifest
+    raise ArgumentError(
+        f"{checkpoint} is no entry of the cache, which says what it was made from: give like=, such as 'Qwen/Qwen3-8B'"
+    )
 
 
 def _require_plain(arrays: StoredArrays) -> None:

@@ -1,6 +1,7 @@
 """`lazyload.export` and its command: Orbax checkpoints of whatever program, written as the hub would hold them."""
 
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from flax import nnx
 from support import checkpoints, stored
 
 import lazyload
-from lazyload.errors import InputError, LayoutError, SourceNotFoundError, TensorMismatchError
+from lazyload.errors import ArgumentError, InputError, LayoutError, SourceNotFoundError, TensorMismatchError
 from lazyload.saving import stored as stored_arrays
 from lazyload.saving import unpacked
 
@@ -192,6 +193,15 @@ def test_what_is_quantised_or_holds_adapters_is_refused(root: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_what_an_entry_was_made_from_is_known(root: Path, tmp_path: Path) -> None:
+    source = checkpoints.make("qwen3", root)
+    entry = lazyload.convert(source, cache_dir=root / "cache")
+    assert same(stored.tensors(lazyload.export(entry.path, tmp_path / "out")), stored.tensors(source))
+    shutil.copytree(entry.path, tmp_path / "elsewhere")
+    with pytest.raises(ArgumentError, match="is no entry of the cache, which says what it was made from: give like="):
+        lazyload.export(tmp_path / "elsewhere", tmp_path / "other")
+
+
 def test_another_model(root: Path, tmp_path: Path) -> None:
     converted = lazyload.convert(checkpoints.make("qwen3", root), cache_dir=root / "cache")
     other = checkpoints.make("gemma2", root)
@@ -203,7 +213,8 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
     source = checkpoints.make("qwen3", root)
     converted = lazyload.convert(source, layout=lazyload.MaxText(), cache_dir=root / "cache")
     command = [sys.executable, "-m", "lazyload", "export", str(converted.path), "--to", str(tmp_path / "out")]
-    ran = subprocess.run([*command, "--like", str(source)], capture_output=True, text=True, check=False)
+    # What an entry was made from stands beside it.
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == str(tmp_path / "out")
     assert same(stored.tensors(tmp_path / "out"), stored.tensors(source))
