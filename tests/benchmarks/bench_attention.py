@@ -1,9 +1,11 @@
-"""The longest sequences that fit the memory of TPUs, with splash attention and with dense attention.
+"""The longest sequences that fit the memory of TPUs or GPUs, with their kernel of attention and with dense attention.
 
     python -m tests.benchmarks.bench_attention [--topology v5e:2x2] [--model 0.6B] [--refine 1]
+    python -m tests.benchmarks.bench_attention --topology here
 
-Needs `libtpu` beside JAX, and no TPU: its compiler compiles for a topology, and says what does not fit. A pass that
-scores tokens and a step of AdamW are compiled in bfloat16, with stacked layers that are computed again backwards
+Topologies of TPUs need `libtpu` beside JAX, and no TPU: its compiler compiles for them, and says what does not fit.
+With `here` it is the devices that there are; programs that fit are run, too, and the best of three runs is told. A pass
+that scores tokens and a step of AdamW are compiled in bfloat16, with stacked layers that are computed again backwards
 (`remat="block"`), spread over all chips (`fsdp`), a sequence to each. Logits are computed for 1024 tokens at a time, as
 trainers do where vocabularies are large. The length is doubled until it does not fit, and then halved between the two.
 """
@@ -12,7 +14,9 @@ import argparse
 import dataclasses
 import os
 import re
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,24 +54,29 @@ _MODELS = {"0.6B": _Shapes(28, 1024, 16, 3072, True), "8B": _Shapes(36, 4096, 32
 def main() -> None:
     """Prints the longest sequences, and the memory that they take."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", default="v5e:2x2", help="%(default)s")
+    parser.add_argument("--topology", default="v5e:2x2", help="of TPUs, or 'here'; %(default)s")
     parser.add_argument("--model", choices=_MODELS, default="0.6B", help="%(default)s")
     parser.add_argument("--start", type=int, default=4096, help="the first length that is tried; %(default)s")
     parser.add_argument("--most", type=int, default=2**18, help="the last one; %(default)s")
     parser.add_argument("--refine", type=int, default=0, help="halvings between what fits and what does not")
     parser.add_argument("--only", nargs="*", default=["forward", "train"], help="%(default)s")
-    parser.add_argument("--kernels", nargs="*", default=["dense", "splash"], help="%(default)s")
+    parser.add_argument("--kernels", nargs="*", help="dense and the platform's")
     asked = parser.parse_args()
+    is_here = asked.topology == "here"
     # There is no TPU to be asked what it is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=asked.topology).devices
+    devices: list[Any] = (
+        jax.devices() if is_here else topologies.get_topology_desc(platform="tpu", topology_name=asked.topology).devices
+    )
     mesh = Mesh(np.array(devices), ("fsdp",), axis_types=(AxisType.Auto,))
+    kernels = asked.kernels or ["dense", "splash" if devices[0].platform == "tpu" else "cudnn"]
     print(f"{devices[0].device_kind}, {asked.topology}, {asked.model}, jax {jax.__version__}", flush=True)
     for what in asked.only:
-        for kernel in asked.kernels:
+        for kernel in kernels:
             model = _model(_MODELS[asked.model], kernel, mesh)
-            compiled = {"forward": _forward, "train": _train}[what](model, mesh)
-            longest, peak = _longest(compiled, asked.start, asked.most, asked.refine)
+            program = {"forward": _forward, "train": _train}[what](model)
+            peak_of = partial(_peak, program, mesh, is_here)
+            longest, peak = _longest(peak_of, asked.start, asked.most, asked.refine)
             print(f"{what:8} {kernel:8} {longest:8} tokens a chip, {peak / _GIB:.1f} GiB", flush=True)
 
 
@@ -98,30 +107,74 @@ def _longest(peak_of: Callable[[int], int | None], start: int, most: int, refine
     return max(fits.items(), default=(0, 0))
 
 
-def _peak(lowered: Any, length: int) -> int | None:
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """What is compiled.
+
+    Attributes:
+        run: Takes a state and tokens, and returns a state like it first of all, or none.
+        state: Abstract arrays.
+        is_step: Whether it takes the state away, and returns the next one.
+    """
+
+    run: Callable[..., Any]
+    state: tuple[Any, ...]
+    is_step: bool
+
+
+def _peak(program: _Program, mesh: Mesh, is_here: bool, length: int) -> int | None:
     """The bytes that a compiled program takes at once of a chip; None where it has not as many."""
+    by_row = NamedSharding(mesh, PartitionSpec("fsdp"))
+    tokens = jax.ShapeDtypeStruct((mesh.size, length), jnp.int32, sharding=by_row)
+    donated = tuple(range(len(program.state))) if program.is_step else ()
     try:
-        peak: int = lowered.compile().memory_analysis().peak_memory_in_bytes
+        compiled = jax.jit(program.run, donate_argnums=donated).lower(*program.state, tokens).compile()
+        memory = compiled.memory_analysis()
+        lasting = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        peak: int = lasting + memory.temp_size_in_bytes if is_here else memory.peak_memory_in_bytes
+        seconds = f", {_seconds(program, compiled, tokens):.3f} s" if is_here else ""
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         found = re.search(r"required for HLO temporaries \(([^)]*)\)", str(error))
         print(f"    {length}: does not fit{', ' + found[1] if found else ''}", flush=True)
         return None
-    print(f"    {length}: {peak / _GIB:.2f} GiB", flush=True)
+    print(f"    {length}: {peak / _GIB:.2f} GiB{seconds}", flush=True)
     return peak
 
 
-def _forward(model: Decoder, mesh: Mesh) -> Callable[[int], int | None]:
+def _seconds(program: _Program, compiled: Any, tokens: Any) -> float:
+    """The least time that it takes of three, after a first one."""
+    random = np.random.default_rng(0)
+
+    def made(array: Any) -> jax.Array:
+        key = jax.random.key(int(random.integers(1 << 30)))
+        if array.dtype == jnp.int32:
+            drawn = jax.random.randint(key, array.shape, 0, 1 << 16)
+        else:
+            drawn = jax.random.normal(key, array.shape, array.dtype) * 0.02
+        return jax.device_put(drawn, array.sharding)
+
+    *state, given = jax.tree.map(made, (*program.state, tokens))
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        result = jax.block_until_ready(compiled(*state, given))
+        times.append(time.perf_counter() - started)
+        state = result if program.is_step else state
+    return min(times[1:])
+
+
+def _forward(model: Decoder) -> _Program:
     graphdef, parameters = nnx.split(model)
 
     def score(parameters: Any, tokens: jax.Array) -> jax.Array:
         return _log_probabilities(nnx.merge(graphdef, parameters), tokens)
 
-    return lambda length: _peak(jax.jit(score).lower(parameters, _tokens(mesh, length)), length)
+    return _Program(score, (parameters,), is_step=False)
 
 
-def _train(model: Decoder, mesh: Mesh) -> Callable[[int], int | None]:
+def _train(model: Decoder) -> _Program:
     graphdef, parameters = nnx.split(model)
     optimizer = optax.adamw(1e-5)
     places = jax.tree.map(lambda array: array.sharding, parameters)
@@ -142,8 +195,7 @@ def _train(model: Decoder, mesh: Mesh) -> Callable[[int], int | None]:
         updates, moments = optimizer.update(jax.grad(loss)(parameters), moments, parameters)
         return optax.apply_updates(parameters, updates), moments
 
-    jitted = jax.jit(step, donate_argnums=(0, 1))
-    return lambda length: _peak(jitted.lower(parameters, moments, _tokens(mesh, length)), length)
+    return _Program(step, (parameters, moments), is_step=True)
 
 
 def _log_probabilities(model: Decoder, tokens: jax.Array) -> jax.Array:
@@ -159,11 +211,6 @@ def _log_probabilities(model: Decoder, tokens: jax.Array) -> jax.Array:
         return jnp.take_along_axis(jax.nn.log_softmax(logits), chunk[1][..., None], axis=-1)[..., 0]
 
     return jax.lax.map(of_chunk, (chunks, following))
-
-
-def _tokens(mesh: Mesh, length: int) -> Any:
-    by_row = NamedSharding(mesh, PartitionSpec("fsdp"))
-    return jax.ShapeDtypeStruct((mesh.size, length), jnp.int32, sharding=by_row)
 
 
 def _model(shapes: _Shapes, kernel: Any, mesh: Mesh) -> Decoder:

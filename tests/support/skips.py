@@ -20,6 +20,7 @@ REASONS: Mapping[str, str | tuple[str, ...]] = {
     "tmux": "tmux is not installed",
     "browser": "no Chromium is installed",
     "buckets": "no client of buckets is installed",
+    "gpu": "there is no GPU",
     "docs": "could not import 'sphinx'",
 }
 """What may be missing where the tests run, and how the reason of a test that is skipped for it begins, or can begin."""
