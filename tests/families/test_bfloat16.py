@@ -2,7 +2,7 @@
 
 Both are compared with the golden logits, which are float32's. What counts is the error of a token's logits, and of all
 tokens the median's; with experts that of the best twentieth: where rounding sends a token to another expert, by chance,
-it and what attends to it say something else in either program. `LAZYLOAD_TESTS=whole` takes all cases, not every eighth.
+it and what attends to it say something else in either program. `LAZYLOAD_TESTS=whole` takes all, not every eighth.
 """
 
 import json
