@@ -171,7 +171,7 @@ def job_of(case: Case, model: Path, folder: Path) -> dict[str, Any]:
     return job
 
 
-SAVED: dict[str, Case | None] = {"qwen3": CASES[0], "gemma2": CASES[7], "deepseek_v4_7": None}
+SAVED: dict[str, Case | None] = {"qwen3": CASES[0], "gemma2": CASES[6], "deepseek_v4_7": None}
 """Of which models MaxText saves what it has restored, and in which case; None by the trainer."""
 
 
