@@ -41,6 +41,9 @@ Used_co = TypeVar("Used_co", covariant=True)
 
 logger = logging.getLogger("lazyload")
 
+_TRIES = 3
+"""How often a conversion is begun where what arrives is not what was planned: shared, alone, and as is known then."""
+
 
 class Use(Protocol[Used_co]):
     """What a call does with its entry."""
@@ -147,12 +150,7 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
                 lease.enter_context(published.in_use())
                 entry, converted_for = published, None
             else:
-                try:
-                    entry = _converted(request, conversion, keys, use, manner, lease)
-                except NotAsReadError as error:
-                    logger.warning("converting again: %s", error)
-                    request, conversion = _planned(request, manner.stopwatch)
-                    entry = _converted(request, conversion, keys, use, manner, lease)
+                entry = _converted_as_read(request, conversion, keys, use, manner, lease)
                 converted_for = reasons
         return Obtained(use.of(entry), entry, converted_for)
 
@@ -191,6 +189,24 @@ def _planned(request: Request, stopwatch: Stopwatch) -> tuple[Request, Conversio
         return settled, settled.conversion()
 
 
+def _converted_as_read(
+    request: Request,
+    conversion: Conversion,
+    keys: Sequence[Key],
+    use: Use[Any],
+    manner: Manner,
+    lease: contextlib.ExitStack,
+) -> Entry:
+    """Converts, and again where something else arrives than was planned; see `_converted`."""
+    for _ in range(_TRIES - 1):
+        try:
+            return _converted(request, conversion, keys, use, manner, lease)
+        except NotAsReadError as error:
+            logger.warning("converting again: %s", error)
+            request, conversion = _planned(request, manner.stopwatch)
+    return _converted(request, conversion, keys, use, manner, lease)
+
+
 def _converted(
     request: Request,
     conversion: Conversion,
@@ -226,15 +242,8 @@ def _share(request: Request, conversion: Conversion, index: int, count: int) -> 
         count,
         scalars=request.target.scalars,
         in_bucket=not isinstance(request.cache.root, Path),
-        is_far=request.source.is_far,
+        stored_bytes=request.stored_bytes if request.source.is_far else None,
     )[index]
-
-
-def _read_for(request: Request, conversion: Conversion, share: "Share | None") -> list[str]:
-    """The source's tensors that are read for a conversion, or for a share of it; what is read twice, twice."""
-    if share is not None:
-        return request.of_source(share.sources(conversion.tensors))
-    return request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})
 
 
 @contextlib.contextmanager
@@ -250,9 +259,13 @@ def _arriving(
 
     Of what several processes share, none has whole files, and nothing is kept.
     """
-    source = request.source
-    tensors, keep = _read_for(request, conversion, share), manner.keep_source and share is None
-    total = source.nbytes_to_fetch(tensors, keep=keep)
+    source, keep = request.source, manner.keep_source and share is None
+    rows = None if share is None else request.rows_of_source(share.rows)
+    if rows is None:
+        tensors = request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})
+    else:
+        tensors = list(rows)
+    total = source.nbytes_to_fetch(tensors, keep=keep, rows=rows)
     if not total:
         arrived()
     with manner.progress.stage("fetch", total, noted=noted) as advance:
@@ -266,7 +279,7 @@ def _arriving(
                 arrived()
             advance(nbytes)
 
-        with source.arriving(tensors, count, keep=keep):
+        with source.arriving(tensors, count, keep=keep, rows=rows):
             yield
 
 

@@ -35,6 +35,7 @@ from lazyload.progress import CallProgress
 from lazyload.recalling import adapter_of, source_of
 from lazyload.sources import AdapterFiles, ModelReference, Source, open_adapter
 from lazyload.sources.remembered import RememberedSource, Told
+from lazyload.sources.stretches import Rows
 from lazyload.storage import Storage
 from lazyload.targets import target_of, with_all_parameters
 
@@ -98,11 +99,25 @@ class Request:
         """The source's tensors that are read for some tensors, each as often as it is read."""
         return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else list(names)
 
+    def rows_of_source(self, rows: Rows) -> Rows:
+        """The rows of the source's tensors that are read for rows of some tensors."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for name, ranges in rows.items():
+            for own in self.of_source([name]):
+                found.setdefault(own, []).extend(ranges)
+        return {name: sorted(ranges) for name, ranges in found.items()}
+
+    def stored_bytes(self, name: str) -> int:
+        """How many bytes of the source are read for a tensor."""
+        return sum(map(self.source.stored_bytes, self.of_source([name])))
+
     @property
     def origin(self) -> Mapping[str, Any]:
         """What the entry's manifest says of where the tensors come from."""
-        # One that is recalled from an entry may have that one's adapter.
-        own = {name: value for name, value in self.source.origin.items() if name != "adapter"}
+        # One that is recalled from an entry has what that one's says.
+        own = {name: value for name, value in self.source.origin.items() if name not in ("adapter", "compared")}
+        if self.source.compared:
+            own["compared"] = dict(self.source.compared)
         return own if self.adapter is None else {**own, "adapter": self.adapter.origin}
 
     @property

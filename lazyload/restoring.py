@@ -1,7 +1,6 @@
 """Restoring: a call's entry becomes arrays on devices, read from the cache, or delivered while it is converted."""
 
 import contextlib
-import functools
 import importlib
 import os
 import sys
@@ -108,9 +107,14 @@ class Restoring:
                 advance(entry.nbytes)
                 return Restored(stored, arrays)
             if all_read:
-                meet = functools.partial(self._call.agree, fields={})
                 arrays = read_once(
-                    entry.path, records, places, stored.storage, advance=advance, count=self._count, meet=meet
+                    entry.path,
+                    records,
+                    places,
+                    stored.storage,
+                    advance=advance,
+                    count=self._count,
+                    together=self._call.do_together,
                 )
                 return Restored(stored, arrays)
             if self._verify:

@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -50,6 +50,10 @@ _MOST_NAMED = 8
 
 _numbers: "collections.defaultdict[str, Iterator[int]]" = collections.defaultdict(itertools.count)
 """Of calls, by whose they are; the processes of a team count alike, because they make the same calls."""
+
+
+_left_behind: list[threading.Thread] = []
+"""What waits in JAX for processes that have failed (`Call.do_together`)."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,71 @@ class Call:
         found = all([value, *self.hear_others(f"{stage}.own").values()])
         self.say(stage, found)
         return found
+
+    def do_together(self, stage: str, task: Callable[[], None]) -> None:
+        """Has all processes do what none can finish without the others, once all have come here.
+
+        It is done in a thread of its own: JAX waits for the devices of a process that has failed, and lets nobody
+        interrupt it. After an error of another process the thread is left behind: no more can be done together.
+
+        Raises:
+            LazyLoadError: Somebody has failed, shows no sign of life, or is out of the devices' reach.
+        """
+        if self.is_alone:
+            task()
+            return
+        if any(thread.is_alive() for thread in _left_behind):
+            raise PeerError(
+                f"{self._what}, at {stage!r}: devices of this process still wait for those of another one, which "
+                "failed in an earlier call; start all processes again"
+            )
+        self.agree(stage, {})
+        ended: list[BaseException | None] = []
+
+        def do() -> None:
+            error: BaseException | None = None
+            try:
+                task()
+            except BaseException as raised:
+                error = raised
+            with self._changed:
+                ended.append(error)
+                self._changed.notify_all()
+
+        thread = threading.Thread(target=do, name="lazyload-together", daemon=True)
+        thread.start()
+        try:
+            self._watch(f"{stage}.done", ended)
+        except BaseException:
+            _left_behind.append(thread)
+            raise
+        (error,) = ended
+        if isinstance(error, RuntimeError) and not isinstance(error, LazyLoadError):
+            # What JAX raises where the devices of another process do not answer, which may be about to tell why.
+            self.await_failure()
+            raise PeerError(
+                f"{self._what}, at {stage!r}: devices of several processes cannot exchange what these have read: "
+                f"{_first_line(error)}; a process has been killed or is out of reach: see the logs of all"
+            ) from error
+        if error is not None:
+            raise error
+
+    def _watch(self, stage: str, ended: Sequence[object]) -> None:
+        """Waits until something has ended, as long as those live whose signs of life this process sees."""
+        others = self.team.others if self.leads else (self.team.first,)
+        since = time.monotonic()
+        with self._changed:
+            self._life.stage = stage
+            # Nobody says anything there; but who waits for something looks for signs of life.
+            self._wanted = f"says/{stage}"
+            self._hurry()
+            try:
+                while not ended:
+                    self.check()
+                    self._require_life(others, since)
+                    self._changed.wait(self._beat_seconds)
+            finally:
+                self._wanted = ""
 
     def answer(self, stage: str, differences: Sequence[str]) -> None:
         """Tells the first process how this one differs from what it said, and waits for what follows from that."""
@@ -530,6 +599,10 @@ def _index_of_this_process() -> int:
     from jax._src import distributed
 
     return distributed.global_state.process_id
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 def _told(error: BaseException) -> dict[str, Any]:

@@ -189,22 +189,25 @@ def obtain_together(request: Request, use: Use[Used], manner: Manner, call: Call
     call.say("cache.seen", sees)
     if sees:
         if staging := call.hear("staging"):
-            written = _take_part(request, manner, call, staging)
-            call.say("share", None if written is None else written.as_json())
+            call.say("share", _share_taken(request, manner, call, staging))
         request.source.know(call.hear("entry")["fields"]["source"])
         manner = replace(manner, force=False)
     return obtain(request, _Agreed(use, call), manner)
 
 
-def _take_part(request: Request, manner: Manner, call: Call, staging: Mapping[str, Any]) -> Written | None:
-    """Converts this process's share into the first one's folder; None where it may not read what the first one may."""
+def _share_taken(request: Request, manner: Manner, call: Call, staging: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Converts this process's share into the first one's folder, and returns what to say of it.
+
+    That is None where this process may not read what the first one may, or has read something else.
+    """
     folder = request.cache.root
     for name in staging["folder"]:
         folder /= name
     try:
         members = call.team.members
-        return take_part(request, manner, folder, members.index(call.team.me), len(members), staging["answers"])
-    except (SourceNotFoundError, AccessDeniedError) as error:
+        written = take_part(request, manner, folder, members.index(call.team.me), len(members), staging["answers"])
+        return {"written": written.as_json(), "versions": request.source.versions()}
+    except (SourceNotFoundError, AccessDeniedError, NotAsReadError) as error:
         logger.warning("%s: this process's share is left to the first one: %s", request.source.name, error)
         return None
     except CacheError:
@@ -233,13 +236,14 @@ class _Agreed:
             self._call.say("staging", {"folder": names, "answers": answers})
 
         def gather() -> list[Written]:
-            told = self._call.hear_others("share")
-            if unable := [process for process, value in told.items() if value is None]:
+            shares = self._call.hear_others("share")
+            if unable := [process for process, share in shares.items() if share is None]:
                 raise NotAsReadError(
                     f"{request.source.name} cannot be read by processes {unable}, and is converted by process "
                     f"{self._call.team.me} alone"
                 )
-            return [Written.from_json(value) for value in told.values()]
+            request.source.compare_versions(share["versions"] for share in shares.values())
+            return [Written.from_json(share["written"]) for share in shares.values()]
 
         self._has_spoken = True
         return Sharing(len(self._call.team.members), begin, gather)

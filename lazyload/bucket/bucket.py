@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 import random
 import time
 import uuid
@@ -29,6 +30,9 @@ _TRIES = 2
 """Of what gcsfs or s3fs has given up, after tries of its own for half a minute."""
 
 _FIRST_WAIT_SECONDS = 0.5
+
+_GIVEN_UP_SECONDS = 10.0
+"""For which a bucket that has not answered to all tries is asked nothing: to clean up there would take minutes more."""
 
 _EXTRAS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
 _CREDENTIALS = {
@@ -59,15 +63,19 @@ class Bucket:
     Attributes:
         scheme: Whose it is: `gs` or `s3`.
         name: Its name.
+        seconds_ahead: How far the store's clock is ahead of ours, as far as that has been found out (`now`).
     """
 
     scheme: str
     name: str
+    seconds_ahead: float
 
     def __init__(self, scheme: str, name: str):
         """Asks for nothing yet."""
         self.scheme = scheme
         self.name = name
+        self.seconds_ahead = 0.0
+        self._given_up = -math.inf
         self._seen: dict[str, dict[str, Stored]] = {}
         self._contents: dict[tuple[str, str], bytes] = {}
 
@@ -201,7 +209,10 @@ class Bucket:
             self.remove([clock + name])
         except CacheError:
             found = None
-        return found.time if found else time.time()
+        if found is None:
+            return time.time()
+        self.seconds_ahead = found.time - time.time()
+        return found.time
 
     def require(self) -> None:
         """Makes sure that there is such a bucket.
@@ -229,6 +240,8 @@ class Bucket:
     def _tried(self, key: str, request: "Callable[[], Result]") -> "Result":
         """What a request gives; made again while it fails for reasons that may pass."""
         for number in range(_TRIES):
+            if time.monotonic() - self._given_up < _GIVEN_UP_SECONDS:
+                raise CacheError(f"{self}/{key} is not asked for: {self} has just been out of reach; call again later")
             try:
                 return request()
             except (FileNotFoundError, FileExistsError, CacheError):
@@ -238,6 +251,8 @@ class Bucket:
                 if _is_lasting(error) or number == _TRIES - 1:
                     if isinstance(error, ValueError):
                         raise
+                    if not _is_lasting(error):
+                        self._given_up = time.monotonic()
                     raise self._problem(key, error) from error
                 logger.debug("%s/%s: trying again: %s", self, key, error)
             time.sleep(_FIRST_WAIT_SECONDS * 2**number * random.uniform(0.5, 1.5))

@@ -16,7 +16,7 @@ from lazyload.bucket.bucket import Stored
 from lazyload.bucket.path import BucketPath, Folder
 from lazyload.cache import bucket_removal, heartbeat
 from lazyload.cache.key import Key, is_digest
-from lazyload.cache.liveness import HEARTBEAT_SECONDS, STALE_SECONDS, asked_kernel, described_process
+from lazyload.cache.liveness import HEARTBEAT_SECONDS, STALE_SECONDS, described_process
 from lazyload.cache.removal import Removal
 from lazyload.errors import CacheError, LockTimeoutError
 
@@ -142,8 +142,12 @@ class BucketRoot:
         return [
             Removal(path, stored.size, "its process is gone")
             for path, stored, seconds in marks
-            if now - stored.time > seconds or _has_ended(path)
+            if now - stored.time > seconds or heartbeat.has_ended(path)
         ]
+
+    def compare_clocks(self) -> None:
+        """Finds out how far the store's clock is ahead of ours."""
+        self.folder.bucket.now(self.folder.key)
 
     def discard(self, path: Folder) -> None:
         """Removes one of these."""
@@ -164,12 +168,6 @@ def _stale_seconds() -> float:
     return _MOST_MISSED_BEATS * HEARTBEAT_SECONDS
 
 
-def _has_ended(mark: BucketPath) -> bool:
-    """Whether the process that left a mark ran on this machine, and does not any more."""
-    process = heartbeat.read(mark)
-    return process is not None and asked_kernel(process) is False
-
-
 def _wait_for(holder: BucketPath, started: float, timeout: float | None, watch: Callable[[], None]) -> None:
     """Waits until a holder's object is gone, or has not been written again for long; then it is removed.
 
@@ -184,7 +182,7 @@ def _wait_for(holder: BucketPath, started: float, timeout: float | None, watch: 
             return
         now = time.monotonic()
         process = heartbeat.read(holder)
-        is_dead = process is not None and asked_kernel(process) is False
+        is_dead = heartbeat.has_ended(holder)
         if version is None and not is_dead:
             is_dead = holder.bucket.now(holder.parents[1].key) - found.time > _stale_seconds()
         if found.version != version:

@@ -64,6 +64,7 @@ class Cache:
         """
         self._all = tuple(chosen_roots(root))
         self._root = self._all[-1]
+        self._out_of_reach: set[Folder] = set()
         # Folders are this machine's: what they contain is not for a bucket.
         *before, last = [each for each in (*self.shared, self.root) if isinstance(each, Path)] or [
             Path(default_root()).expanduser()
@@ -206,7 +207,9 @@ class Cache:
         except CacheError as error:
             if isinstance(root.folder, Path) or len(self._all) == 1:
                 raise
-            logger().warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
+            if root.folder not in self._out_of_reach:
+                self._out_of_reach.add(root.folder)
+                logger().warning("not looking for a cached checkpoint in %s: %s", root.folder, error)
             return None
 
     def explain(self, key: Key, model: str) -> list[str]:
@@ -470,6 +473,8 @@ class Cache:
         with explained(self.root):
             removals = [leftover for folder in self._folders() for leftover in find(folder)]
             forgotten = [] if incomplete else [*self._obsolete(), *self._root.abandoned()]
+        if older_than is not None:
+            self._root.compare_clocks()
         entries, problems = self.look()
         unread = {path for path in problems if everything and _is_of_other_version(path)}
         known = {removal.path for removal in removals}

@@ -15,6 +15,9 @@ from lazyload.bucket.path import BucketPath
 from lazyload.cache import liveness
 from lazyload.errors import CacheError
 
+_left: set[bytes] = set()
+"""Marks of this process that it could not remove when what they stand for had ended."""
+
 
 def content_of_mark() -> bytes:
     """What a mark of this process says; no two are the same."""
@@ -38,8 +41,10 @@ def beating(mark: BucketPath, content: bytes) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
-        with contextlib.suppress(CacheError):
+        try:
             mark.bucket.remove([mark.key])
+        except CacheError:
+            _left.add(content)
 
 
 @contextlib.contextmanager
@@ -63,6 +68,22 @@ def read(mark: BucketPath) -> liveness.Process | None:
         return None
 
 
+def has_ended(mark: BucketPath) -> bool:
+    """Whether what a mark stands for is known to have ended: of a process of this machine, of this one, too."""
+    try:
+        return _is_at_work(mark.read_bytes()) is False
+    except FileNotFoundError:
+        return False
+
+
+def _is_at_work(content: bytes) -> bool | None:
+    """Whether who left a mark is still at work; None where nobody can be asked."""
+    if content in _left:
+        return False
+    process = liveness.parsed(content)
+    return None if process is None else liveness.asked_kernel(process)
+
+
 def is_alive(mark: BucketPath, stored: Stored, now: float) -> bool:
     """Whether the process that left a mark may still be at work.
 
@@ -72,10 +93,10 @@ def is_alive(mark: BucketPath, stored: Stored, now: float) -> bool:
         now: The time by the store's clock.
     """
     try:
-        process = liveness.parsed(mark.read_bytes())
+        content = mark.read_bytes()
     except FileNotFoundError:
         return False
-    asked = None if process is None else liveness.asked_kernel(process)
+    asked = _is_at_work(content)
     if asked is not None:
         return asked
-    return now - stored.time < (liveness.STALE_SECONDS if process else liveness.UNKNOWN_SECONDS)
+    return now - stored.time < (liveness.STALE_SECONDS if liveness.parsed(content) else liveness.UNKNOWN_SECONDS)

@@ -45,10 +45,10 @@ class InBucket:
         return data in self.children()[1]
 
     def last_used(self) -> float | None:
-        """When the object for that was written, as it was when the folder was looked into last."""
+        """When the object for that was written, as it was when the folder was looked into last; by our clock."""
         with contextlib.suppress(CacheError):
             if found := self.folder.bucket.seen(f"{self.folder.key}/").get(LAST_USED):
-                return found.time
+                return found.time - self.folder.bucket.seconds_ahead
         return None
 
     def note_use(self) -> None:

@@ -104,6 +104,9 @@ class Root(Protocol):
     def abandoned(self) -> list[Removal]:
         """What processes that are gone have left beside the entries."""
 
+    def compare_clocks(self) -> None:
+        """Makes sure that the ages of entries are right, whatever clock has told when they were used."""
+
     def discard(self, path: Any) -> None:
         """Removes one of these.
 

@@ -31,7 +31,7 @@ def read_once(
     *,
     advance: Advance,
     count: Advance,
-    meet: Callable[[str], None],
+    together: Callable[[str, Callable[[], None]], None],
 ) -> dict[str, jax.Array]:
     """Restores a checkpoint in all processes of a mesh at the same time; see `lazyload.checkpoint.read.read`.
 
@@ -42,7 +42,8 @@ def read_once(
         storage: How they are stored.
         advance: Called with the number of bytes of every chunk that is read, or is not needed here.
         count: Called with the numbers of bytes that this process reads.
-        meet: Called with a name before devices exchange anything; returns once all processes have called it.
+        together: Called with a name and what has devices exchange something; calls that once all processes have come
+            here, and returns when it is done.
 
     Raises:
         CacheError: An array is missing or damaged.
@@ -57,10 +58,7 @@ def read_once(
     for number, group in enumerate(_groups(first_places, arrays)):
         places = {path: first_places[path] for path in group}
         parts = read(folder, arrays, places, storage, advance=advance, count=count)
-        meet(f"exchange.{number}")
-        for path in group:
-            found[path] = _moved(parts.pop(path), shardings[path])
-            found[path].block_until_ready()
+        together(f"exchange.{number}", functools.partial(_move, parts, shardings, found))
     return {path: found[path] for path in shardings}
 
 
@@ -99,6 +97,13 @@ def _groups(places: Mapping[str, NamedSharding], arrays: Records) -> list[list[s
         groups[-1].append(path)
         held += nbytes
     return groups
+
+
+def _move(parts: dict[str, jax.Array], shardings: Mapping[str, Sharding], found: dict[str, jax.Array]) -> None:
+    """Moves arrays to their places, one after the other, so that no more than one is there twice."""
+    for path in list(parts):
+        found[path] = _moved(parts.pop(path), shardings[path])
+        found[path].block_until_ready()
 
 
 def _moved(array: jax.Array, place: Sharding) -> jax.Array:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -279,7 +279,8 @@ class _Reading:
 
 def _are_here(shardings: Iterable[Sharding]) -> bool:
     """Whether devices take the host's memory over, as CPUs do."""
-    return all(device.platform == "cpu" for sharding in set(shardings) for device in sharding.addressable_devices)
+    devices: set[Any] = set().union(*(sharding.addressable_devices for sharding in shardings))
+    return all(device.platform == "cpu" for device in devices)
 
 
 class _Budget:

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.records import ArrayRecord
-from lazyload.layouts.lazy import LazyTensor
+from lazyload.layouts.boxes import Range
 
 Place = tuple[str, int]
 """A chunk: the path of its array, and its number."""
@@ -66,22 +65,14 @@ class Share:
         records: All arrays, and numbers beside them, with the places of their chunks.
         chunks: Those of this share.
         nbytes: Their bytes.
+        rows: Of a source that is far away, the rows of each tensor that they are made of, which no other share reads.
     """
 
     index: int
     records: Mapping[str, ArrayRecord]
     chunks: Set[Place]
     nbytes: int
-
-    def sources(self, tensors: Mapping[str, LazyTensor]) -> set[str]:
-        """The source tensors that it is made of."""
-        return {
-            name
-            for path, lazy in tensors.items()
-            for number, box in enumerate(boxes(lazy.shape, self.records[path].chunks))
-            if (path, number) in self.chunks
-            for name in lazy.sources_of(box)
-        }
+    rows: Mapping[str, Sequence[Range]]
 
 
 @dataclass(frozen=True)

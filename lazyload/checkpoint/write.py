@@ -180,7 +180,7 @@ def shares(
     *,
     scalars: Mapping[str, int] | None = None,
     in_bucket: bool,
-    is_far: bool,
+    stored_bytes: Callable[[str], int] | None = None,
 ) -> list[Share]:
     """What each of several processes writes of a checkpoint; to be asked for before anything of the source arrives.
 
@@ -190,10 +190,10 @@ def shares(
         count: How many processes there are.
         scalars: Whole numbers stored beside the arrays.
         in_bucket: Whether the checkpoint is written to a bucket.
-        is_far: Whether the source is far away; see `lazyload.checkpoint.dealing.dealt`.
+        stored_bytes: Of a source that is far away, what its tensors take; see `lazyload.checkpoint.dealing.dealt`.
     """
     records = _records(tensors, scalars or {}, storage, in_bucket=in_bucket)
-    return dealt(tensors, records, storage, count, in_bucket=in_bucket, is_far=is_far)
+    return dealt(tensors, records, storage, count, in_bucket=in_bucket, stored_bytes=stored_bytes)
 
 
 def _records(

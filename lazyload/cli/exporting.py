@@ -18,9 +18,9 @@ from lazyload.cli.command import argument, command
 @click.option("--to", required=True, metavar="FOLDER", help="Where to; not there yet, or empty.")
 @click.option(
     "--like",
-    required=True,
     metavar="MODEL",
     help="The Hugging Face model that it was made from: a hub id, folder or URL.",
+    show_default="what an entry of the cache says",
 )
 @click.option("--revision", help="A branch, tag or commit of that model.")
 @options.subfolder
@@ -44,7 +44,7 @@ from lazyload.cli.command import argument, command
 def export(
     checkpoint: str,
     to: str,
-    like: str,
+    like: str | None,
     revision: str | None,
     subfolder: str | None,
     variant: str | None,

@@ -11,6 +11,7 @@ walked: each of its indices is another source tensor. The others are shared, `he
 the bytes 1024 to 1536.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,22 @@ class Contribution:
     pattern: Pattern
     indices: Mapping[str, int]
 
+    def limits(self, dimension: int, shared: Mapping[str, Range]) -> list[Range]:
+        """The range of each axis of a dimension, from those of the shared axes."""
+        composite = self.pattern.dimensions[dimension]
+        return [shared[axis.name] if axis.name in shared else _single(self.indices[axis.name]) for axis in composite]
+
+    def rows(self, outermost: int, shared: Mapping[str, Range]) -> Range:
+        """The range of a dimension of the tensor in which ranges of the shared axes lie."""
+        numbers = self.pattern.stored[outermost]
+        ranges = []
+        for number in numbers:
+            sizes = [axis.size for axis in self.pattern.dimensions[number]]
+            start, stop = stretch(widened(self.limits(number, shared), sizes), sizes)
+            ranges.append((start + self.pattern.offsets[number], stop + self.pattern.offsets[number]))
+        sizes = [self.pattern.sizes[number] for number in numbers]
+        return stretch(widened(ranges, sizes), sizes)
+
 
 @dataclass(frozen=True)
 class Region:
@@ -56,20 +73,21 @@ class Region:
     walked: tuple[str, ...]
     contributions: Mapping[tuple[int, ...], Contribution]
 
-    def sources_of(self, box: Sequence[Range]) -> Iterator[str]:
-        """The source tensors that a box of the pattern's dimensions is read from, some of them several times."""
+    def parts_of(self, box: Sequence[Range]) -> Iterator[tuple[Contribution, Mapping[str, Range]]]:
+        """What a box of the pattern's dimensions is read from: contributions, and which range of each shared axis."""
         boxes = []
         for (start, stop), offset, extent, axes in zip(
             box, self.pattern.offsets, self.pattern.extents, self.pattern.dimensions, strict=True
         ):
             limits = max(start - offset, 0), min(stop - offset, extent)
-            boxes.append([ranges for _, ranges in _stretches(*limits, [axis.size for axis in axes])])
+            boxes.append([ranges for _, ranges in _stretches(*limits, tuple(axis.size for axis in axes))])
         names = [axis.name for axis in self.pattern.axes]
         walked = [names.index(name) for name in self.walked]
         for combination in itertools.product(*boxes):
             ranges = [limits for every in combination for limits in every]
+            shared = {name: limits for name, limits in zip(names, ranges, strict=True) if name not in self.walked}
             for indices in itertools.product(*(range(*ranges[number]) for number in walked)):
-                yield self.contributions[indices].tensor
+                yield self.contributions[indices], shared
 
 
 @dataclass(frozen=True)
@@ -102,11 +120,23 @@ class LazyTensor:
         """The source tensors that one block reads, each once; one slice a dimension, step 1."""
         if len(self.regions) == 1 and len(self.regions[0].contributions) == 1:
             return self.sources
-        found: dict[str, None] = {}
+        return tuple(dict.fromkeys(given.tensor for given, _ in self._parts_of(index)))
+
+    def rows_of(self, index: Box) -> dict[str, Range]:
+        """The rows of each source tensor that one block reads: a range of the dimension that is stored outermost."""
+        found: dict[str, Range] = {}
+        for given, shared in self._parts_of(index):
+            outermost = self.source.tensors[given.tensor].outermost
+            start, stop = given.rows(outermost, shared) if given.pattern.stored else (0, 1)
+            first, last = found.get(given.tensor, (start, stop))
+            found[given.tensor] = min(start, first), max(stop, last)
+        return found
+
+    def _parts_of(self, index: Box) -> Iterator[tuple[Contribution, Mapping[str, Range]]]:
+        """What one block is read from; see `Region.parts_of`."""
         for _, box in self._boxes(normalised(index, self.shape)):
             for region in self.regions:
-                found.update(dict.fromkeys(region.sources_of(box)))
-        return tuple(found)
+                yield from region.parts_of(box)
 
     @property
     def split_order(self) -> tuple[int, ...]:
@@ -159,7 +189,7 @@ class LazyTensor:
         """A block by boxes of the pattern's dimensions, of which two may be stored as one: each with where it lies."""
         pattern = self.regions[0].pattern
         stretches = [
-            _stretches(cut.start, cut.stop, [pattern.sizes[number] for number in numbers])
+            _stretches(cut.start, cut.stop, tuple(pattern.sizes[number] for number in numbers))
             for cut, numbers in zip(index, pattern.stored, strict=True)
         ]
         for combination in itertools.product(*stretches):
@@ -184,7 +214,7 @@ class LazyTensor:
         shifts = [offset - start for offset, (start, _) in zip(offsets, box, strict=True)]
         out = _view(out, [slice(a + shift, b + shift) for (a, b), shift in zip(ranges, shifts, strict=True)])
         stretches = [
-            _stretches(*limits, [axis.size for axis in composite])
+            _stretches(*limits, tuple(axis.size for axis in composite))
             for limits, composite in zip(ranges, region.pattern.dimensions, strict=True)
         ]
         overflowed = 0
@@ -237,11 +267,9 @@ class LazyTensor:
         ranges: list[Range] = []
         inner: list[int | slice] = []
         shape, names = [], []
-        for composite, offset in zip(given.pattern.dimensions, given.pattern.offsets, strict=True):
+        for number, (composite, offset) in enumerate(zip(given.pattern.dimensions, given.pattern.offsets, strict=True)):
             sizes = [axis.size for axis in composite]
-            limits = [
-                shared[axis.name] if axis.name in shared else _single(given.indices[axis.name]) for axis in composite
-            ]
+            limits = given.limits(number, shared)
             read = widened(limits, sizes)
             start, stop = stretch(read, sizes)
             ranges.append((start + offset, stop + offset))
@@ -269,14 +297,15 @@ class LazyTensor:
         return self.source.read(given.tensor, tuple(box)).reshape(shape)[tuple(inner)]
 
 
-def _stretches(start: int, stop: int, sizes: Sequence[int]) -> list[tuple[slice, tuple[Range, ...]]]:
+@functools.lru_cache(maxsize=4096)
+def _stretches(start: int, stop: int, sizes: tuple[int, ...]) -> Sequence[tuple[slice, tuple[Range, ...]]]:
     """The stretches that a slice of a composite axis falls into: where in the slice, and the ranges of the axes."""
-    stretches, first = [], 0
+    stretches, first = list[tuple[slice, tuple[Range, ...]]](), 0
     for ranges in ranges_of(start, stop, sizes):
         last = first + math.prod(b - a for a, b in ranges)
         stretches.append((slice(first, last), ranges))
         first = last
-    return stretches
+    return tuple(stretches)
 
 
 def _single(index: int) -> Range:

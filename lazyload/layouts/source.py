@@ -26,6 +26,16 @@ class TensorInfo(NamedTuple):
     dtype: np.dtype
     order: tuple[int, ...] = ()
 
+    @property
+    def outermost(self) -> int:
+        """The dimension that is stored outermost; 0 of a scalar."""
+        return self.order[0] if self.order else 0
+
+    @property
+    def rows(self) -> int:
+        """The size of that one; 1 of a scalar."""
+        return self.shape[self.outermost] if self.shape else 1
+
 
 class TensorSource(Protocol):
     """A checkpoint whose tensors can be read box by box."""

@@ -159,13 +159,36 @@ class Decoder(nnx.Module):
         tokens = jnp.ones((2, 1), jnp.int32)
         return {"tokens": tokens, "positions": tokens, "cache": None, "attention_mask": jnp.ones((2, 1, 1), bool)}
 
-    def to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
-        """What Tunix asks for to bring weights into vLLM (`"vllm_jax"`) or SGLang (`"sglang_jax"`).
+    def mapping_config(self, backend: str = "vllm_jax", *, tensor_parallel_size: int | None = None) -> dict[str, Any]:
+        """All tables that Tunix asks for below, by their names, for its `RolloutConfig(rollout_mapping_config=...)`.
+
+        Args:
+            backend: `"vllm_jax"` or `"sglang_jax"`.
+            tensor_parallel_size: Over how many devices that program splits a layer; Tunix's `MappingConfig`, which asks
+                the model itself otherwise, has no way to say it.
 
         Raises:
             InputError: There is no such backend, or parameters have no name there.
         """
-        return weight_sync.mappings(self, self._names(), self.config.family, backend)
+        return {
+            "to_hf_mappings": self.to_hf_mappings(backend, tensor_parallel_size=tensor_parallel_size),
+            "lora_to_hf_mappings": self.lora_to_hf_mappings(backend),
+            "to_hf_hook_fns": None,
+            "to_hf_transpose_keys": self.to_hf_transpose_keys(backend),
+            "lora_to_hf_transpose_keys": self.lora_to_hf_transpose_keys(backend),
+            "preprocess_src_state": self.preprocess_src_state(backend, tensor_parallel_size=tensor_parallel_size),
+        }
+
+    def to_hf_mappings(
+        self, backend: str = "vllm_jax", *, tensor_parallel_size: int | None = None
+    ) -> dict[str, weight_sync.Entry]:
+        """What Tunix asks for to bring weights into vLLM (`"vllm_jax"`) or SGLang (`"sglang_jax"`).
+
+        Raises:
+            InputError: There is no such backend, or parameters have no name there; or an array there is of several
+                parameters in an order that depends on `tensor_parallel_size`, as in `mapping_config`.
+        """
+        return weight_sync.mappings(self, self._names(), self.config.family, backend, tensor_parallel_size)
 
     def lora_to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
         """The same for the parameters that LoRA adds; `backend` is one of the same.
@@ -187,10 +210,14 @@ class Decoder(nnx.Module):
         """None: no value is another one in either `backend`."""
 
     def preprocess_src_state(
-        self, backend: str = "vllm_jax"
+        self, backend: str = "vllm_jax", *, tensor_parallel_size: int | None = None
     ) -> Callable[[nnx.State[Any, Any]], nnx.State[Any, Any]] | None:
-        """What makes of the parameters those that `backend` has: of experts' gates and ups one array; or None."""
-        return weight_sync.preprocessing(self, backend)
+        """What makes of the parameters those that `backend` has: of gates and ups one array; or None.
+
+        Raises:
+            InputError: There is no such backend, or that depends on `tensor_parallel_size`.
+        """
+        return weight_sync.preprocessing(self, self.config.family, backend, tensor_parallel_size)
 
     def _names(self) -> dict[str, str]:
         if not self.hub_names:

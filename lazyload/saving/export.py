@@ -1,22 +1,24 @@
 """`export`: an Orbax checkpoint as the checkpoint that the hub would hold, without loading it."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lazyload.arguments import ModelArguments
-from lazyload.errors import LayoutError, TensorMismatchError
+from lazyload.cache.manifest import FILE_NAME, Manifest, UnreadableManifestError, read_manifest
+from lazyload.errors import ArgumentError, InputError, LayoutError, TensorMismatchError
 from lazyload.families.family import Family
 from lazyload.formats.maxtext import MaxText
+from lazyload.formats.maxtext.tree import EMBEDDING, ROOTS, names_in_tree
 from lazyload.formats.tunix import Tunix
 from lazyload.options import DTypeOption, LayoutOption, explains_arguments
 from lazyload.request import Request, open_request
 from lazyload.saving.files import shard_bytes
+from lazyload.saving.held import LORA, QUANTISED
 from lazyload.saving.save import SHARD_SIZE, Manner, folder_of, request_for, write_checkpoint
 from lazyload.saving.stored import StoredArrays
-
-_EMBEDDING = "params.params.token_embedder.embedding"
 
 
 @explains_arguments
@@ -24,7 +26,7 @@ def export(
     checkpoint: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    like: str | os.PathLike[str],
+    like: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     variant: str | None = None,
@@ -38,14 +40,18 @@ def export(
 ) -> Path:
     """Writes an Orbax checkpoint as the checkpoint that the hub would hold, in bounded memory and on no device.
 
-    The checkpoint is one that `lazyload.convert` has made, or that MaxText, or a training loop with this library's
-    decoder or Tunix's classes, has saved: with plain arrays and in the layout's tree. Beside the parameters it may hold
-    an optimizer's state, which is left out.
+    The checkpoint is one that `lazyload.convert` has made, or that MaxText's trainer or its post-training, Tunix's
+    trainers, or a training loop with this library's decoder or Tunix's classes has saved, with plain arrays. Beside the
+    parameters it may hold an optimizer's and random states, which are left out.
+
+    Memory stays bounded, whatever the model's size, but for one chunk as the checkpoint has it: arrays of more than
+    128 MB are decoded chunk by chunk onto the disk of `folder` first, which needs room for them meanwhile.
 
     Args:
         checkpoint: The folder of an Orbax checkpoint: of one step, or of one of its items.
         folder: Where to; not there yet, or empty.
-        like: The Hugging Face checkpoint that the model was made from; see `save_pretrained`, here and below.
+        like: The Hugging Face checkpoint that the model was made from; see `save_pretrained`, here and below. None for
+            what an entry of the cache says that it was made from.
         revision: A branch, tag or commit of it.
         subfolder: Where in the repository or folder it lies.
         variant: Which of its files of weights.
@@ -68,7 +74,12 @@ def export(
     """
     target = folder_of(folder)
     most = shard_bytes(max_shard_size)
-    arrays = StoredArrays(folder_of(checkpoint))
+    arrays = StoredArrays(folder_of(checkpoint), target.parent)
+    _require_plain(arrays)
+    if like is None:
+        made = _entry_of(arrays.folder)
+        like, revision = made.model, revision or made.source.get("commit")
+        config = made.fields.get("config") if config is None else config
     arguments = ModelArguments(
         model=like,
         revision=revision,
@@ -81,14 +92,54 @@ def export(
         family=family,
     )
     with open_request(arguments, dry_run=True) as opened:
-        request = opened if layout else opened.in_layout(_layout_of(arrays, opened))
-        arrays.open(_parameters(arrays, request))
-        write_checkpoint(arrays, request_for(arrays, request), target, Manner(dtype, most, config))
+        request, named = _fitting(arrays, opened) if layout is None else (opened, _named(arrays, opened))
+        named.open(_parameters(named, request))
+        for path, tensor in named.tensors.items():
+            if tensor.dtype.itemsize == 1:
+                raise InputError(f"{named.folder}: {path} is {tensor.dtype}: {QUANTISED}")
+        write_checkpoint(named, request_for(named, request), target, Manner(dtype, most, config))
     return target
 
 
-def _layout_of(arrays: StoredArrays, request: Request) -> LayoutOption:
-    """The layout whose paths a checkpoint has.
+def _entry_of(checkpoint: Path) -> Manifest:
+    """The manifest of the entry of the cache that a checkpoint is.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    for data in (checkpoint, checkpoint.parent):
+        with contextlib.suppress(UnreadableManifestError):
+            manifest = read_manifest(data.parent / FILE_NAME)
+            if manifest.data == data.name:
+                return manifest
+    raise ArgumentError(
+        f"{checkpoint} is no entry of the cache, which says what it was made from: give like=, such as 'Qwen/Qwen3-8B'"
+    )
+
+
+def _require_plain(arrays: StoredArrays) -> None:
+    """Refuses what says by its paths that it holds more than a model's own parameters, in qwix's and AQT's names.
+
+    Raises:
+        InputError: It holds LoRA's parameters, or quantised ones.
+    """
+    for path in arrays.paths:
+        steps = path.split(".")
+        if "qvalue" in steps:
+            raise InputError(f"{arrays.folder}: {path} is quantised: {QUANTISED}")
+        if steps[-1].endswith(("_lora_a", "_lora_b")):
+            raise InputError(f"{arrays.folder}: {path} {LORA}")
+
+
+def _named(arrays: StoredArrays, request: Request) -> StoredArrays:
+    """The arrays by the paths of the request's layout, whichever of MaxText's programs has saved them."""
+    if not isinstance(request.arguments.layout, MaxText):
+        return arrays
+    return arrays.renamed(names_in_tree(arrays.paths, request.axes))
+
+
+def _fitting(arrays: StoredArrays, request: Request) -> tuple[Request, StoredArrays]:
+    """The request for the layout whose paths a checkpoint has, and its arrays by these.
 
     Raises:
         LayoutError: None of those that are known has them.
@@ -96,15 +147,17 @@ def _layout_of(arrays: StoredArrays, request: Request) -> LayoutOption:
     fitting = []
     for layout in _known(arrays):
         try:
-            wanted = request.in_layout(layout).axes
+            there = request.in_layout(layout)
+            wanted = there.axes
         except LayoutError:
             # MaxText or Tunix has no such layout for this family.
             continue
-        if wanted.keys() <= set(arrays.paths):
-            fitting.append(layout)
-            arrays.open(list(wanted))
-            if all(arrays.tensors[path].shape == shape for path, (shape, _) in wanted.items()):
-                return layout
+        named = _named(arrays, there)
+        if wanted.keys() <= set(named.paths):
+            fitting.append((there, named))
+            named.open(list(wanted))
+            if all(named.tensors[path].shape == shape for path, (shape, _) in wanted.items()):
+                return there, named
     if fitting:
         return fitting[0]
     raise LayoutError(
@@ -117,7 +170,8 @@ def _layout_of(arrays: StoredArrays, request: Request) -> LayoutOption:
 def _known(arrays: StoredArrays) -> Iterator[LayoutOption]:
     yield "nnx"
     yield "nnx-scanned"
-    rows = arrays.rows(_EMBEDDING) if _EMBEDDING in arrays.paths else None
+    embedding = next((root + EMBEDDING for root in ROOTS if root + EMBEDDING in arrays.paths), None)
+    rows = None if embedding is None else arrays.rows(embedding)
     for scan_layers in (True, False):
         yield MaxText(scan_layers, vocab_size=rows)
     yield Tunix()

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from lazyload.cache import liveness
 from lazyload.cache.quantities import parse_size
 from lazyload.display.text import size as shown_size
 from lazyload.errors import ArgumentError, SaveError
@@ -27,6 +29,11 @@ from lazyload.sources.safetensors import header_of
 
 _BLOCK_BYTES = 16 << 20
 _WRITES_AT_ONCE = 4
+
+_OWNER = "owner"
+"""The mark of the process that writes the files beside it."""
+
+logger = logging.getLogger("lazyload")
 
 
 class Readable(Protocol):
@@ -61,6 +68,9 @@ class Part:
 def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
     """A fresh folder beside `folder`, which becomes `folder` when the body has ended, in one atomic step.
 
+    It lies in a hidden one, `.NAME.<unique>`, with a mark of this process. What writers of the same folder have left
+    that were killed is removed first.
+
     Args:
         folder: What there must not be yet, or be empty.
         nbytes: How many bytes will be written there.
@@ -69,23 +79,27 @@ def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
         SaveError: There is something in the folder, or it cannot be made, or the disk is too small.
     """
     folder = Path(os.path.realpath(folder))
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary = hidden / "files"
     try:
         _require_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
         if (free := shutil.disk_usage(folder.parent).free) < nbytes:
             raise SaveError(f"{folder} needs {shown_size(nbytes)}, but its disk has {shown_size(free)} left")
-        temporary.mkdir()
-        yield temporary
-        _require_free(folder)
-        # An empty folder is replaced, one in which there is something by now is not.
-        os.rename(temporary, folder)
+        hidden.mkdir()
+        with liveness.marked(hidden / _OWNER):
+            temporary.mkdir()
+            yield temporary
+            _require_free(folder)
+            # An empty folder is replaced, one in which there is something by now is not.
+            os.rename(temporary, folder)
     except OSError as error:
         if isinstance(error, SaveError) or error.errno is None:
             raise
         raise SaveError(f"{folder} cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def shard_bytes(size: int | str) -> int:
@@ -138,6 +152,18 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what writers of a folder have left that are dead; not what one may still be writing."""
+    ours = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{32}}")
+    for path in [path for path in folder.parent.iterdir() if ours.fullmatch(path.name) and not path.is_symlink()]:
+        mark = path / _OWNER
+        # A folder is there for a moment before its mark is.
+        alive = liveness.is_alive(mark) if mark.exists() else liveness.age(path) < liveness.UNKNOWN_SECONDS
+        if not alive:
+            shutil.rmtree(path, ignore_errors=True)
+            logger.info("%s: removed what a process that was killed has left of another save there", path)
 
 
 def _require_free(folder: Path) -> None:

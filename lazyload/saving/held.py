@@ -12,6 +12,14 @@ from lazyload.layouts.source import Box, TensorInfo
 from lazyload.models.arrays import require_here
 from lazyload.models.parameters import STORED
 
+QUANTISED = "quantised arrays are not saved, nor models of which a part is; save the model that was quantised"
+"""What is said of an array of less than two bytes, or of what is none."""
+
+LORA = (
+    "is one of LoRA's parameters: save these alone with save_pretrained(adapter_only=True), and load the base model "
+    "with adapter=FOLDER to save both as one"
+)
+
 
 def arrays_of(model: Any) -> dict[str, jax.Array]:
     """The arrays of a module's parameters, or of a nested dictionary or `nnx.State`, by dotted path.
@@ -26,11 +34,10 @@ def arrays_of(model: Any) -> dict[str, jax.Array]:
     found: dict[str, jax.Array] = {}
     for keys, leaf in leaves:
         path = ".".join(_name(key) for key in keys)
+        if isinstance(leaf, nnx.RngState):
+            continue
         if isinstance(leaf, nnx.LoRAParam):
-            raise InputError(
-                f"{path} is one of LoRA's parameters: save these alone with adapter_only=True, and load the base model "
-                "with adapter=FOLDER to save both as one"
-            )
+            raise InputError(f"{path} {LORA}")
         # Of what is quantised there are several: numbers and their scales.
         held = jax.tree.leaves(leaf)
         found[path] = _array(path, held[0] if len(held) == 1 else leaf)
@@ -83,11 +90,7 @@ def _array(path: str, value: Any) -> jax.Array:
         raise InputError(f"{path} has a shape and no values: load the model before it is saved")
     is_array = isinstance(value, jax.Array | np.ndarray)
     if not is_array or value.dtype.itemsize == 1:
-        what = value.dtype if is_array else type(value).__name__
-        raise InputError(
-            f"{path} is {what}: quantised arrays are not saved, nor models of which a part is; save the model that was "
-            "quantised"
-        )
+        raise InputError(f"{path} is {value.dtype if is_array else type(value).__name__}: {QUANTISED}")
     if isinstance(value, jax.Array) and value.is_deleted():
         raise InputError(f"{path} has been donated or deleted: save what the step returned")
     return value  # type: ignore[no-any-return]

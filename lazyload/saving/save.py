@@ -24,6 +24,8 @@ from lazyload.config_json.overrides import overridden
 from lazyload.errors import ArgumentError, TensorMismatchError
 from lazyload.families.family import Family
 from lazyload.formats import peft
+from lazyload.formats.maxtext import MaxText
+from lazyload.formats.maxtext.tree import names_in_tree
 from lazyload.layouts.boxes import normalised
 from lazyload.layouts.conversion import Conversion, resolve_backwards
 from lazyload.layouts.copying import copy_cast
@@ -74,7 +76,8 @@ def save_pretrained(
     Args:
         model: A module that `from_pretrained` has returned, trained or not; or its parameters as an `nnx.State` or a
             nested dictionary. All of its arrays lie on devices of this process.
-        folder: Where to; not there yet, or empty.
+        folder: Where to; not there yet, or empty. It appears when it is complete. What is left beside it of a process
+            that was killed while it saved there, `.NAME.<hex>`, is removed.
         like: What the model was loaded from: a hub id, a folder or a URL. Names of tensors, `config.json`, tokenizer
             and licence are those of it; of its weights, only what the model does not have is read, such as a vision
             tower or layers that predict further tokens, and taken over as it is. Where its weights are packed, they are
@@ -125,7 +128,11 @@ def save_pretrained(
         if lora_alpha is not None:
             _write_adapter(model, opened, target, lora_alpha)
             return target
-        arrays = HeldArrays(arrays_of(model))
+        found = arrays_of(model)
+        if isinstance(layout, MaxText):
+            names = names_in_tree(found, opened.axes)
+            found = {names[path]: array for path, array in found.items() if path in names}
+        arrays = HeldArrays(found)
         # Classes of others have configs of their own.
         config_of_model = getattr(model, "config", None)
         of_ours = config_of_model if isinstance(config_of_model, DecoderConfig) else None

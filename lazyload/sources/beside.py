@@ -10,6 +10,7 @@ TOKENIZER = (
     "*.tiktoken",
     "*.spm",
     "spiece.model",
+    "tekken.json",
     "sentencepiece.*.model",
     "vocab.json",
     "vocab.txt",

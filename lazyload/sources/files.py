@@ -123,10 +123,12 @@ class Files(Protocol):
             CorruptSourceError: The file ends before.
         """
 
-    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
+    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool, is_shared: bool = False) -> int:
         """How many bytes `arriving` downloads."""
 
-    def arriving(self, wanted: Wanted, advance: Advance, *, keep: bool) -> AbstractContextManager[Mapping[str, int]]:
+    def arriving(
+        self, wanted: Wanted, advance: Advance, *, keep: bool, is_shared: bool = False
+    ) -> AbstractContextManager[Mapping[str, int]]:
         """Brings what is far away, while the body runs: `read_into` waits there for what has not arrived.
 
         Leaving the context waits for the rest, and makes sure that it is what was meant. After an error of the body it
@@ -136,6 +138,7 @@ class Files(Protocol):
             wanted: What of which files, in the order in which it is wanted.
             advance: Called with the numbers of bytes that have arrived, from any thread.
             keep: Whether files are to be stored where their library stores them.
+            is_shared: Whether other processes bring the rest, so that hardly more is to be brought than is wanted.
 
         Returns:
             Yields when the first byte of each file arrives: as so many bytes that come before.
@@ -143,6 +146,9 @@ class Files(Protocol):
         Raises:
             CorruptSourceError: What has arrived is not what headers and checksums speak of.
         """
+
+    def versions(self) -> Mapping[str, Any]:
+        """Which versions of files parts have arrived of, where their identity does not tell; see `Versions.as_json`."""
 
     def stop_arriving(self, error: BaseException) -> None:
         """Ends what is under way, and whoever waits for it, with an error."""

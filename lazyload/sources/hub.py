@@ -64,6 +64,7 @@ from lazyload.sources.patience import BUSY, PassingError, patiently
 from lazyload.sources.reference import ModelReference
 from lazyload.sources.secrets import without_secrets
 from lazyload.sources.stretches import Stretch, Wanted
+from lazyload.sources.versions import Versions
 
 logger = logging.getLogger("lazyload")
 
@@ -103,6 +104,7 @@ class HubFiles:
         self._snapshot = snapshot_folder(self.name, self._commit)
         self._local = LocalFiles(self._snapshot / reference.subfolder, self.name)
         self._arrival: Following | Passing | None = None
+        self._versions = Versions()
         self._lock = threading.Lock()
 
     def _resolved(self, first: str) -> str:
@@ -229,15 +231,17 @@ class HubFiles:
                 self._answers.note_range(name, start, content)
         out[:] = content
 
-    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
+    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool, is_shared: bool = False) -> int:
         """How many bytes `arriving` downloads."""
         remote = self._remote(wanted)
         if keep:
             return sum(self.size(name) for name in remote)
-        return self._passing(remote, lambda nbytes: None).nbytes
+        return self._passing(remote, lambda nbytes: None, is_shared).nbytes
 
     @contextmanager
-    def arriving(self, wanted: Wanted, advance: Advance, *, keep: bool) -> Iterator[Mapping[str, int]]:
+    def arriving(
+        self, wanted: Wanted, advance: Advance, *, keep: bool, is_shared: bool = False
+    ) -> Iterator[Mapping[str, int]]:
         """Downloads files into the hub's cache, or fetches what is wanted of them without storing it."""
         remote = self._remote(wanted)
         here = before_each(
@@ -246,13 +250,17 @@ class HubFiles:
         if not remote:
             yield here
             return
-        arrival = self._following(remote, advance) if keep else self._passing(remote, advance)
+        arrival = self._following(remote, advance) if keep else self._passing(remote, advance, is_shared)
         with arrival:
             self._arrival = arrival
             try:
                 yield {**arrival.starts(), **here}
             finally:
                 self._arrival = None
+
+    def versions(self) -> Mapping[str, Any]:
+        """What the answers with parts of files have called their versions, and which files have been compared."""
+        return self._versions.as_json()
 
     def stop_arriving(self, error: BaseException) -> None:
         """Ends what is under way, and whoever waits for it, with an error."""
@@ -310,17 +318,21 @@ class HubFiles:
             "removed again; call again, and see what is between here and the hub"
         )
 
-    def _passing(self, wanted: Wanted, advance: Advance) -> Passing:
+    def _passing(self, wanted: Wanted, advance: Advance, is_shared: bool) -> Passing:
         with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="lazyload") as pool:
             told = list(pool.map(self._metadata, wanted))
         files = [
-            PassingFile(name, self.size(name), stretches, sha256_of_file(metadata))
+            PassingFile(name, self.size(name), stretches, sha256_of_file(metadata), is_shared)
             for (name, stretches), metadata in zip(wanted.items(), told, strict=True)
         ]
-        return Passing(self._fetch, files, self.name, advance)
+        passing = Passing(self._fetch, files, self.name, advance)
+        self._versions.note_compared(passing.compared)
+        return passing
 
     def _fetch(self, name: str, at: Stretch, look: Callable[[], None]) -> bytes | bytearray:
-        content, size = self._range(name, *at, look, from_where_it_lies=True)
+        content, size, etag = self._range(name, *at, look, from_where_it_lies=True)
+        with self._lock:
+            self._versions.note(name, etag)
         if size != self.size(name) or len(content) != at.nbytes:
             raise CorruptSourceError(f"{self.name}: {name} has {size} bytes now, and had {self.size(name)}; call again")
         return content
@@ -371,9 +383,9 @@ class HubFiles:
         with self._lock:
             if name in self._answers.starts:
                 return self._answers.starts[name]
-        start = self._range(name, 0, _FIRST_BYTES)
+        content, size, _ = self._range(name, 0, _FIRST_BYTES)
         with self._lock:
-            return self._answers.starts.setdefault(name, start)
+            return self._answers.starts.setdefault(name, (content, size))
 
     def _range(
         self,
@@ -383,8 +395,8 @@ class HubFiles:
         look: Callable[[], None] = lambda: None,
         *,
         from_where_it_lies: bool = False,
-    ) -> tuple[bytes | bytearray, int]:
-        """A range of a file, and the file's size; what `look` raises ends it.
+    ) -> tuple[bytes | bytearray, int, str | None]:
+        """A range of a file, the file's size, and its version; what `look` raises ends it.
 
         The hub counts the requests for files; `from_where_it_lies` asks it once, and then where it says that it is.
         """
@@ -417,7 +429,7 @@ class HubFiles:
         with self._explained():
             answer = patiently(ask)
         if answer.size is not None:
-            return answer.content, answer.size
+            return answer.content, answer.size, answer.headers.get("ETag")
         if answer.status == 404:
             raise self._missing(name)
         if answer.status in (401, 403):

@@ -188,14 +188,20 @@ class LocalFiles:
                     )
                 done += count
 
-    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
+    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool, is_shared: bool = False) -> int:
         """None: the files are here already."""
         return 0
 
     @contextmanager
-    def arriving(self, wanted: Wanted, advance: Advance, *, keep: bool) -> Iterator[Mapping[str, int]]:
+    def arriving(
+        self, wanted: Wanted, advance: Advance, *, keep: bool, is_shared: bool = False
+    ) -> Iterator[Mapping[str, int]]:
         """Brings nothing: the files are here already, and stay."""
         yield before_each({name: self.size(name) for name in wanted})
+
+    def versions(self) -> Mapping[str, Any]:
+        """Nothing: the identity tells."""
+        return {}
 
     def stop_arriving(self, error: BaseException) -> None:
         """Nothing is under way."""

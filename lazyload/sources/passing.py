@@ -29,6 +29,12 @@ _FETCHES = 6
 _GAP_BYTES = 1 << 20
 """What is not wanted between what is: fetched along, where it is quicker than another request."""
 
+_SHARED_GAP_BYTES = 16 << 10
+"""The same, where another process fetches it, too."""
+
+_PART, _SHARED_PART = 8, 64
+"""What part of a file is little: fetched along, so that the file can be checked."""
+
 _SMALL_BYTES = 256 << 10
 _MOST_SMALL_BYTES = 16 << 20
 _SECONDS_TO_BE_READ = 0.1
@@ -47,17 +53,20 @@ class PassingFile:
         size: Its size in bytes.
         wanted: Its stretches that are read, in order; one that is read twice is there twice.
         sha256: What it contains, where that is known; compared where all of it passes.
+        is_shared: Whether other processes read what is not wanted here.
     """
 
     name: str
     size: int
     wanted: Sequence[Stretch]
     sha256: str | None = None
+    is_shared: bool = False
 
     def stretches(self) -> list[Stretch]:
         """What is fetched; the whole file where that is little more than what is wanted, as it can be checked then."""
-        some = joined(self.wanted, _GAP_BYTES)
-        if self.sha256 and sum(stretch.nbytes for stretch in some) >= self.size - self.size // 8:
+        some = joined(self.wanted, _SHARED_GAP_BYTES if self.is_shared else _GAP_BYTES)
+        little = self.size // (_SHARED_PART if self.is_shared else _PART)
+        if self.sha256 and sum(stretch.nbytes for stretch in some) >= self.size - little:
             return [Stretch(0, self.size)]
         return some
 
@@ -95,6 +104,7 @@ class Passing:
     """The bytes of files, while they pass. Leaving the context waits for the rest of them, and compares checksums.
 
     Attributes:
+        compared: The files that pass as a whole, whose checksums are compared.
         nbytes: How many are fetched.
         nbytes_again: How many of them more than once.
     """
@@ -116,6 +126,7 @@ class Passing:
         self._starts = {name: [block.at.start for block in blocks] for name, blocks in self._blocks.items()}
         self._ordered = [block for blocks in self._blocks.values() for block in blocks]
         self._hashed = [file for file in files if _is_checked(file)]
+        self.compared = [file.name for file in self._hashed]
         self._small = {file.name: _Small([at.start for at in file.wanted if _is_small(at)]) for file in files}
         self._small_nbytes = 0
         self._next = 0

@@ -1,7 +1,7 @@
 """A hub model known from an entry of the cache, so that a hit needs neither the hub nor its own cache."""
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 from lazyload.layouts.source import Box, TensorInfo
 from lazyload.progress import Advance
 from lazyload.sources.source import Source
+from lazyload.sources.stretches import Rows
 
 
 class Told(NamedTuple):
@@ -103,6 +104,19 @@ class RememberedSource:
         self._source.take_over(answers)
 
     @property
+    def compared(self) -> Mapping[str, int]:
+        """Of how many files, read by several processes, what was compared."""
+        return self._source.compared if self._is_open else {}
+
+    def versions(self) -> Mapping[str, Any]:
+        """Which versions of its files this process has read parts of."""
+        return self._source.versions()
+
+    def compare_versions(self, others: Iterable[Mapping[str, Any]]) -> None:
+        """Makes sure that other processes have read the same versions as this one."""
+        self._source.compare_versions(others)
+
+    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by its name."""
         return self._source.tensors
@@ -124,15 +138,24 @@ class RememberedSource:
         """When a tensor has arrived."""
         return self._source.position(name)
 
-    def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool) -> int:
+    def stored_bytes(self, name: str) -> int:
+        """How many bytes are read for a tensor."""
+        return self._source.stored_bytes(name)
+
+    def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool, rows: Rows | None = None) -> int:
         """How many bytes `arriving` downloads."""
-        return self._source.nbytes_to_fetch(tensors, keep=keep)
+        return self._source.nbytes_to_fetch(tensors, keep=keep, rows=rows)
 
     def arriving(
-        self, tensors: Collection[str], advance: Advance = lambda nbytes: None, *, keep: bool = True
+        self,
+        tensors: Collection[str],
+        advance: Advance = lambda nbytes: None,
+        *,
+        keep: bool = True,
+        rows: Rows | None = None,
     ) -> AbstractContextManager[None]:
         """Brings weights while the body runs."""
-        return self._source.arriving(tensors, advance, keep=keep)
+        return self._source.arriving(tensors, advance, keep=keep, rows=rows)
 
     def stop_arriving(self, error: BaseException) -> None:
         """Ends what is under way, and whoever waits for it, with an error."""

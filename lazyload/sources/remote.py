@@ -147,14 +147,18 @@ class RemoteFiles:
             )
         return content
 
-    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool) -> int:
+    def nbytes_to_fetch(self, wanted: Wanted, *, keep: bool, is_shared: bool = False) -> int:
         """None: files are read where they are."""
         return 0
 
     @contextmanager
-    def arriving(self, wanted: Wanted, advance: Advance, *, keep: bool) -> Iterator[Mapping[str, int]]:
+    def arriving(
+        self, wanted: Wanted, advance: Advance, *, keep: bool, is_shared: bool = False
+    ) -> Iterator[Mapping[str, int]]:
         """Reads ahead of what is asked for, in order; nothing is stored."""
-        files = [PassingFile(name, self.size(name), stretches) for name, stretches in wanted.items()]
+        files = [
+            PassingFile(name, self.size(name), stretches, is_shared=is_shared) for name, stretches in wanted.items()
+        ]
         passing = Passing(self._fetch, files, self.name, advance=lambda nbytes: None)
         with passing:
             self._passing = passing
@@ -162,6 +166,10 @@ class RemoteFiles:
                 yield passing.starts()
             finally:
                 self._passing = None
+
+    def versions(self) -> Mapping[str, Any]:
+        """Nothing: the identity tells."""
+        return {}
 
     def stop_arriving(self, error: BaseException) -> None:
         """Ends what is read ahead."""

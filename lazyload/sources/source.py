@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +37,8 @@ from lazyload.sources.packed import (
     read_scheme,
 )
 from lazyload.sources.safetensors import StoredTensor, parse_header, read_box, read_header
-from lazyload.sources.stretches import Stretch, Wanted, cut
+from lazyload.sources.stretches import Rows, Stretch, Wanted, cut
+from lazyload.sources.versions import counted
 
 _READS_AT_ONCE = 8
 _SAMPLES, _SAMPLE_BYTES = 32, 1 << 15
@@ -54,6 +55,7 @@ class Source:
     Attributes:
         name: The model's name.
         config: Its parsed `config.json`.
+        compared: Of how many files, read by several processes, what was compared: the SHA-256, the ETag or the size.
     """
 
     def __init__(self, files: Files, config: Mapping[str, Any]):
@@ -65,6 +67,7 @@ class Source:
         self._scheme_in_config = read_scheme(config, f"{files.name}: {CONFIG}")
         self.name = files.name
         self.config = config
+        self.compared: Mapping[str, int] = {}
         self._files = files
         self._identity: Mapping[str, Any] | None = None
         self._nbytes_read = 0
@@ -157,6 +160,18 @@ class Source:
         self._told_equal = {(one, other): are_equal for one, other, are_equal in answers["compared"]}
         self._checked.update(answers["checked"])
 
+    def versions(self) -> Mapping[str, Any]:
+        """Which versions of its files this process has read parts of: JSON."""
+        return self._files.versions()
+
+    def compare_versions(self, others: Iterable[Mapping[str, Any]]) -> None:
+        """Makes sure that other processes have read the same versions as this one.
+
+        Raises:
+            NotAsReadError: They have not.
+        """
+        self.compared = counted(self.name, filter(None, [self.versions(), *others]))
+
     @functools.cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by its name; the first use reads the headers.
@@ -204,13 +219,23 @@ class Source:
             ends[part.file] = max(ends.get(part.file, 0), _stretch(part).stop)
         return before_each(ends)
 
-    def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool) -> int:
+    def stored_bytes(self, name: str) -> int:
+        """How many bytes are read for a tensor, with those of one that it is compared with."""
+        compared = {name, *(each for pair in self._pairs(is_shared=True) if name in pair for each in pair)}
+        return sum(_stretch(self._stored[part]).nbytes for each in compared for part in self._parts(each))
+
+    def nbytes_to_fetch(self, tensors: Collection[str], *, keep: bool, rows: Rows | None = None) -> int:
         """How many bytes `arriving` downloads."""
-        return self._files.nbytes_to_fetch(self._wanted(tensors), keep=keep)
+        return self._files.nbytes_to_fetch(self._wanted(tensors, rows), keep=keep, is_shared=rows is not None)
 
     @contextmanager
     def arriving(
-        self, tensors: Collection[str], advance: Advance = lambda nbytes: None, *, keep: bool = True
+        self,
+        tensors: Collection[str],
+        advance: Advance = lambda nbytes: None,
+        *,
+        keep: bool = True,
+        rows: Rows | None = None,
     ) -> Iterator[None]:
         """Brings weights from far away while the body runs: what reads them waits for what has not arrived.
 
@@ -220,18 +245,25 @@ class Source:
             tensors: Those that are read.
             advance: Called with the numbers of bytes that have arrived, from any thread.
             keep: Whether what is downloaded is stored in the hub's cache; else none of it is stored.
+            rows: Where other processes read the rest, which rows of these tensors; None for all.
 
         Raises:
             CorruptSourceError: What has arrived is not what the hub says it is.
         """
-        pairs = [pair for pair, are_equal in self._compared.items() if are_equal]
-        wanted = self._wanted((*tensors, *itertools.chain(*pairs)))
+        pairs = self._pairs(is_shared=rows is not None)
+        if rows is None:
+            wanted = self._wanted((*tensors, *itertools.chain(*pairs)))
+        else:
+            # Each process compares the rows that it reads.
+            both = {pair: sorted({*rows.get(pair[0], ()), *rows.get(pair[1], ())}) for pair in pairs}
+            rows = {**rows, **{name: ranges for pair, ranges in both.items() for name in pair}}
+            wanted = self._wanted({*tensors, *itertools.chain(*pairs)}, rows)
         with (
-            self._files.arriving(wanted, advance, keep=keep) as starts,
+            self._files.arriving(wanted, advance, keep=keep, is_shared=rows is not None) as starts,
             ThreadPoolExecutor(1, thread_name_prefix="lazyload-comparison") as pool,
         ):
             self._starts = starts
-            comparisons = [pool.submit(self._compare, pair) for pair in pairs]
+            comparisons = [pool.submit(self._compare, pair, rows) for pair in pairs]
             try:
                 yield
                 for comparison in comparisons:
@@ -276,19 +308,24 @@ class Source:
         self._counted_read(tensor.file, tensor.start + place, memoryview(sample))
         return sample
 
-    def _compare(self, pair: tuple[str, str]) -> None:
-        """Compares two tensors that have looked equal, each as it arrives."""
-        digests = {name: self._sha256(self._stored[name]) for name in sorted(pair, key=self.position)}
+    def _pairs(self, *, is_shared: bool) -> list[tuple[str, str]]:
+        """The tensors that look equal: those that this process has found out, and those that others have told it."""
+        found = {**self._told_equal, **self._compared} if is_shared else self._compared
+        return [pair for pair, are_equal in found.items() if are_equal]
+
+    def _compare(self, pair: tuple[str, str], rows: Rows | None) -> None:
+        """Compares two tensors that have looked equal, or some rows of them, each as it arrives."""
+        digests = {name: self._sha256(name, rows) for name in sorted(pair, key=self.position)}
         if len(set(digests.values())) > 1:
             self._compared[pair] = False
             raise NotAsReadError(
                 f"{self.name}: {' and '.join(pair)} look equal in {_SAMPLES} places, and are not; call again"
             )
 
-    def _sha256(self, tensor: StoredTensor) -> bytes:
+    def _sha256(self, name: str, rows: Rows | None) -> bytes:
         sha256, memory = hashlib.sha256(), memoryview(bytearray(_BYTES_TO_SAMPLE))
-        for at in cut([_stretch(tensor)], len(memory)):
-            self._files.read_into(tensor.file, at.start, memory[: at.nbytes])
+        for at in cut(self._stretches(name, name, rows), len(memory)):
+            self._files.read_into(self._stored[name].file, at.start, memory[: at.nbytes])
             sha256.update(memory[: at.nbytes])
         return sha256.digest()
 
@@ -297,14 +334,33 @@ class Source:
         packed = self._packed.get(name)
         return (name,) if packed is None else tuple(packed.parts)
 
-    def _wanted(self, tensors: Collection[str]) -> Wanted:
-        """Where these tensors lie, by file; what is read twice, twice."""
-        names = itertools.chain.from_iterable(map(self._parts, tensors))
-        parts = [self._stored[name] for name in names]
+    def _wanted(self, tensors: Collection[str], rows: Rows | None = None) -> Wanted:
+        """Where these tensors lie, or rows of them, by file; what is read twice, twice."""
+        stretches = [
+            (self._stored[part].file, stretch)
+            for name in tensors
+            for part in self._parts(name)
+            for stretch in self._stretches(name, part, rows)
+        ]
         wanted: dict[str, list[Stretch]] = {}
-        for part in sorted(parts, key=lambda part: (part.file, part.start)):
-            wanted.setdefault(part.file, []).append(_stretch(part))
+        for file, stretch in sorted(stretches):
+            wanted.setdefault(file, []).append(stretch)
         return wanted
+
+    def _stretches(self, name: str, part: str, rows: Rows | None) -> list[Stretch]:
+        """Where a part of a tensor lies, or rows of it; of one that is packed, its scales are wanted as a whole."""
+        at = _stretch(self._stored[part])
+        count = self._stored[part].info.rows
+        if (
+            rows is None
+            or not count
+            or at.nbytes < max(_stretch(self._stored[each]).nbytes for each in self._parts(name))
+        ):
+            return [at]
+        row_bytes, of = at.nbytes // count, self.tensors[name].rows
+        # A row of what is packed may stand for several ones.
+        limits = [(start * count // of, -(-stop * count // of)) for start, stop in rows.get(name, ())]
+        return [Stretch(at.start + start * row_bytes, at.start + stop * row_bytes) for start, stop in limits]
 
     def check_unchanged(self, status: Mapping[str, Any]) -> None:
         """Makes sure that what has been read is what the identity stands for.

@@ -25,6 +25,10 @@ Wanted = Mapping[str, Sequence[Stretch]]
 """What is wanted of each file, in the order in which it is best had: of every file its stretches, in order."""
 
 
+Rows = Mapping[str, Sequence[tuple[int, int]]]
+"""Which rows of each tensor are wanted: ranges of the dimension that is stored outermost, in order."""
+
+
 def joined(stretches: Iterable[Stretch], gap: int) -> list[Stretch]:
     """Stretches in order, as one where not more than `gap` bytes lie between them.
 

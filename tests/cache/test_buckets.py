@@ -36,6 +36,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(retry, "asyncio", SimpleNamespace(sleep=at_once))
     monkeypatch.setattr(requests, "_FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(requests, "_GIVEN_UP_SECONDS", 0.0)
 
 
 def publish(root: str = ROOT, key: Key = KEY, content: bytes = b"x") -> Entry:
@@ -172,6 +173,7 @@ def test_clocks_may_differ(cloud: CloudStorage, ahead: float) -> None:
     assert "is reading it" in (entry.user() or "")
     assert Cache(ROOT).prune(everything=True) == [], "its lease is young by the store's clock"
     assert 0 <= Cache(ROOT).entries()[0].last_used <= time.time()
+    assert Cache(ROOT).prune(older_than=60.0, dry_run=True) == [], "it has just been used, by the store's clock"
     cloud.clock = ahead + 2 * 3600
     removed = Cache(ROOT).prune(everything=True)
     assert {removal.path for removal in removed} >= {entry.folder}
@@ -339,6 +341,26 @@ def test_what_does_not_pass_is_told_with_the_objects_name(cloud: CloudStorage, k
     cloud.faults = [Fault(kind, "POST", ".*manifest.json", times=1000)]
     with pytest.raises(CacheError, match=r"manifest.json cannot be reached"):
         publish(key=Key({"dtype": "float32"}))
+
+
+def test_a_bucket_that_dies_while_it_is_written_to_is_given_up_once(
+    cloud: CloudStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_GIVEN_UP_SECONDS", 60.0)
+    cache = Cache(ROOT)
+    with (  # noqa: PT012
+        pytest.raises(CacheError, match=r"gs://bucket/cache/.*/chunk cannot be reached"),
+        cache.lock(KEY),
+        cache.staging(KEY, "org/model", 1) as staging,
+    ):
+        cloud.faults = [Fault("reset", ".*", times=1000)]
+        (staging.path / "chunk").write_bytes(b"x")
+    assert 1000 - cloud.faults[0].times < 20, "nothing is cleaned up that cannot be"
+    with pytest.raises(CacheError, match="gs://bucket has just been out of reach; call again later"):
+        cache.entries()
+    cloud.faults = []
+    with Cache(ROOT).lock(KEY, 0.0):
+        assert [publish()] == Cache(ROOT).entries(), "this process does not wait for the mark that it has left"
 
 
 # A disk in front

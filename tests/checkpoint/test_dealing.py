@@ -1,18 +1,30 @@
 """Dealing: every chunk is one process's, alone, and what must stay together does."""
 
 import collections
+import dataclasses
 import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from support.in_memory import Arrays, lazy
+from support.in_memory import Arrays, Sizes, lazy
 
+from lazyload import families
 from lazyload.checkpoint import ranges
 from lazyload.checkpoint.ranges import file_of
 from lazyload.checkpoint.sharing import Share
 from lazyload.checkpoint.write import shares
+from lazyload.formats.nnx import layout
+from lazyload.layouts.conversion import resolve
+from lazyload.layouts.layout import Layout
+from lazyload.layouts.lazy import LazyTensor
+from lazyload.layouts.source import Box, TensorInfo
+from lazyload.layouts.unroll import unroll
 from lazyload.storage import Storage
 
 STORAGE = Storage(ocdbt=True, zarr3=True, compression="none", chunk_bytes=1 << 12)
@@ -22,7 +34,8 @@ ARRAYS = {f"layers.{n}.kernel": np.zeros((96, 64), ml_dtypes.bfloat16) for n in 
 
 
 def dealt(count: int, storage: Storage = STORAGE, *, in_bucket: bool = False, is_far: bool = False) -> list[Share]:
-    found = shares(lazy(ARRAYS), storage, count, scalars={"step": 0}, in_bucket=in_bucket, is_far=is_far)
+    stored_bytes = (lambda name: ARRAYS[name].nbytes) if is_far else None
+    found = shares(lazy(ARRAYS), storage, count, scalars={"step": 0}, in_bucket=in_bucket, stored_bytes=stored_bytes)
     seen = collections.Counter(place for share in found for place in share.chunks)
     assert set(seen.values()) == {1}
     assert sum(share.nbytes for share in found) == sum(array.nbytes for array in ARRAYS.values())
@@ -54,13 +67,85 @@ def test_an_object_is_written_by_one(monkeypatch: pytest.MonkeyPatch, count: int
     assert {len(several) for several in holders(dealt(4), lambda share, path, number: path).values()} > {1}
 
 
-def test_what_is_made_of_one_tensor_is_fetched_by_one_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_fetched_by_one_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     order = sorted(ARRAYS)
     monkeypatch.setattr(Arrays, "position", lambda source, name: order.index(name))
     found = dealt(4, is_far=True)
-    assert {len(several) for several in holders(found, lambda share, path, number: path).values()} == {1}
-    places = [[order.index(path) for path, _ in share.chunks] for share in found]
-    assert all(max(before) < min(after) for before, after in itertools.pairwise(places))
+    rows = [[(order.index(name), at) for name, ranges in share.rows.items() for at in ranges] for share in found]
+    assert all(before[-1] < after[0] for before, after in itertools.pairwise(rows)), "one stretch each"
+    for name, array in ARRAYS.items():
+        ranges = sorted(limits for share in found for limits in share.rows.get(name, ()))
+        assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])], "none twice, and all"
+        assert ranges[-1][1] == array.shape[0]
+    assert max(share.nbytes for share in found) < 1.05 * sum(share.nbytes for share in found) / 4 + (1 << 12)
+
+
+def test_chunks_of_the_same_rows_are_fetched_by_one() -> None:
+    """Of a tensor whose rows all chunks need, here one that is transposed."""
+    stored, transposed = Layout({"kernel": "role : a b"}), Layout({"kernel": "role : b a"})
+    sizes = Sizes({"a": 1, "b": 1 << 15, "layer": 1}, {})
+    source = Arrays({"kernel": np.zeros((1, 1 << 15), np.float32)})
+    tensors = resolve(source, stored, transposed, sizes, np.dtype(np.float32)).tensors
+    found = shares(tensors, STORAGE, 4, in_bucket=False, stored_bytes=lambda name: 1 << 17)
+    assert sorted(len(share.chunks) for share in found) == [0, 0, 0, 32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Headers:
+    """A checkpoint of which only shapes are known, one tensor after the other."""
+
+    tensors: Mapping[str, TensorInfo]
+    starts: Mapping[str, int]
+
+    def stored_bytes(self, name: str) -> int:
+        return math.prod(self.tensors[name].shape) * self.tensors[name].dtype.itemsize
+
+    def position(self, name: str) -> int:
+        return self.starts[name]
+
+    def read(self, name: str, index: Box) -> np.ndarray:
+        raise AssertionError(f"{name} is read")
+
+
+def of_hub(model: str, **changes: object) -> tuple[Headers, Mapping[str, LazyTensor]]:
+    """The shapes of a published model, in bfloat16, and its conversion."""
+    file = Path(__file__).parents[1] / "families" / "hub_configs" / f"{model}.json"
+    config = json.loads(file.read_text())["config"] | changes
+    family = families.find(config)
+    decoder = family.config(config)
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    stored = family.huggingface(decoder)
+    infos = {array.path: TensorInfo(array.shape, dtype) for array in unroll(stored, decoder).values()}
+    sizes = [math.prod(info.shape) * dtype.itemsize for info in infos.values()]
+    headers = Headers(infos, dict(zip(infos, itertools.accumulate(sizes, initial=0), strict=False)))
+    return headers, resolve(headers, stored, layout(decoder), decoder, dtype).tensors
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "counts"),
+    [
+        ("Llama-3.3-70B-Instruct", {}, (2, 64, 256)),
+        # A quarter of it, and of its 256 hosts.
+        ("DeepSeek-V3", {"num_hidden_layers": 16}, (64,)),
+        ("Qwen3-0.6B", {}, (2, 4, 8, 16, 32)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_shares_of_published_models_are_equal(model: str, changes: Mapping[str, object], counts: Iterable[int]) -> None:
+    headers, tensors = of_hub(model, **changes)
+    storage = Storage().resolve({})
+    for count in counts:
+        found = shares(tensors, storage, count, in_bucket=True, stored_bytes=headers.stored_bytes)
+        read = [
+            sum(
+                (stop - start) * headers.stored_bytes(name) // headers.tensors[name].rows
+                for name, ranges in share.rows.items()
+                for start, stop in ranges
+            )
+            for share in found
+        ]
+        assert sum(read) == sum(map(headers.stored_bytes, headers.tensors)), "each byte once"
+        assert max(read) * count <= 1.05 * sum(read), (count, max(read) * count / sum(read))
 
 
 def test_compressed_chunks_are_dealt_one_by_one_in_a_bucket_too() -> None:

@@ -31,7 +31,7 @@ SCALARS = {"step": 7}
 def written_by(count: int, folder: Folder, storage: Storage) -> dict[str, dict[str, object]]:
     """What each of some processes does, one after the other."""
     tensors, in_bucket = lazy(ARRAYS), not isinstance(folder, Path)
-    dealt = shares(tensors, storage, count, scalars=SCALARS, in_bucket=in_bucket, is_far=False)
+    dealt = shares(tensors, storage, count, scalars=SCALARS, in_bucket=in_bucket)
 
     def gather() -> list[Written]:
         written = [write_share(folder, tensors, storage, share) for share in dealt[1:]]
@@ -79,7 +79,7 @@ def test_each_synchronises_compressed_files_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ocdbt: bool
 ) -> None:
     tensors, storage = lazy(ARRAYS), Storage(ocdbt, zarr3=True, compression="zstd", chunk_bytes=4096)
-    first, *rest = shares(tensors, storage, 3, in_bucket=False, is_far=False)
+    first, *rest = shares(tensors, storage, 3, in_bucket=False)
     synchronised: list[str] = []
     monkeypatch.setattr(writing, "_synchronise_one", synchronised.append)
 
@@ -103,7 +103,7 @@ def test_who_fails_once_the_first_has_given_up_leaves_nothing(
     cloud: CloudStorage | None = request.getfixturevalue("cloud") if place == "bucket" else None
     folder: Folder = bucket_path("gs://bucket/x") if cloud else tmp_path / "x"
     tensors = lazy(ARRAYS)
-    first, last = shares(tensors, storage, 2, in_bucket=cloud is not None, is_far=False)
+    first, last = shares(tensors, storage, 2, in_bucket=cloud is not None)
     done = 0
 
     def give_up() -> list[Written]:

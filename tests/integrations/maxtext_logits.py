@@ -7,8 +7,10 @@ stands which parameters the trainer restores otherwise than `from_pretrained`. A
 too, has its checkpoint filled in by `lazyload.integrations.maxtext`. A job with a file `refusals` is one whose settings
 contradict its checkpoint: what MaxText says of that, and what the integration says, is written there. A job with a file
 `internals` writes there what the integration relies on of MaxText's configs; one with a file `trained`, the shapes and
-SHA-256 sums of what the trainer restores, in the dtypes that `dtypes` says. A program of its own, because MaxText
-configures JAX for its whole process, and may live in another environment than the tests.
+SHA-256 sums of what the trainer restores, in the dtypes that `dtypes` says. Where there is a `saved`, what has been
+restored is saved there: by the trainer as the trainer saves it, else as Tunix's trainers save MaxText's module in its
+adapter. A program of its own, because MaxText configures JAX for its whole process, and may live in another environment
+than the tests.
 """
 
 import hashlib
@@ -25,10 +27,10 @@ import jax
 import jax.numpy as jnp
 import maxtext
 import numpy as np
+import orbax.checkpoint as ocp
 import pydantic
 from flax import nnx
-from maxtext.common import checkpointing
-from maxtext.common.train_state_nnx import TrainStateNNX
+from maxtext.common import checkpointing, train_state_nnx
 from maxtext.configs import pyconfig
 from maxtext.utils import maxtext_utils, model_creation_utils, train_utils
 
@@ -62,9 +64,18 @@ def restored(job: dict[str, Any], tokens: np.ndarray) -> dict[str, np.ndarray]:
     """The logits of the model that `from_pretrained` restores, and what the trainer restores otherwise."""
     config = config_of(job, tokens.shape[1])
     model, mesh = model_creation_utils.from_pretrained(config)
+    if "saved" in job:
+        ocp.PyTreeCheckpointer().save(pathlib.Path(job["saved"]) / "model_params", nnx.state(Adapter(model)))
     # Unlike `from_pretrained`, the trainer does not take `scan_layers` from the checkpoint where nobody has set it.
     trained = trained_from(model_creation_utils.verify_and_sync_scan_layers(config))
     return {"logits": logits(model, mesh, tokens), "otherwise": np.array(otherwise(model, trained), str)}
+
+
+class Adapter(nnx.Module):
+    """How `TunixMaxTextAdapter`, whose module cannot be imported without Tunix, holds a model."""
+
+    def __init__(self, base: nnx.Module):
+        self.base = base
 
 
 def logits(model: nnx.Module, mesh: jax.sharding.Mesh, tokens: np.ndarray) -> np.ndarray:
@@ -87,9 +98,9 @@ def trained_from(config: pyconfig.HyperParameters) -> nnx.State:
     make_model, abstract_model = model_creation_utils.create_nnx_abstract_model(config, mesh)
     _, optimizer = train_utils.create_training_optimizer(config, abstract_model, mesh=mesh)
 
-    def make_state() -> TrainStateNNX:
+    def make_state() -> train_state_nnx.TrainStateNNX:
         model = make_model()
-        return TrainStateNNX(model, nnx.Optimizer(model, optimizer, wrt=nnx.Param))
+        return train_state_nnx.TrainStateNNX(model, nnx.Optimizer(model, optimizer, wrt=nnx.Param))
 
     abstract_state, _, _ = maxtext_utils.get_abstract_state(config, mesh, make_state, True)
     _, parameters = checkpointing.load_state_if_possible(
@@ -119,7 +130,11 @@ def otherwise(model: nnx.Module, parameters: nnx.State) -> list[str]:
 def trained(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The shapes and sums of what the trainer restores, by their paths."""
     found = {}
-    for path, parameter in nnx.to_flat_state(trained_from(config_of(job, 24))):
+    state = trained_from(config_of(job, 24))
+    if "saved" in job:
+        tree = train_state_nnx.to_checkpoint_dict(nnx.State({"model": state}))
+        ocp.PyTreeCheckpointer().save(pathlib.Path(job["saved"]) / "items", tree)
+    for path, parameter in nnx.to_flat_state(state):
         name, value = "/".join(map(str, path)), np.asarray(parameter[...])
         stored = value.astype(job["dtypes"].get(name, value.dtype.name))
         found[name] = {"shape": list(value.shape), "sha256": hashlib.sha256(stored.tobytes()).hexdigest()}

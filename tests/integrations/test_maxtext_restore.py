@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import checkpoints
+from support import checkpoints, stored
 
 import lazyload
 
@@ -166,6 +166,10 @@ def job_of(case: Case, model: Path, folder: Path) -> dict[str, Any]:
     return job
 
 
+SAVED: dict[str, Case | None] = {"qwen3": CASES[0], "gemma2": CASES[7], "deepseek_v4_7": None}
+"""Of which models MaxText saves what it has restored, and in which case; None by the trainer."""
+
+
 class Found(NamedTuple):
     """What MaxText's process found.
 
@@ -173,6 +177,7 @@ class Found(NamedTuple):
         logits: Of all cases.
         otherwise: The parameters that the trainer restored otherwise than `from_pretrained`.
         trained: What the trainer restored of a DeepSeek V4, scanned and not.
+        saved: Models, and what MaxText has saved of them.
         refusals: What was said of a contradicting config.
         internals: A config's inside.
     """
@@ -180,6 +185,7 @@ class Found(NamedTuple):
     logits: dict[Case, np.ndarray]
     otherwise: dict[Case, list[str]]
     trained: dict[bool, dict[str, Any]]
+    saved: dict[str, tuple[Path, Path]]
     refusals: Sequence[str]
     internals: dict[str, Any]
 
@@ -206,10 +212,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("maxtext")
     models = {name: checkpoints.make(name, folder) for name in MODELS | OF_TREES}
     jobs = [job_of(case, models[case.model], folder) for case in CASES]
+    saved = {name: folder / f"saved-{name}" for name in SAVED}
+    for job, case in zip(jobs, CASES, strict=True):
+        if SAVED.get(case.model) == case:
+            job["saved"] = str(saved[case.model])
     scanned = jobs[0]["settings"]
     refused = {"settings": {**scanned, "scan_layers": False}, "refusals": str(folder / "refusals.json")}
     inside = {"settings": scanned, "internals": str(folder / "internals.json")}
     trainer = {scan: job_of_trainer(scan, models["deepseek_v4_7"], folder) for scan in (True, False)}
+    trainer[True]["saved"] = str(saved["deepseek_v4_7"])
     (folder / "jobs.json").write_text(json.dumps([*jobs, *trainer.values(), refused, inside]))
     run(folder, HERE / "maxtext_logits.py", folder / "jobs.json")
     arrays = {case: dict(np.load(job["logits"])) for case, job in zip(CASES, jobs, strict=True)}
@@ -220,6 +231,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
         logits,
         otherwise,
         trained,
+        {name: (models[name], path) for name, path in saved.items()},
         *(json.loads((folder / f"{name}.json").read_text()) for name in ("refusals", "internals")),
     )
 
@@ -242,6 +254,18 @@ def test_maxtext_s_trainer_restores_the_same(case: Case, found: Found) -> None:
 def test_maxtext_s_trainer_restores_a_deepseek_v4(scan_layers: bool, found: Found) -> None:
     wanted = {name: {"shape": leaf["shape"], "sha256": leaf["sha256"]} for name, leaf in tree_of(scan_layers).items()}
     assert found.trained[scan_layers] == wanted
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "deepseek_v4_7"])
+def test_what_maxtext_saves_is_exported(name: str, found: Found, tmp_path: Path) -> None:
+    source, saved = found.saved[name]
+    before = stored.tensors(source)
+    after = stored.tensors(lazyload.export(saved, tmp_path / "out", like=source))
+    assert len(after) > 10
+    for key, values in after.items():
+        # MaxText computes in float32 here, and Gemma 2's embeddings and norms are rounded by arithmetic.
+        wide = before[key].astype(np.float32)
+        np.testing.assert_allclose(values.astype(np.float32), wide, rtol=2**-8, atol=0, err_msg=key)
 
 
 def test_maxtext_and_the_integration_refuse_layers_scanned_otherwise(found: Found) -> None:

@@ -71,6 +71,22 @@ def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
 
 
 @needs_tunix
+def test_what_tunix_saves_of_its_class_is_exported(work: Path, tmp_path: Path) -> None:
+    import optax
+    from tunix.sft import checkpoint_manager
+
+    model = load("qwen3", work)
+    manager = checkpoint_manager.CheckpointManager(root_directory=str(tmp_path / "run"))
+    manager.save(1, model, nnx.Optimizer(model, optax.adamw(1e-3), wrt=nnx.Param), force=True)
+    manager.close()
+    before = stored.tensors(work / "qwen3")
+    after = stored.tensors(lazyload.export(tmp_path / "run" / "1", tmp_path / "out", like=work / "qwen3"))
+    assert after.keys() == before.keys()
+    for key, values in after.items():
+        np.testing.assert_array_equal(values, before[key].astype(np.float32), err_msg=key)
+
+
+@needs_tunix
 @pytest.mark.parametrize("name", [*RIGHT, *OTHERWISE])
 def test_the_class_is_filled_as_its_own_loader_fills_it(
     name: str, work: Path, caplog: pytest.LogCaptureFixture

@@ -152,6 +152,7 @@ def test_every_slice_agrees_with_the_plain_meaning(data: st.DataObject) -> None:
     np.testing.assert_array_equal(lazy[index], expected)
     if expected.size:
         assert set(lazy.sources_of(index)) == arrays.names_read
+        assert lazy.rows_of(index) == arrays.rows_read, "and no more"
     strided = np.full([2 * size for size in expected.shape], -7, np.float32)[
         tuple([slice(None, None, 2)] * expected.ndim)
     ]

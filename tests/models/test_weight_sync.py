@@ -61,6 +61,46 @@ def test_experts_are_one_array_of_all_of_a_layer(load):
     assert {".".join("*" if isinstance(step, int) else step for step in path) for path, _ in state} == set(table)
 
 
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_what_tensor_parallelism_interleaves_is_in_its_order(load, scan_layers):
+    model = load("gemma4_text_a4b", layers=None, scan_layers=scan_layers)
+    for ask in (model.to_hf_mappings, model.preprocess_src_state, model.mapping_config):
+        with pytest.raises(
+            InputError, match=r"are one array there, mlp\.gate_up_proj, .*=model\.mapping_config\('vllm_"
+        ):
+            ask("vllm_jax")
+    for parts, message in ((5, "does not divide the model's width of "), (0, "over how many devices vllm_jax splits")):
+        with pytest.raises(InputError, match=message):
+            model.mapping_config(tensor_parallel_size=parts)
+    tables = model.mapping_config(tensor_parallel_size=2)
+    place = "layers.0" if scan_layers else "layers.*"
+    name, split = tables["to_hf_mappings"][f"{place}.mlp.gate_up_proj.kernel"]
+    # As versions of vLLM have it, with images and without.
+    for before in ("model", "language_model", "model.language_model"):
+        assert re.fullmatch(name, f"{before}.layers.0.mlp.gate_up_proj.weight")
+    assert split[-2:] == (None, "model")
+    before = nnx.state(model, nnx.Param)
+    state = dict(nnx.to_flat_state(tables["preprocess_src_state"](before)))
+    sent = {
+        ".".join("*" if isinstance(step, int) and not scan_layers else str(step) for step in path) for path in state
+    }
+    assert sent == set(tables["to_hf_mappings"])
+    mlp = model.layers[0].mlp
+    halves = [np.split(np.asarray(getattr(mlp, each).kernel[...]), 2, axis=-1) for each in ("gate_proj", "up_proj")]
+    expected = np.concatenate([half for device in zip(*halves, strict=True) for half in device], axis=-1)
+    np.testing.assert_array_equal(state["layers", 0, "mlp", "gate_up_proj", "kernel"][...], expected)
+    # SGLang has them apart, and nothing of what vLLM asks for is asked for there.
+    assert "layers.*.mlp.gate_proj.kernel" in load("gemma4_text_31b").to_hf_mappings("sglang_jax")
+
+
+def test_it_is_told_where_vllm_runs_its_pytorch_model(load, caplog):
+    load("qwen3").to_hf_mappings("vllm_jax")
+    assert not caplog.records
+    load("gemma3_text").to_hf_mappings("vllm_jax")
+    assert "no model of family 'gemma3' in JAX that Tunix can fill" in caplog.text
+    assert "lazyload.save_pretrained" in caplog.text
+
+
 def test_layers_in_stacks_are_told_by_their_numbers(load):
     model = load("gemma3_text", layers=range(5), scan_layers=True)
     table = model.to_hf_mappings()

@@ -1,5 +1,7 @@
 """`lazyload.export` and its command: Orbax checkpoints of whatever program, written as the hub would hold them."""
 
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,9 @@ from flax import nnx
 from support import checkpoints, stored
 
 import lazyload
-from lazyload.errors import LayoutError, SourceNotFoundError, TensorMismatchError
+from lazyload.errors import ArgumentError, InputError, LayoutError, SourceNotFoundError, TensorMismatchError
+from lazyload.saving import stored as stored_arrays
+from lazyload.saving import unpacked
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,32 @@ def test_layouts_of_odd_models_are_recognised(name: str, layout: Any, root: Path
     assert all(found[key].tobytes() == before[key].tobytes() for key in found)
 
 
+@pytest.mark.parametrize("layout", ["nnx", lazyload.MaxText()])
+def test_large_arrays_are_decoded_once(
+    layout: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk for each shard of a mesh, of stacked layers, too, and arrays that are too large to be kept."""
+    monkeypatch.setattr(stored_arrays, "_CACHED_BYTES", 1 << 12)
+    pieces: list[tuple[int, ...]] = []
+    write = unpacked.Unpacked._write
+    monkeypatch.setattr(
+        unpacked.Unpacked,
+        "_write",
+        lambda self, index, values: (pieces.append(values.shape), write(self, index, values))[1],
+    )
+    monkeypatch.setattr(unpacked, "_PIECE_BYTES", 1 << 10)
+    source, mesh = checkpoints.make("qwen3", root), jax.make_mesh((4, 2), ("fsdp", "tp"))
+    model = lazyload.from_pretrained(source, layout=layout, mesh=mesh, cache_dir=root / "cache")
+    tree = nnx.to_pure_dict(nnx.state(model, nnx.Param)) if layout == "nnx" else model
+    ocp.PyTreeCheckpointer().save(tmp_path / "1", tree)
+    exported = lazyload.export(tmp_path / "1", tmp_path / "deep" / "out", like=source)
+    assert same(stored.tensors(exported), stored.tensors(source))
+    large = [array.size for array in jax.tree.leaves(tree) if array.nbytes > 1 << 12]
+    assert len(large) > 5
+    assert sum(map(math.prod, pieces)) == sum(large)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
 def test_what_a_training_loop_saves(root: Path, tmp_path: Path) -> None:
     source = checkpoints.make("qwen3", root)
     state = nnx.state(lazyload.from_pretrained(source, cache_dir=root / "cache"), nnx.Param)
@@ -69,8 +99,22 @@ def test_what_a_training_loop_saves(root: Path, tmp_path: Path) -> None:
     exported = lazyload.export(tmp_path / "run" / "3", tmp_path / "two", like=source, max_shard_size="100KB")
     assert same(stored.tensors(exported), stored.tensors(source))
     assert (exported / "model.safetensors.index.json").exists()
-    with pytest.raises(SourceNotFoundError, match="give the folder of one step"):
+    with pytest.raises(SourceNotFoundError, match=r"give the folder of one step, of which the last is .*/run/3$"):
         lazyload.export(tmp_path / "run", tmp_path / "three", like=source)
+    with pytest.raises(SourceNotFoundError, match="give the folder of one step, such as checkpoints/100"):
+        lazyload.export(tmp_path / "none", tmp_path / "three", like=source)
+
+
+def test_from_one_trainer_to_another(root: Path, tmp_path: Path) -> None:
+    """What comes back is a model as any other, in the layout of whichever program goes on with it."""
+    source = checkpoints.make("qwen3", root)
+    layouts: list[Any] = ["nnx", lazyload.MaxText(), lazyload.Tunix()]
+    entries = [lazyload.convert(source, layout=layout, cache_dir=root / "cache") for layout in layouts]
+    for number, entry in enumerate(entries):
+        exported = lazyload.export(entry.path, tmp_path / str(number), like=source)
+        for layout, other in zip(layouts, entries, strict=True):
+            again = lazyload.convert(exported, layout=layout, cache_dir=root / "cache")
+            assert again.manifest.arrays == other.manifest.arrays
 
 
 def test_an_optimizer_s_state_is_left_out(root: Path, tmp_path: Path) -> None:
@@ -85,6 +129,79 @@ def test_an_optimizer_s_state_is_left_out(root: Path, tmp_path: Path) -> None:
         lazyload.export(tmp_path / "1", tmp_path / "other", like=source)
 
 
+@pytest.mark.parametrize("before", ["base", None])
+def test_what_maxtext_saves_of_its_module(before: str | None, root: Path, tmp_path: Path) -> None:
+    """As Tunix's trainers save it, in MaxText's adapter, and as MaxText's own engine does: with random states."""
+    source, layout = checkpoints.make("qwen3", root), lazyload.MaxText()
+    tree = lazyload.from_pretrained(source, layout=layout, cache_dir=root / "cache")["params"]["params"]
+    random = {"params": {"count": np.zeros((), np.uint32), "key": np.zeros(2, np.uint32)}}
+    module = {**tree, "decoder": {**tree["decoder"], "rngs": random}}
+    saved = module if before is None else {before: module}
+    ocp.PyTreeCheckpointer().save(tmp_path / "1" / "model_params", saved)
+    exported = lazyload.export(tmp_path / "1", tmp_path / "out", like=source)
+    assert same(stored.tensors(exported), stored.tensors(source))
+    held = lazyload.save_pretrained(saved, tmp_path / "held", like=source, layout=layout)
+    assert same(stored.tensors(held), stored.tensors(source))
+    module["decoder"] = {**tree["decoder"], "more": np.zeros(3, np.float32)}
+    ocp.PyTreeCheckpointer().save(tmp_path / "2", saved)
+    with pytest.raises(TensorMismatchError, match=r"params\.params\.decoder\.more"):
+        lazyload.export(tmp_path / "2", tmp_path / "other", like=source)
+
+
+def test_what_maxtext_s_trainer_saves_beside_the_parameters(root: Path, tmp_path: Path) -> None:
+    source = checkpoints.make("deepseek_v4_7", root)
+    mesh = jax.make_mesh((1,), ("fsdp",), devices=jax.devices()[:1])
+    tree = lazyload.from_pretrained(
+        source, layout=lazyload.MaxText(), mesh=mesh, dtype="auto", cache_dir=root / "cache"
+    )
+    collections = jax.tree.map(np.asarray, tree["params"])
+    others: dict[str, Any] = {}
+    for name in collections.keys() - {"params"}:
+        others = merged(others, collections[name])
+    ocp.PyTreeCheckpointer().save(
+        tmp_path / "1" / "items", {"params": {"params": collections["params"]}, "nnx_aux": {"model": others}, "step": 1}
+    )
+    found = stored.tensors(lazyload.export(tmp_path / "1", tmp_path / "out", like=source))
+    before = stored.tensors(source)
+    assert all(values.tobytes() == before[name].tobytes() for name, values in found.items())
+
+
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    both = {key: merged(one[key], other[key]) for key in one.keys() & other.keys()}
+    return {**one, **other, **both}
+
+
+def test_what_is_quantised_or_holds_adapters_is_refused(root: Path, tmp_path: Path) -> None:
+    source = checkpoints.make("qwen3", root)
+    state = nnx.to_pure_dict(nnx.state(lazyload.from_pretrained(source, cache_dir=root / "cache"), nnx.Param))
+    kernel = state["layers"][0]["mlp"]["up_proj"].pop("kernel")
+    narrow = np.zeros(kernel.shape, np.int8)
+    forms: list[tuple[dict[str, Any], str]] = [
+        # As qwix has it.
+        ({"kernel": {"array": {"qvalue": narrow, "scale": np.ones((1, 1), np.float32)}}}, r"qvalue is quantised: "),
+        ({"kernel": narrow}, r"up_proj\.kernel is int8: quantised arrays are not saved"),
+        (
+            {"kernel": kernel, "kernel_lora_a": np.zeros((kernel.shape[0], 2), np.float32)},
+            "is one of LoRA's parameters",
+        ),
+    ]
+    for number, (form, message) in enumerate(forms):
+        state["layers"][0]["mlp"]["up_proj"] = form
+        ocp.PyTreeCheckpointer().save(tmp_path / str(number), state)
+        with pytest.raises(InputError, match=message):
+            lazyload.export(tmp_path / str(number), tmp_path / "out", like=source)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_an_entry_was_made_from_is_known(root: Path, tmp_path: Path) -> None:
+    source = checkpoints.make("qwen3", root)
+    entry = lazyload.convert(source, cache_dir=root / "cache")
+    assert same(stored.tensors(lazyload.export(entry.path, tmp_path / "out")), stored.tensors(source))
+    shutil.copytree(entry.path, tmp_path / "elsewhere")
+    with pytest.raises(ArgumentError, match="is no entry of the cache, which says what it was made from: give like="):
+        lazyload.export(tmp_path / "elsewhere", tmp_path / "other")
+
+
 def test_another_model(root: Path, tmp_path: Path) -> None:
     converted = lazyload.convert(checkpoints.make("qwen3", root), cache_dir=root / "cache")
     other = checkpoints.make("gemma2", root)
@@ -96,7 +213,8 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
     source = checkpoints.make("qwen3", root)
     converted = lazyload.convert(source, layout=lazyload.MaxText(), cache_dir=root / "cache")
     command = [sys.executable, "-m", "lazyload", "export", str(converted.path), "--to", str(tmp_path / "out")]
-    ran = subprocess.run([*command, "--like", str(source)], capture_output=True, text=True, check=False)
+    # What an entry was made from stands beside it.
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == str(tmp_path / "out")
     assert same(stored.tensors(tmp_path / "out"), stored.tensors(source))

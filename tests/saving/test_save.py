@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,58 @@ def test_nothing_is_left_of_what_fails(
     with pytest.raises(RuntimeError, match="a device is gone"):
         lazyload.save_pretrained(model, tmp_path / "saved", like=source)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_leaves_goes_with_the_next_save_there(
+    model: lazyload.Decoder, source: Path, tmp_path: Path
+) -> None:
+    program = """
+import sys, time
+from pathlib import Path
+from lazyload.saving.files import new_folder
+
+with new_folder(Path(sys.argv[1]), 1) as folder:
+    (folder / "config.json").write_text("{}")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def writing(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", program, str(tmp_path / name)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        return process
+
+    def hidden(name: str) -> list[Path]:
+        return [path for path in tmp_path.iterdir() if path.name.startswith(f".{name}.")]
+
+    with writing("saved") as first, writing("saved.2") as other:
+        try:
+            other.kill()
+            other.wait()
+            lazyload.save_pretrained(model, tmp_path / "saved", like=source)
+            # One is at work still, and the other one has written something else.
+            (left,) = hidden("saved.2")
+            assert set(hidden("saved")) > {left}
+            shutil.rmtree(tmp_path / "saved")
+            first.kill()
+            first.wait()
+            unmarked = tmp_path / f".saved.{'0' * 32}"
+            unmarked.mkdir()
+            lazyload.save_pretrained(model, tmp_path / "saved", like=source)
+            # Whose mark is missing may be about to leave it, for a day.
+            assert set(hidden("saved")) == {left, unmarked}
+            os.utime(unmarked, (0, 0))
+            lazyload.save_pretrained(model, tmp_path / "saved.2", like=source)
+            assert hidden("saved") == [unmarked]
+            shutil.rmtree(tmp_path / "saved")
+            lazyload.save_pretrained(model, tmp_path / "saved", like=source)
+            assert hidden("saved") == []
+        finally:
+            first.kill()
+            other.kill()
 
 
 def test_a_model_that_is_partly_quantised(model: lazyload.Decoder, source: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ A command is a JSON object:
     mesh         its shape, axes "fsdp" and "tp"; one axis, if there is none
     set_mesh     whether it is set, rather than given
     environment  variables while the call runs
-    fault        what happens to this process: "kill", "stop" or "raise" with a stage, "slow" with seconds a report,
-                 "lose" with a folder: what is in there of converted checkpoints is removed before it is read
+    fault        what happens to this process: "kill", "stop" or "raise" with a stage, or with "exchange", where devices
+                 are about to exchange what they have read, or with "publish"; "slow" with seconds a report; "lose" with
+                 a folder: what is in there of converted checkpoints is removed before it is read
     most_bytes   what a file that this process writes may have at most
     object_bytes how large a data file in a bucket becomes
     format       another number of the entries' format
@@ -43,8 +44,12 @@ from flax import nnx
 import lazyload
 from lazyload import request
 from lazyload.cache.entry import Entry
-from lazyload.checkpoint import ranges
+from lazyload.cache.staging import Staging
+from lazyload.checkpoint import exchange, ranges
 from lazyload.restoring import Restoring
+
+_PLACES = {"exchange": (exchange, "_moved"), "publish": (Staging, "publish")}
+"""Functions in which something can happen."""
 
 
 def main(port: int, count: int, index: int, devices: int) -> None:
@@ -141,11 +146,27 @@ def progress(fault: list[Any] | None) -> Callable[[lazyload.Progress], None] | b
             time.sleep(where)
         elif now.stage == where and now.done and not has_happened:
             has_happened = True
-            if kind == "raise":
-                raise ConnectionError("the network is gone")
-            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[kind])
+            happen(kind)
 
     return function
+
+
+def happen(kind: str) -> None:
+    """Raises, or sends this process a signal."""
+    if kind == "raise":
+        raise ConnectionError("the network is gone")
+    os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[kind])
+
+
+def happening(kind: str, owner: Any, name: str) -> Any:
+    """Has it happen when a function is called, before it does anything."""
+    function = getattr(owner, name)
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        happen(kind)
+        return function(*arguments, **options)
+
+    return mock.patch.object(owner, name, called)
 
 
 @contextlib.contextmanager
@@ -158,6 +179,9 @@ def faults(command: Mapping[str, Any]) -> Iterator[None]:
             stack.enter_context(mock.patch.object(ranges, "_OBJECT_BYTES", nbytes))
         if (command.get("fault") or [""])[0] == "lose":
             stack.enter_context(lost_before_it_is_read(command["fault"][1]))
+        kind, where = command.get("fault") or ("", "")
+        if where in _PLACES:
+            stack.enter_context(happening(kind, *_PLACES[where]))
         if most := command.get("most_bytes"):
             before = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))

@@ -40,6 +40,7 @@ class Arrays:
         self.bytes_read = 0
         self.reads = 0
         self.names_read: set[str] = set()
+        self.rows_read: dict[str, tuple[int, int]] = {}
 
     def read(self, name: str, index: Box) -> np.ndarray:
         block = np.array(self.arrays[name][index], order="C")
@@ -47,6 +48,9 @@ class Arrays:
         self.bytes_read += block.nbytes
         self.reads += 1
         self.names_read.add(name)
+        if index and block.size:
+            first, last = self.rows_read.get(name, (index[0].start, index[0].stop))
+            self.rows_read[name] = min(first, index[0].start), max(last, index[0].stop)
         return block
 
     def position(self, name: str) -> int:

@@ -5,7 +5,7 @@ different ones is scanned cycle by cycle, a stack for each place in the cycle.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lazyload.architecture import DecoderConfig
 from lazyload.errors import LayoutError
@@ -15,6 +15,41 @@ from lazyload.layouts.layout import Layout, Table
 _HEAD = "decoder.logits_dense.kernel"
 HEAD = f"params.params.{_HEAD}"
 """The output projection, where it is not the embedding."""
+
+
+EMBEDDING = "token_embedder.embedding"
+"""What every module of MaxText has."""
+
+_TREE = "params.params."
+_OTHERS = "nnx_aux.model."
+"""Where MaxText's trainer saves variables that are no parameters (`to_checkpoint_dict`, MaxText 0.2.5)."""
+
+ROOTS = (_TREE, "base.", "")
+"""What is before a module's paths: in a tree; in one that Tunix's trainers save, in MaxText's adapter; by itself."""
+
+_RANDOM = {"rngs", "dropout"}
+"""Steps in the paths of random states, which a module has and a tree has not (`_strip_rng_state`, MaxText 0.2.5)."""
+
+
+def names_in_tree(paths: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+    """For the paths of what MaxText has saved those of its layout; random states have none.
+
+    Args:
+        paths: The paths: of a tree, of a module, or of none of MaxText's, which come back as they are.
+        wanted: The paths of the layout.
+    """
+    held = list(paths)
+    root = next((root for root in ROOTS if root + EMBEDDING in held), _TREE)
+    of_module = {path.split(".", 2)[-1]: path for path in wanted}
+    names = {}
+    for path in held:
+        if root == _TREE:
+            own = path.removeprefix(_OTHERS)
+            names[path] = of_module.get(own, path) if own != path else path
+        elif path.startswith(root) and not _RANDOM & set(path.split(".")):
+            own = path.removeprefix(root)
+            names[path] = of_module.get(own, _TREE + own)
+    return names
 
 
 def layout_name(scan_layers: bool) -> str:
@@ -35,7 +70,7 @@ def layout(
     pad = padding(config, vocab_size)
     scale = f" ; scale {embed_scale!r}" if embed_scale != 1 else ""
     entries = {
-        "token_embedder.embedding": f"embed : vocab embed{scale}{pad}",
+        EMBEDDING: f"embed : vocab embed{scale}{pad}",
         "decoder.decoder_norm.scale": f"final_norm : embed{norm}",
         _HEAD: f"lm_head : embed vocab{pad}",
     }
