@@ -399,6 +399,15 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
             ({f"{PREFIX}model.embed_tokens{TOKENS}": row}, {"trainable_token_indices": [1, 2]}, "indices 2"),
             ({f"{PREFIX}model.embed_tokens{TOKENS}": row}, {"trainable_token_indices": [512]}, "for other tokens"),
             (
+                {
+                    f"{PREFIX}model.embed_tokens{TOKENS}": row,
+                    f"{PREFIX}model.embed_tokens.lora_embedding_A": np.zeros((4, 512), np.float32),
+                    f"{PREFIX}model.embed_tokens.lora_embedding_B": np.zeros((64, 4), np.float32),
+                },
+                {"trainable_token_indices": [1]},
+                "embed_tokens.weight has matrices, too",
+            ),
+            (
                 {name.replace("self_attn.q_proj", "mlp.experts"): array for name, array in part.items()},
                 {"target_parameters": ["experts.down_proj"]},
                 "has no experts with layers.0.down_proj",

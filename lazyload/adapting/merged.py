@@ -146,6 +146,8 @@ class Merged:
             elif self._own[name].shape[1:] != shape[1:] or max(tokens.indices, default=0) >= self._own[name].shape[0]:
                 own = list(self._own[name].shape)
                 problems.append(f"{tokens.tensor}: has shape {list(shape)} for other tokens than {weight} has, {own}")
+            elif name in self._changes:
+                problems.append(f"{tokens.tensor}: {weight} has matrices, too; merge the adapter with peft first")
             else:
                 self._changes[name] = WithRows(functools.partial(self._unchanged, name), self._files, tokens)
 
