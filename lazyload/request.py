@@ -100,12 +100,8 @@ class Request:
         return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else list(names)
 
     def rows_of_source(self, rows: Rows) -> Rows:
-        """The rows of the source's tensors that are read for rows of some tensors."""
-        found: dict[str, list[tuple[int, int]]] = {}
-        for name, ranges in rows.items():
-            for own in self.of_source([name]):
-                found.setdefault(own, []).extend(ranges)
-        return {name: sorted(ranges) for name, ranges in found.items()}
+        """The rows of the source's tensors that are read for rows of some tensors, each as often as it is read."""
+        return self.tensors.rows_of_base(rows) if isinstance(self.tensors, Merged) else rows
 
     def stored_bytes(self, name: str) -> int:
         """How many bytes of the source are read for a tensor."""

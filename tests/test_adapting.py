@@ -1,8 +1,10 @@
 """Adapters in PEFT's format, merged into a model while it is converted."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from support.hub import Hub
 
 import lazyload
 from lazyload.adapting.changes import Rescaled
+from lazyload.arguments import ModelArguments
+from lazyload.checkpoint.chunks import boxes
+from lazyload.checkpoint.write import shares
 from lazyload.errors import (
     ArgumentError,
     LazyLoadError,
@@ -26,6 +31,10 @@ from lazyload.errors import (
 )
 from lazyload.formats.peft import Adapter, read_adapter
 from lazyload.layouts.source import Box, TensorInfo
+from lazyload.progress import Advance
+from lazyload.request import open_request
+from lazyload.sources.local import LocalFiles
+from lazyload.sources.stretches import Stretch, Wanted, joined
 
 PREFIX = "base_model.model."
 LAYERS = "model.layers"
@@ -344,6 +353,68 @@ def test_rows_are_as_long_however_they_are_read(monkeypatch: pytest.MonkeyPatch)
         np.testing.assert_array_equal(changed(box, of_embedding=False), expected[box])
         turned = changed((box[1], box[0]), of_embedding=True)
         np.testing.assert_allclose(turned, expected[box].T, rtol=1e-6)
+
+
+class Arriving(LocalFiles):
+    """The files of a folder, of which nothing can be read while they arrive but what is announced."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, "it")
+        self.announced: dict[str, list[Stretch]] | None = None
+
+    @contextlib.contextmanager
+    def arriving(
+        self, wanted: Wanted, advance: Advance, *, keep: bool, is_shared: bool = False
+    ) -> Iterator[Mapping[str, int]]:
+        self.announced = {name: joined(stretches, 0) for name, stretches in wanted.items()}
+        yield {}
+        self.announced = None
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        if self.announced is not None:
+            assert any(at.start <= start and start + len(out) <= at.stop for at in self.announced[name])
+        super().read_into(name, start, out)
+
+
+@pytest.mark.parametrize("name", ["qwen2_gptq", "llama3"])
+def test_shares_announce_what_they_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a base whose matrices are stored inputs first, and what DoRA's norms are those of."""
+    monkeypatch.setattr("lazyload.adapting.changes._TILE_SIZE", 1 << 12)
+    base, random = base_of(tmp_path, name), np.random.default_rng(0)
+    with open_request(ModelArguments(model=base, cache_dir=tmp_path / "cache")) as request:
+        shapes = {tensor: info.shape for tensor, info in request.source.tensors.items()}
+    matrices: dict[str, np.ndarray] = {}
+    for weight in (weight for weight, shape in shapes.items() if len(shape) == 2):
+        module, (outputs, inputs), half = weight.removesuffix(".weight"), shapes[weight], "lora_{}.weight"
+        if "embed" in module:
+            outputs, inputs, half = inputs, outputs, "lora_embedding_{}"
+        matrices[f"{PREFIX}{module}.{half.format('A')}"] = random.normal(size=(4, inputs)).astype(np.float32)
+        matrices[f"{PREFIX}{module}.{half.format('B')}"] = random.normal(size=(outputs, 4)).astype(np.float32)
+        matrices[f"{PREFIX}{module}.lora_magnitude_vector"] = np.ones(outputs, np.float32)
+    for use_dora in (False, True):
+        chosen = {part: array for part, array in matrices.items() if use_dora or "magnitude" not in part}
+        adapter = write(tmp_path / f"adapter {use_dora}", chosen, use_dora=use_dora)
+        arguments = ModelArguments(model=base, adapter=adapter, dtype="float32", cache_dir=tmp_path / "cache")
+        storage = lazyload.Storage(chunk_bytes=1 << 13).resolve({})
+        with open_request(arguments) as request:
+            expected = {path: lazy[whole_of(lazy.shape)] for path, lazy in request.conversion().tensors.items()}
+            monkeypatch.setattr(request.source, "_files", files := Arriving(base))
+            for index in range(7):
+                # Without what the others have found out.
+                apart = dataclasses.replace(request)
+                tensors = apart.conversion().tensors
+                share = shares(tensors, storage, 7, in_bucket=False, stored_bytes=apart.stored_bytes)[index]
+                assert share.chunks
+                rows = apart.rows_of_source(share.rows)
+                with request.source.arriving(list(rows), keep=False, rows=rows):
+                    assert files.announced
+                    for path, number in share.chunks:
+                        box = [*boxes(tensors[path].shape, share.records[path].chunks)][number]
+                        np.testing.assert_allclose(tensors[path][box], expected[path][box], rtol=1e-5, atol=1e-6)
+
+
+def whole_of(shape: Sequence[int]) -> Box:
+    return tuple(slice(0, size) for size in shape)
 
 
 def test_matrices_of_experts_may_be_the_other_way_round(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ whole rows, which are read some at a time for it, at the same places however the
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from lazyload.formats.peft import LowRank, Tokens
+from lazyload.layouts.boxes import Range
 from lazyload.layouts.source import Box
 from lazyload.sources.adapter import AdapterFiles
 
@@ -32,6 +33,12 @@ class Change(Protocol):
 
     def __call__(self, index: Box) -> np.ndarray:
         """A box of what it makes of it."""
+
+    def rows_read(self, rows: Sequence[Range]) -> Sequence[Range]:
+        """Which rows it reads of what it changes to make some rows: in order, those that it reads twice twice.
+
+        Rows are those of the dimension that is stored outermost.
+        """
 
 
 class Product:
@@ -75,6 +82,10 @@ class Added:
         summed: np.ndarray = self._read(index).astype(_FLOAT32) + self._change(index)
         return summed
 
+    def rows_read(self, rows: Sequence[Range]) -> Sequence[Range]:
+        """The same rows."""
+        return rows
+
 
 class Rescaled:
     """A matrix whose rows have lengths of their own: DoRA; of an embedding, its columns have.
@@ -85,7 +96,9 @@ class Rescaled:
             an embedding all is read before, and what is far away is fetched once more.
     """
 
-    def __init__(self, whole: Read, shape: tuple[int, int], magnitude: np.ndarray, *, of_embedding: bool):
+    def __init__(
+        self, whole: Read, shape: tuple[int, int], magnitude: np.ndarray, *, of_embedding: bool, outermost: int = 0
+    ):
         """Reads nothing.
 
         Args:
@@ -93,7 +106,9 @@ class Rescaled:
             shape: Its shape.
             magnitude: The lengths.
             of_embedding: Whether they are the columns'.
+            outermost: The dimension of the matrix that is stored outermost.
         """
+        self._outermost = outermost
         self._whole, self._shape, self._magnitude = whole, shape, magnitude.astype(_FLOAT32)
         self.of_embedding = of_embedding
         self.reads = 1 if of_embedding else 2
@@ -114,6 +129,20 @@ class Rescaled:
             factors = np.concatenate(found)[rows.start - first : rows.stop - first, None]
         scaled: np.ndarray = factors * self._whole(index)
         return scaled
+
+    def rows_read(self, rows: Sequence[Range]) -> Sequence[Range]:
+        """The tiles that they are in, for their norms, and they themselves again.
+
+        Of an embedding that is all of it, and nothing again: see `reads`. Where the rows that are stored are the
+        matrix's columns, each norm is one of all of them.
+        """
+        if self.of_embedding:
+            return [(0, self._shape[self._outermost])]
+        if self._outermost:
+            return sorted([(0, self._shape[1]), *rows])
+        tiles = {number for start, stop in rows for number in range(start // self._rows, -(-stop // self._rows))}
+        whole = [(number * self._rows, min((number + 1) * self._rows, self._shape[0])) for number in tiles]
+        return sorted([*whole, *rows])
 
     def _tile(self, number: int) -> np.ndarray:
         """What each row of a tile, or each column of all, is multiplied by."""
@@ -160,6 +189,10 @@ class WithRows:
             if rows.start <= row < rows.stop:
                 values[row - rows.start] = own[number, columns]
         return values
+
+    def rows_read(self, rows: Sequence[Range]) -> Sequence[Range]:
+        """The same rows."""
+        return rows
 
 
 def bias(files: AdapterFiles, tensor: str, scaling: float) -> Read:

@@ -16,10 +16,12 @@ from lazyload.errors import TensorMismatchError
 from lazyload.families.family import Family
 from lazyload.formats import peft
 from lazyload.formats.peft import Adapter
+from lazyload.layouts.boxes import Range
 from lazyload.layouts.source import Box, TensorInfo
 from lazyload.sources.adapter import AdapterFiles
 from lazyload.sources.remembered import RememberedSource
 from lazyload.sources.source import Source
+from lazyload.sources.stretches import Rows
 
 _FLOAT32 = np.dtype(np.float32)
 _HEAD = "lm_head.weight"
@@ -74,7 +76,8 @@ class Merged:
                 self._changes[name] = Added(functools.partial(self._unchanged, name), lazy.__getitem__)
         if problems:
             raise TensorMismatchError(f"{files.name} is no adapter of this base model", problems)
-        changed = {name: TensorInfo(self._own[name].shape, _FLOAT32) for name in self._changes}
+        # Stored as the base has them: shares are ranges of the dimension that is outermost there.
+        changed = {name: self._own[name]._replace(dtype=_FLOAT32) for name in self._changes}
         self.tensors: Mapping[str, TensorInfo] = {**self._own, **changed}
 
     def read(self, name: str, index: Box) -> np.ndarray:
@@ -107,6 +110,17 @@ class Merged:
             for _ in range(self._changes[name].reads if name in self._changes else 1)
         ]
 
+    def rows_of_base(self, rows: Rows) -> Rows:
+        """The rows of the base model's tensors that are read for rows of some tensors, each as often as it is read."""
+        found: dict[str, list[Range]] = {}
+        for name, ranges in rows.items():
+            if name not in self._replaced:
+                change = self._changes.get(name)
+                found.setdefault(self._copied.get(name, name), []).extend(
+                    ranges if change is None else change.rows_read(ranges)
+                )
+        return {name: sorted(ranges) for name, ranges in found.items()}
+
     def _unchanged(self, name: str, index: Box) -> np.ndarray:
         if name in self._replaced:
             return self._files.read(self._replaced[name], index)
@@ -128,7 +142,13 @@ class Merged:
                     shapes = f"{list(magnitude.shape)}, not {list(size)}"
                     problems.append(f"{low_rank.magnitude}: has shape {shapes}")
                     continue
-                self._changes[name] = Rescaled(added, (rows, columns), magnitude, of_embedding=low_rank.is_transposed)
+                self._changes[name] = Rescaled(
+                    added,
+                    (rows, columns),
+                    magnitude,
+                    of_embedding=low_rank.is_transposed,
+                    outermost=self._own[name].outermost,
+                )
 
     def _add_biases(self, adapter: Adapter, problems: list[str]) -> None:
         """What is added to biases; where there is none, PEFT cannot merge it either."""

@@ -65,7 +65,7 @@ class Share:
         records: All arrays, and numbers beside them, with the places of their chunks.
         chunks: Those of this share.
         nbytes: Their bytes.
-        rows: Of a source that is far away, the rows of each tensor that they are made of, which no other share reads.
+        rows: Of a source that is far away, the rows of each tensor that they are made of, which are in no other share.
     """
 
     index: int
