@@ -330,9 +330,9 @@ class HubFiles:
         return passing
 
     def _fetch(self, name: str, at: Stretch, look: Callable[[], None]) -> bytes | bytearray:
-        content, size, etag = self._range(name, *at, look, from_where_it_lies=True)
+        content, size, version = self._range(name, *at, look, from_where_it_lies=True)
         with self._lock:
-            self._versions.note(name, etag)
+            self._versions.note(name, *version)
         if size != self.size(name) or len(content) != at.nbytes:
             raise CorruptSourceError(f"{self.name}: {name} has {size} bytes now, and had {self.size(name)}; call again")
         return content
@@ -395,8 +395,8 @@ class HubFiles:
         look: Callable[[], None] = lambda: None,
         *,
         from_where_it_lies: bool = False,
-    ) -> tuple[bytes | bytearray, int, str | None]:
-        """A range of a file, the file's size, and its version; what `look` raises ends it.
+    ) -> tuple[bytes | bytearray, int, tuple[str, str | None]]:
+        """A range of a file, the file's size, and a host with what it calls the version; what `look` raises ends it.
 
         The hub counts the requests for files; `from_where_it_lies` asks it once, and then where it says that it is.
         """
@@ -406,7 +406,7 @@ class HubFiles:
                 "asked (local_files_only or HF_HUB_OFFLINE)"
             )
 
-        def ask() -> Answer:
+        def ask() -> tuple[Answer, str]:
             url = self._metadata(name).location if from_where_it_lies else self._url(name)
             is_elsewhere = urlsplit(url).netloc != urlsplit(self._url(name)).netloc
             # An address elsewhere is signed, and a token is for the hub alone.
@@ -424,12 +424,12 @@ class HubFiles:
                 raise PassingError(told, answer.headers)
             if answer.size is not None and len(answer.content) < min(stop, answer.size) - start:
                 raise PassingError(CorruptSourceError(f"{without_secrets(url)} ends too early; try again later"), {})
-            return answer
+            return answer, urlsplit(url).netloc
 
         with self._explained():
-            answer = patiently(ask)
+            answer, host = patiently(ask)
         if answer.size is not None:
-            return answer.content, answer.size, answer.headers.get("ETag")
+            return answer.content, answer.size, (host, answer.headers.get("ETag"))
         if answer.status == 404:
             raise self._missing(name)
         if answer.status in (401, 403):

@@ -3,10 +3,11 @@
 What a file of the hub contains is told by its SHA-256, which only who has read all of it can compare. With each part, a
 server says of which version it is a part (its ETag). Where all processes have been sent parts of one version, and one
 of them has read and compared all of it, all have read what was meant; where none has, they have at least read one file.
+Two hosts may call one version differently; a host that names two has had two.
 """
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lazyload.sources.files import NotAsReadError
@@ -14,27 +15,30 @@ from lazyload.sources.files import NotAsReadError
 _UNNAMED = ""
 """Of a server that does not say."""
 
+_WEAK = "W/"
+"""Before what a version is called, where something between may have packed it otherwise (RFC 9110, 8.8.3)."""
+
 
 class Versions:
     """Which versions of files a process has read."""
 
     def __init__(self) -> None:
         """Of none yet."""
-        self._etags: dict[str, set[str]] = collections.defaultdict(set)
+        self._named: dict[str, set[tuple[str, str]]] = collections.defaultdict(set)
         self._compared: set[str] = set()
 
-    def note(self, file: str, etag: str | None) -> None:
-        """Takes note of what an answer with a part of a file has called its version."""
-        self._etags[file].add(etag or _UNNAMED)
+    def note(self, file: str, host: str, etag: str | None) -> None:
+        """Takes note of what a host's answer with a part of a file has called its version."""
+        self._named[file].add((host, (etag or _UNNAMED).removeprefix(_WEAK)))
 
     def note_compared(self, files: Iterable[str]) -> None:
         """Takes note of files whose SHA-256 is compared."""
         self._compared.update(files)
 
     def as_json(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The same for JSON: by file, pairs of a host and what it called the version; and the files compared."""
         return {
-            "etags": {file: sorted(etags) for file, etags in self._etags.items()},
+            "named": {file: [list(pair) for pair in sorted(named)] for file, named in self._named.items()},
             "compared": sorted(self._compared),
         }
 
@@ -52,20 +56,36 @@ def counted(model: str, versions: Iterable[Mapping[str, Any]]) -> dict[str, int]
     Raises:
         NotAsReadError: They have read different ones.
     """
-    readers: dict[str, list[set[str]]] = collections.defaultdict(list)
-    compared: set[str] = set()
+    named: dict[str, set[tuple[str, str]]] = collections.defaultdict(set)
+    compared: dict[str, list[bool]] = collections.defaultdict(list)
     for one in versions:
-        compared.update(one["compared"])
-        for file, etags in one["etags"].items():
-            readers[file].append({*etags})
-    kinds: collections.Counter[str] = collections.Counter()
-    for file, seen in sorted(readers.items()):
-        etags = set.union(*seen)
-        if len(etags - {_UNNAMED}) > 1:
+        for file, pairs in one["named"].items():
+            named[file].update((host, etag) for host, etag in pairs)
+            compared[file].append(file in one["compared"])
+    return dict(sorted(collections.Counter(_kind(model, file, named[file], compared[file]) for file in named).items()))
+
+
+def _kind(model: str, file: str, named: Collection[tuple[str, str]], compared: Iterable[bool]) -> str:
+    """What was compared of a file.
+
+    Args:
+        model: What messages call the model.
+        file: The file.
+        named: Hosts, and what they have called versions of it.
+        compared: Of each process that has read of it, whether it has compared the SHA-256.
+    """
+    if all(compared):
+        return "sha256"
+    by_host: dict[str, set[str]] = collections.defaultdict(set)
+    for host, etag in named:
+        by_host[host].update({etag} - {_UNNAMED})
+    for host, etags in sorted(by_host.items()):
+        if len(etags) > 1:
             raise NotAsReadError(
-                f"{model}: what has arrived of {file} are parts of different versions "
+                f"{model}: what has arrived of {file} from {host} are parts of different versions "
                 f"({', '.join(sorted(etags)[:3])}); call again, and see what is between here and the hub"
             )
-        is_one = len(seen) == 1 or _UNNAMED not in etags
-        kinds["sha256" if file in compared and is_one else "size" if _UNNAMED in etags else "etag"] += 1
-    return dict(sorted(kinds.items()))
+    every = {etag for _, etag in named}
+    if len(every) > 1 or _UNNAMED in every:
+        return "size"
+    return "sha256" if any(compared) else "etag"
