@@ -195,10 +195,11 @@ def obtain_together(request: Request, use: Use[Used], manner: Manner, call: Call
     return obtain(request, _Agreed(use, call), manner)
 
 
-def _share_taken(request: Request, manner: Manner, call: Call, staging: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _share_taken(request: Request, manner: Manner, call: Call, staging: Mapping[str, Any]) -> Mapping[str, Any]:
     """Converts this process's share into the first one's folder, and returns what to say of it.
 
-    That is None where this process may not read what the first one may, or has read something else.
+    Nothing is written where this process may not read what the first one may, or has read something else; then the
+    first one is told what it has found out.
     """
     folder = request.cache.root
     for name in staging["folder"]:
@@ -209,7 +210,7 @@ def _share_taken(request: Request, manner: Manner, call: Call, staging: Mapping[
         return {"written": written.as_json(), "versions": request.source.versions()}
     except (SourceNotFoundError, AccessDeniedError, NotAsReadError) as error:
         logger.warning("%s: this process's share is left to the first one: %s", request.source.name, error)
-        return None
+        return {"written": None, "unequal": request.source.unequal}
     except CacheError:
         # The folder is gone once the first process has given up.
         call.await_failure()
@@ -237,7 +238,10 @@ class _Agreed:
 
         def gather() -> list[Written]:
             shares = self._call.hear_others("share")
-            if unable := [process for process, share in shares.items() if share is None]:
+            if unable := [process for process, share in shares.items() if share["written"] is None]:
+                # So that they are not converted once more as what they only seem to be.
+                for process in unable:
+                    request.source.know_unequal(shares[process]["unequal"])
                 raise NotAsReadError(
                     f"{request.source.name} cannot be read by processes {unable}, and is converted by process "
                     f"{self._call.team.me} alone"

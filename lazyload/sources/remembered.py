@@ -1,7 +1,7 @@
 """A hub model known from an entry of the cache, so that a hit needs neither the hub nor its own cache."""
 
 import functools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -107,6 +107,15 @@ class RememberedSource:
     def compared(self) -> Mapping[str, int]:
         """Of how many files, read by several processes, what was compared."""
         return self._source.compared if self._is_open else {}
+
+    @property
+    def unequal(self) -> list[tuple[str, str]]:
+        """Pairs of tensors that this process knows to differ."""
+        return self._source.unequal if self._is_open else []
+
+    def know_unequal(self, pairs: Iterable[Sequence[str]]) -> None:
+        """Takes over which pairs another process knows to differ."""
+        self._source.know_unequal(pairs)
 
     def versions(self) -> Mapping[str, Any]:
         """Which versions of its files this process has read parts of."""

@@ -37,7 +37,7 @@ from lazyload.sources.packed import (
     read_scheme,
 )
 from lazyload.sources.safetensors import StoredTensor, parse_header, read_box, read_header
-from lazyload.sources.stretches import Rows, Stretch, Wanted, cut
+from lazyload.sources.stretches import Rows, Stretch, Wanted, cut, joined
 from lazyload.sources.versions import counted
 
 _READS_AT_ONCE = 8
@@ -160,6 +160,15 @@ class Source:
         self._told_equal = {(one, other): are_equal for one, other, are_equal in answers["compared"]}
         self._checked.update(answers["checked"])
 
+    @property
+    def unequal(self) -> list[tuple[str, str]]:
+        """Pairs of tensors that this process knows to differ."""
+        return [pair for pair, are_equal in self._compared.items() if not are_equal]
+
+    def know_unequal(self, pairs: Iterable[Sequence[str]]) -> None:
+        """Takes over which pairs another process knows to differ."""
+        self._compared.update({(one, other): False for one, other in pairs})
+
     def versions(self) -> Mapping[str, Any]:
         """Which versions of its files this process has read parts of: JSON."""
         return self._files.versions()
@@ -251,19 +260,15 @@ class Source:
             CorruptSourceError: What has arrived is not what the hub says it is.
         """
         pairs = self._pairs(is_shared=rows is not None)
-        if rows is None:
-            wanted = self._wanted((*tensors, *itertools.chain(*pairs)))
-        else:
-            # Each process compares the rows that it reads.
-            both = {pair: sorted({*rows.get(pair[0], ()), *rows.get(pair[1], ())}) for pair in pairs}
-            rows = {**rows, **{name: ranges for pair, ranges in both.items() for name in pair}}
-            wanted = self._wanted({*tensors, *itertools.chain(*pairs)}, rows)
+        # Each process compares the rows that it reads.
+        compared = None if rows is None else _rows_of_both(pairs, rows)
+        wanted = _together(self._wanted(tensors, rows), self._wanted([*itertools.chain(*pairs)], compared))
         with (
             self._files.arriving(wanted, advance, keep=keep, is_shared=rows is not None) as starts,
             ThreadPoolExecutor(1, thread_name_prefix="lazyload-comparison") as pool,
         ):
             self._starts = starts
-            comparisons = [pool.submit(self._compare, pair, rows) for pair in pairs]
+            comparisons = [pool.submit(self._compare, pair, compared) for pair in pairs]
             try:
                 yield
                 for comparison in comparisons:
@@ -342,10 +347,7 @@ class Source:
             for part in self._parts(name)
             for stretch in self._stretches(name, part, rows)
         ]
-        wanted: dict[str, list[Stretch]] = {}
-        for file, stretch in sorted(stretches):
-            wanted.setdefault(file, []).append(stretch)
-        return wanted
+        return _by_file(stretches)
 
     def _stretches(self, name: str, part: str, rows: Rows | None) -> list[Stretch]:
         """Where a part of a tensor lies, or rows of it; of one that is packed, its scales are wanted as a whole."""
@@ -459,6 +461,24 @@ class Source:
         self._files.read_into(file, start, out)
         with self._lock:
             self._nbytes_read += len(out)
+
+
+def _rows_of_both(pairs: Iterable[tuple[str, str]], rows: Rows) -> Rows:
+    """The rows of two tensors of which either's are read, each once."""
+    of_pairs = {pair: joined((Stretch(*limits) for name in pair for limits in rows.get(name, ())), 0) for pair in pairs}
+    return {name: ranges for pair, ranges in of_pairs.items() for name in pair}
+
+
+def _together(*several: Wanted) -> Wanted:
+    """What is wanted for one purpose and for another: what both want, twice."""
+    return _by_file((file, stretch) for wanted in several for file, found in wanted.items() for stretch in found)
+
+
+def _by_file(stretches: Iterable[tuple[str, Stretch]]) -> Wanted:
+    wanted: dict[str, list[Stretch]] = {}
+    for file, stretch in sorted(stretches):
+        wanted.setdefault(file, []).append(stretch)
+    return wanted
 
 
 def _stretch(tensor: StoredTensor) -> Stretch:

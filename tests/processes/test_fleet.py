@@ -392,13 +392,16 @@ def test_the_hub_sends_each_byte_once_and_is_asked_by_one(
     hub.add("some/model", Path(large))
     hub.elsewhere = True
     cache = f"{tmp_path}" if place == "disk" else "gs://bucket/cache"
-    load = {**command("some/model", cache, storage={"chunk_bytes": 1 << 16}), "object_bytes": 1 << 18}
+    # Less than the embedding is in memory at a time.
+    sizes = {"object_bytes": 1 << 18, "window_bytes": 1 << 20}
+    load = {**command("some/model", cache, storage={"chunk_bytes": 1 << 16}), **sizes}
     others = {f"p{index}": {"options": {**load["options"], "token": f"hf_{index}"}} for index in range(1, 4)}
     answers = four.run(load, **others)
     require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
     size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
     samples = [(2 << 20) * (large == twins), 0, 0, 0]
-    assert size < hub.sent < 1.05 * size + samples[0]
+    # Where two are compared, hardly anything that is compared is fetched again for being converted.
+    assert size < hub.sent < (1.1 if large == twins else 1.05) * size + samples[0]
     for answer, more in zip(answers, samples, strict=True):
         assert 0 < answer["bytes_read"] < 1.05 * size / 4 + more, [other["bytes_read"] / size for other in answers]
     assert not hub.told, "a token is sent where the hub is asked"
@@ -407,14 +410,16 @@ def test_the_hub_sends_each_byte_once_and_is_asked_by_one(
 
 
 def test_rows_that_only_look_equal_are_found_out_by_who_reads_them(
-    two: Fleet, twins: str, hub: Hub, tmp_path: Path
+    four: Fleet, twins: str, hub: Hub, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(twins, tmp_path / "model"))
     change_head(folder, at=4_100_000)
     hub.add("some/twins", folder)
-    answers = two.run(command("some/twins", tmp_path / "cache"))
+    answers = four.run(command("some/twins", tmp_path / "cache", storage={"chunk_bytes": 1 << 16}))
     require_equal(answers, in_one_process(str(folder), cache_dir=tmp_path / "one"))
-    assert [answer["hit"] for answer in answers] == [False, True]
+    assert [answer["hit"] for answer in answers] == [False, True, True, True]
+    (size,) = (file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert answers[0]["bytes_read"] < 1.6 * size, "its share, and all of it once it knows"
 
 
 def test_parts_of_different_versions_are_converted_by_one(two: Fleet, model: str, hub: Hub, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Answers of the hub that are handed on: who has them reads the same, and asks the hub nothing."""
 
+import collections
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from support.hub import Handler, Hub
 from lazyload.sources import ModelReference, Source, open_source, passing
 from lazyload.sources.answers import Answers
 from lazyload.sources.files import NotAsReadError
+from lazyload.sources.stretches import Wanted
 
 
 def everything(source: Source) -> dict[str, np.ndarray]:
@@ -78,6 +80,38 @@ def test_two_that_read_half_of_each_tensor_fetch_each_byte_once(
             axis = first.tensors[tensor].outermost
             found = np.concatenate([half[tensor] for half in halves], axis) if array.ndim else halves[1][tensor]
             np.testing.assert_array_equal(found, array, err_msg=tensor)
+
+
+def test_what_is_compared_is_wanted_once_more(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("some/model", checkpoints.make("llama3", tmp_path))
+    pair = embed, head = "model.embed_tokens.weight", "lm_head.weight"
+    wanted: collections.Counter[tuple[str, int]] = collections.Counter()
+    with contextlib.closing(opened()) as source:
+
+        @contextlib.contextmanager
+        def arriving(of_files: Wanted, *_: object, **options: object) -> Iterator[Mapping[str, int]]:
+            wanted.update((file, at) for file, found in of_files.items() for each in found for at in range(*each))
+            yield {}
+
+        monkeypatch.setattr(source._files, "arriving", arriving)
+        source.take_over({"compared": [[*pair, True]], "checked": []})
+        # Some rows are read twice; others are neighbours, and compared as one.
+        with (
+            pytest.raises(NotAsReadError, match="look equal in 32 places, and are not"),
+            source.arriving([embed], keep=False, rows={embed: [(0, 3), (0, 3), (3, 4)]}),
+        ):
+            pass
+        assert source.unequal == [pair]
+        row = source.tensors[embed].shape[1] * source.tensors[embed].dtype.itemsize
+        places = {name: (source._stored[name].file, source._stored[name].start) for name in pair}
+    times = {embed: [3, 3, 3, 2], head: [1, 1, 1, 1]}
+    expected = {
+        (file, start + number * row): times[name][number]
+        for name, (file, start) in places.items()
+        for number in range(4)
+    }
+    assert {at: wanted[at] for at in expected} == expected
+    assert wanted.total() == row * sum(expected.values())
 
 
 def test_parts_of_different_versions_are_found_out(hub: Hub, tmp_path: Path) -> None:
