@@ -16,6 +16,7 @@ from support.in_memory import Arrays, Sizes, lazy
 
 from lazyload import families
 from lazyload.checkpoint import ranges
+from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.ranges import file_of
 from lazyload.checkpoint.sharing import Share
 from lazyload.checkpoint.write import shares
@@ -80,14 +81,23 @@ def test_a_row_is_fetched_by_one_and_in_order(monkeypatch: pytest.MonkeyPatch) -
     assert max(share.nbytes for share in found) < 1.05 * sum(share.nbytes for share in found) / 4 + (1 << 12)
 
 
-def test_chunks_of_the_same_rows_are_fetched_by_one() -> None:
-    """Of a tensor whose rows all chunks need, here one that is transposed."""
-    stored, transposed = Layout({"kernel": "role : a b"}), Layout({"kernel": "role : b a"})
-    sizes = Sizes({"a": 1, "b": 1 << 15, "layer": 1}, {})
-    source = Arrays({"kernel": np.zeros((1, 1 << 15), np.float32)})
-    tensors = resolve(source, stored, transposed, sizes, np.dtype(np.float32)).tensors
-    found = shares(tensors, STORAGE, 4, in_bucket=False, stored_bytes=lambda name: 1 << 17)
-    assert sorted(len(share.chunks) for share in found) == [0, 0, 0, 32]
+@pytest.mark.parametrize("sizes", [{"a": 20, "b": 30, "c": 71}, {"a": 6, "b": 2, "c": 3000}], ids=str)
+def test_chunks_of_the_same_rows_are_fetched_by_one(sizes: Mapping[str, int]) -> None:
+    """Of one that is transposed, and whose rows are some of a chunk's, or of several chunks."""
+    stored, transposed = Layout({"kernel": "role : (a b) c"}), Layout({"kernel": "role : c b a"})
+    kernel = np.arange(math.prod(sizes.values()), dtype=np.float32).reshape(-1, sizes["c"])
+    source = Arrays({"kernel": kernel})
+    tensors = resolve(source, stored, transposed, Sizes({**sizes, "layer": 1}, {}), kernel.dtype).tensors
+    found = shares(tensors, STORAGE, 4, in_bucket=False, stored_bytes=lambda name: kernel.nbytes)
+    for share in found:
+        for path, number in share.chunks:
+            source.rows_read.clear()
+            assert tensors[path][[*boxes(tensors[path].shape, share.records[path].chunks)][number]].size
+            start, stop = source.rows_read["kernel"]
+            assert any(first <= start and stop <= last for first, last in share.rows["kernel"])
+    ranges = sorted(limits for share in found for limits in share.rows["kernel"])
+    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])], "none twice, and all"
+    assert ranges[-1][1] == len(kernel)
 
 
 @dataclasses.dataclass(frozen=True)
