@@ -30,6 +30,7 @@ from lazyload.sources.safetensors import header_of
 _BLOCK_BYTES = 16 << 20
 _WRITES_AT_ONCE = 4
 
+_FILES = "files"
 _OWNER = "owner"
 """The mark of the process that writes the files beside it."""
 
@@ -80,7 +81,7 @@ def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
     """
     folder = Path(os.path.realpath(folder))
     hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    temporary = hidden / "files"
+    temporary = hidden / _FILES
     try:
         _require_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -155,15 +156,34 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what writers of a folder have left that are dead; not what one may still be writing."""
+    """Removes what dead writers of a folder have left, as far as this process may, and nothing else."""
     ours = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{32}}")
-    for path in [path for path in folder.parent.iterdir() if ours.fullmatch(path.name) and not path.is_symlink()]:
-        mark = path / _OWNER
-        # A folder is there for a moment before its mark is.
-        alive = liveness.is_alive(mark) if mark.exists() else liveness.age(path) < liveness.UNKNOWN_SECONDS
-        if not alive:
+    try:
+        names = os.listdir(folder.parent)
+    except OSError:
+        # One may write into a folder that one may not look into.
+        return
+    for path in [folder.with_name(name) for name in names if ours.fullmatch(name)]:
+        if _is_left(path):
             shutil.rmtree(path, ignore_errors=True)
-            logger.info("%s: removed what a process that was killed has left of another save there", path)
+            if not os.path.lexists(path):
+                logger.info("%s: removed what a process that was killed has left of another save there", path)
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a folder has what a writer puts there, and no more, and its writer is dead."""
+    try:
+        names = os.listdir(path)
+    except OSError:
+        # A file, or another user's.
+        return False
+    is_ours = all(name in (_FILES, _OWNER) or liveness.is_unfinished(name) for name in names)
+    if not is_ours or os.path.islink(path):
+        return False
+    if _OWNER in names:
+        return not liveness.is_alive(path / _OWNER)
+    # A folder is there for a moment before its mark is.
+    return liveness.age(path) >= liveness.UNKNOWN_SECONDS
 
 
 def _require_free(folder: Path) -> None:
