@@ -28,7 +28,7 @@ from lazyload.sources.files import index_name, single_name
 from lazyload.sources.safetensors import header_of
 
 _BLOCK_BYTES = 16 << 20
-_WRITES_AT_ONCE = 4
+WRITES_AT_ONCE = 4
 
 _FILES = "files"
 _OWNER = "owner"
@@ -66,7 +66,7 @@ class Part:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
+def new_folder(folder: Path, nbytes: int, scratch_bytes: int = 0) -> Iterator[Path]:
     """A fresh folder beside `folder`, which becomes `folder` when the body has ended, in one atomic step.
 
     It lies in a hidden one, `.NAME.<unique>`, with a mark of this process. What writers of the same folder have left
@@ -75,6 +75,7 @@ def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
     Args:
         folder: What there must not be yet, or be empty.
         nbytes: How many bytes will be written there.
+        scratch_bytes: How many more its disk has to hold while the body runs.
 
     Raises:
         SaveError: There is something in the folder, or it cannot be made, or the disk is too small.
@@ -86,8 +87,9 @@ def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
         _require_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        if (free := shutil.disk_usage(folder.parent).free) < nbytes:
-            raise SaveError(f"{folder} needs {shown_size(nbytes)}, but its disk has {shown_size(free)} left")
+        if (free := shutil.disk_usage(folder.parent).free) < nbytes + scratch_bytes:
+            meanwhile = f" and, while it is written, {shown_size(scratch_bytes)} more" if scratch_bytes else ""
+            raise SaveError(f"{folder} needs {shown_size(nbytes)}{meanwhile}; its disk has {shown_size(free)} left")
         hidden.mkdir()
         with liveness.marked(hidden / _OWNER):
             temporary.mkdir()
@@ -145,6 +147,11 @@ def write_tensors(folder: Path, tensors: Mapping[str, Readable], max_shard_bytes
     index = {"metadata": counts, "weight_map": dict(sorted(weight_map.items()))}
     write_file(folder / index_name(""), (json.dumps(index, indent=2) + "\n").encode())
     return overflowed
+
+
+def written_order(tensors: Mapping[str, Readable], max_shard_bytes: int) -> list[str]:
+    """The names of tensors in the order in which `write_tensors` writes them."""
+    return [name for shard in _shards(tensors, max_shard_bytes) for name in _header(shard)[1]]
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -219,10 +226,10 @@ def _as_counted(name: str) -> list[tuple[int, str]]:
 
 def write_one(path: Path, tensors: Mapping[str, Readable]) -> int:
     """Writes tensors into one file; says how many values overflow float16."""
-    header, starts = header_of({name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+    header, starts = _header(tensors)
     parts = itertools.chain.from_iterable(_parts(tensors[name], start) for name, start in starts.items())
     scratch = Scratch()
-    with path.open("xb") as file, ThreadPoolExecutor(_WRITES_AT_ONCE, thread_name_prefix="lazyload") as pool:
+    with path.open("xb") as file, ThreadPoolExecutor(WRITES_AT_ONCE, thread_name_prefix="lazyload") as pool:
         file.write(header)
         file.flush()
         try:
@@ -232,6 +239,11 @@ def write_one(path: Path, tensors: Mapping[str, Readable]) -> int:
             raise
         os.fsync(file.fileno())
     return overflowed
+
+
+def _header(tensors: Mapping[str, Readable]) -> tuple[bytes, dict[str, int]]:
+    """The beginning of a file, and where in it each tensor begins, in their order there."""
+    return header_of({name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
 
 
 def _parts(tensor: Readable, start: int) -> Iterator[Part]:
