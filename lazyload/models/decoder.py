@@ -164,8 +164,9 @@ class Decoder(nnx.Module):
 
         Args:
             backend: `"vllm_jax"` or `"sglang_jax"`.
-            tensor_parallel_size: Over how many devices that program splits a layer; Tunix's `MappingConfig`, which asks
-                the model itself otherwise, has no way to say it.
+            tensor_parallel_size: Over how many devices that program splits a layer's widths; Tunix's `MappingConfig`,
+                which asks the model itself otherwise, has no way to say it. Of vLLM's JAX models it is the size of axis
+                `model` of their mesh alone, whatever other axes that has, such as those of data or expert parallelism.
 
         Raises:
             InputError: There is no such backend, or parameters have no name there.

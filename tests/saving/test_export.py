@@ -154,6 +154,9 @@ def test_a_disk_that_has_no_room_for_large_arrays(root: Path, tmp_path: Path, mo
     assert caught.value.__traceback__ is not None
     if sys.platform == "linux":
         assert not [file for file in open_files() if file.startswith(str(tmp_path))]
+    monkeypatch.setattr(unpacked.Unpacked, "_write", lambda *_: None)
+    with pytest.raises(SaveError, match="cannot be written: an array that was unpacked has been cut off"):
+        lazyload.export(entry.path, tmp_path / "out", like=source)
     usage = shutil.disk_usage(tmp_path)
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size + (size >> 3)))
