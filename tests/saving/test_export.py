@@ -27,8 +27,8 @@ from lazyload.errors import (
     SourceNotFoundError,
     TensorMismatchError,
 )
+from lazyload.saving import files, unpacked
 from lazyload.saving import stored as stored_arrays
-from lazyload.saving import unpacked
 from lazyload.saving.stored import StoredArrays
 
 
@@ -72,11 +72,12 @@ def test_layouts_of_odd_models_are_recognised(name: str, layout: Any, root: Path
     assert all(found[key].tobytes() == before[key].tobytes() for key in found)
 
 
-@pytest.mark.parametrize("layout", ["nnx", lazyload.MaxText()])
+@pytest.mark.parametrize(("layout", "threads"), [("nnx", 1), (lazyload.MaxText(), 4)])
 def test_large_arrays_are_decoded_once(
-    layout: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: Any, threads: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk for each shard of a mesh, of stacked layers, too, and arrays that are too large to be kept."""
+    monkeypatch.setattr(files, "WRITES_AT_ONCE", threads)
     monkeypatch.setattr(stored_arrays, "_CACHED_BYTES", 1 << 12)
     pieces: list[tuple[int, ...]] = []
     folders: set[Path] = set()
@@ -125,7 +126,8 @@ def test_large_arrays_are_decoded_once(
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
     # Of stacked layers, all that every layer takes a part of.
     together = sum(array.nbytes for array in large)
-    assert max(held) <= said[0] <= together
+    # A thread that the system forgets keeps its array the longer.
+    assert max(held) <= (said[0] if threads == 1 else together)
     assert said[0] > together / 2 if layout != "nnx" else said[0] < together / 2
 
 
@@ -167,11 +169,11 @@ def test_a_disk_that_has_no_room_for_large_arrays(root: Path, tmp_path: Path, mo
 
 def open_files() -> list[str]:
     """What this process has open, files without a name among it."""
-    files = []
+    found = []
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            files.append(os.readlink(descriptor))
-    return files
+            found.append(os.readlink(descriptor))
+    return found
 
 
 def test_what_a_training_loop_saves(root: Path, tmp_path: Path) -> None:
