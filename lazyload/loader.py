@@ -19,7 +19,6 @@ from lazyload.cache.entry import Entry
 from lazyload.cache.termination import cleaning_up
 from lazyload.errors import ArgumentError
 from lazyload.families.family import Family
-from lazyload.formats import peft
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.target import Target
 from lazyload.formats.tunix import Tunix
@@ -45,7 +44,6 @@ from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, open_request
 from lazyload.results import CachedCheckpoint
-from lazyload.sources import open_adapter
 from lazyload.team import Call, Team, shown_to_peers
 
 if TYPE_CHECKING:
@@ -198,11 +196,12 @@ def from_pretrained(
         family: The architecture, where it is none of those that are known.
         adapter: A LoRA adapter in PEFT's format that is merged into the weights while they are converted: an id of the
             hub, of a branch, tag or commit `"org/name@revision"`, in a subfolder `"hf://org/name@revision/subfolder"`;
-            a folder or a URL. `W + scaling * B A` is computed in float32 and rounded once. The hub's commit, or the
-            files' content, is part of the entry's identity; the adapter is held in memory meanwhile.
+            a folder or a URL. `W + scaling * B A`, with DoRA by its magnitudes, is computed in float32 and rounded
+            once; experts, biases and single tokens, too. The hub's commit, or the files' content, is part of the
+            entry's identity; the adapter is held in memory meanwhile.
         merge: False leaves the weights as they are, and puts the adapter beside them as parameters of LoRA, those that
             qwix makes and Tunix trains; for the layout `"nnx"`, stacked or not, and with qwix installed. Layers of one
-            stack need adapters of one rank and scaling.
+            stack need adapters of one rank and scaling; an adapter that has more than matrices for kernels is refused.
 
     Returns:
         An `nnx.Module` for `"nnx"`: `model(tokens, positions) -> (logits, cache)`; for another layout the nested
@@ -326,13 +325,12 @@ def _require_able(request: Request, attention: AttentionKernel) -> None:
 
 def _beside(request: Request) -> "Beside | None":
     """An adapter that is not merged, once it is known to fit."""
-    adapter = request.arguments.adapter_reference
-    if adapter is None or request.arguments.merge:
+    if request.kept_apart is None:
         return None
     # Flax takes a while to import, and few calls need it before arrays are read.
     from lazyload.low_rank import beside
 
-    return beside(request, open_adapter(adapter, peft.CONFIG, peft.WEIGHTS))
+    return beside(request, request.kept_apart)
 
 
 @explains_arguments

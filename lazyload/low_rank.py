@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,8 +73,8 @@ class Beside:
         """Gives the module of a kernel its two parameters."""
         old: nnx.Param[jax.Array] = getattr(module, parameter)
         halves = list(zip(kernel.matrices, self.pairs[kernel], strict=True))
-        a = [self._whole(pair.a).T[matrix.columns] for matrix, pair in halves]
-        b = [np.moveaxis(self._whole(pair.b)[matrix.rows], -1, 0) for matrix, pair in halves]
+        a = [self.files.whole(pair.a).T[matrix.columns] for matrix, pair in halves]
+        b = [np.moveaxis(self.files.whole(pair.b)[matrix.rows], -1, 0) for matrix, pair in halves]
         stack = range(kernel.is_stacked)
         split = kernel.is_stacked + kernel.num_inputs
         ndim = old[...].ndim
@@ -86,9 +86,6 @@ class Beside:
             setattr(module, parameter + ending, _parameter_like(old, values, dimensions))
         # For `peft_files`: qwix keeps it where nobody finds it.
         getattr(module, parameter + _A).set_metadata(_ALPHA, alpha)
-
-    def _whole(self, name: str) -> np.ndarray:
-        return self.files.read(name, tuple(slice(0, size) for size in self.files.tensors[name].shape))
 
 
 def beside(request: Request, files: AdapterFiles) -> Beside:
@@ -102,9 +99,10 @@ def beside(request: Request, files: AdapterFiles) -> Beside:
     if importlib.util.find_spec("qwix") is None:
         raise MissingPackageError("merge=False makes parameters of LoRA as qwix has them: pip install qwix")
     adapter = peft.read_adapter(files.config, files.tensors, files.name)
-    if adapter.replaced:
-        names = ", ".join(list(adapter.replaced)[:3])
-        raise UnsupportedFormatError(f"{files.name} has tensors in place of the model's ({names}): give merge=True")
+    if others := _only_merged(adapter):
+        raise UnsupportedFormatError(
+            f"{files.name} has {others}, which parameters of LoRA beside kernels cannot say: give merge=True"
+        )
     warn_of_other_base(files, request.source.name)
     kernels, aliases = kernels_of(request), request.family.stored(request.whole).aliases
     users = kernels.of_matrices()
@@ -114,7 +112,7 @@ def beside(request: Request, files: AdapterFiles) -> Beside:
     for weight, pair in adapter.added.items():
         name = found(weight, known, aliases)
         if name is None:
-            problems.append(f"{weight}: is no matrix that kernels of the model consist of")
+            problems.append(f"{weight}: is no matrix that kernels of the model consist of; merge=True merges it")
             continue
         for kernel, layer in known[name]:
             if shape_of(pair, files.tensors) != (size := kernel.matrices[layer].shape):
@@ -127,6 +125,19 @@ def beside(request: Request, files: AdapterFiles) -> Beside:
     if problems:
         raise TensorMismatchError(f"{files.name} cannot stand beside this base model's kernels", problems)
     return Beside(files, {kernel: [of_it[layer] for layer in sorted(of_it)] for kernel, of_it in layers.items()})
+
+
+def _only_merged(adapter: peft.Adapter) -> str:
+    """What an adapter has that can only be merged; empty for nothing."""
+    kinds: Mapping[str, Collection[str]] = {
+        "tensors in place of the model's": adapter.replaced,
+        "DoRA's magnitudes (use_dora)": [pair.magnitude for pair in adapter.added.values() if pair.magnitude],
+        "biases (lora_bias)": adapter.biases,
+        "matrices for experts (target_parameters)": [pair.a for pair in adapter.experts.values()],
+        "rows of embeddings (trainable_token_indices)": adapter.tokens,
+    }
+    found = [f"{what}, such as {next(iter(names))}" for what, names in kinds.items() if names]
+    return " and ".join(found)
 
 
 def _uneven(kernel: Kernel, pairs: Mapping[int, peft.LowRank], files: AdapterFiles) -> Iterable[str]:
@@ -172,7 +183,8 @@ def peft_files(model: nnx.Module, request: Request, alpha: float) -> tuple[bytes
             continue
         if (kernel := kernels.get(path.removesuffix(_A))) is None:
             raise InputError(
-                f"{path}: PEFT has no adapter for it, because {path.removesuffix(_A)} is no matrix of the checkpoint"
+                f"{path}: no adapter of PEFT is written for it, because {path.removesuffix(_A)} is no single matrix of "
+                "the checkpoint; merge it into the kernel, and save the whole model"
             )
         own_alpha = float(nodes[path].get_metadata().get(_ALPHA, alpha))
         for pair in _pairs(kernel, np.asarray(nodes[path][...]), np.asarray(nodes[partner][...]), own_alpha, path):

@@ -230,8 +230,8 @@ def _share(request: Request, conversion: Conversion, index: int, count: int) -> 
     )[index]
 
 
-def _read_for(request: Request, conversion: Conversion, share: "Share | None") -> set[str]:
-    """The source's tensors that are read for a conversion, or for a share of it."""
+def _read_for(request: Request, conversion: Conversion, share: "Share | None") -> list[str]:
+    """The source's tensors that are read for a conversion, or for a share of it; what is read twice, twice."""
     if share is not None:
         return request.of_source(share.sources(conversion.tensors))
     return request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})

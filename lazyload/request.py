@@ -33,7 +33,7 @@ from lazyload.layouts.unroll import unroll_tree
 from lazyload.options import LayoutOption, dtype_patterns, dtypes_for, require_layers, storage_of
 from lazyload.progress import CallProgress
 from lazyload.recalling import adapter_of, source_of
-from lazyload.sources import AdapterFiles, Source
+from lazyload.sources import AdapterFiles, ModelReference, Source, open_adapter
 from lazyload.sources.remembered import RememberedSource, Told
 from lazyload.storage import Storage
 from lazyload.targets import target_of, with_all_parameters
@@ -61,6 +61,7 @@ class Request:
         cache: Where entries are.
         fields: The key's fields, but for the source's identity.
         adapter: What is merged into the source's tensors; None for nothing.
+        kept_apart: The adapter that is not merged into them; None for none.
     """
 
     arguments: ModelArguments
@@ -75,6 +76,7 @@ class Request:
     cache: Cache
     fields: Mapping[str, Any]
     adapter: AdapterFiles | None = None
+    kept_apart: AdapterFiles | None = None
 
     @functools.cached_property
     def tensors(self) -> TensorSource:
@@ -86,16 +88,15 @@ class Request:
         """
         if self.adapter is None:
             return self.source
-        aliases = self.family.stored(self.whole).aliases
         tied = None
         if self.fields["own_head"] is not None:
             # By `config.json`, also where this is the request for what turned out to be stored.
             tied = tied_names(self.source, self.family.stored(_with_own_head(self.whole) or self.whole))
-        return Merged(self.source, self.adapter, aliases, tied)
+        return Merged(self.source, self.adapter, self.family, self.whole, tied)
 
-    def of_source(self, names: Collection[str]) -> set[str]:
-        """Those of some tensors for which the source is read."""
-        return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else set(names)
+    def of_source(self, names: Collection[str]) -> list[str]:
+        """The source's tensors that are read for some tensors, each as often as it is read."""
+        return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else list(names)
 
     @property
     def origin(self) -> Mapping[str, Any]:
@@ -280,7 +281,7 @@ def open_request(
         progress: The call's, where weights must be read to tell which they are; None for nobody's.
         dry_run: Whether nothing is written, not even what is found out about a folder.
         told: What another process has found out about a hub model, so that nobody is asked; None for nothing.
-        adapter: The adapter that is merged, where another process has found out which one it is.
+        adapter: The adapter, where another process has found out which one it is.
     """
     flags = storage_of(arguments.storage).resolve(reads_every_format=reads_every_format)
     _require_family(arguments.family)
@@ -290,10 +291,11 @@ def open_request(
     contents = cache.contents.read_only() if dry_run else cache.contents
     if not dry_run:
         tell_outdated(cache)
-    merged = arguments.adapter_reference if arguments.merge else None
+    reference = arguments.adapter_reference
     with contextlib.closing(source_of(arguments.reference, cache, contents, progress, told)) as source:
-        if merged is not None and adapter is None:
-            adapter = adapter_of(merged, cache, source.name, peft.CONFIG, peft.WEIGHTS)
+        if reference is not None and adapter is None:
+            adapter = _adapter(reference, cache, source.name, merge=arguments.merge)
+        merged = adapter if arguments.merge else None
         values = overridden(source.config, arguments.config)
         family = arguments.family or families.find(values)
         whole = with_all_parameters(arguments.layout, family.read(values))
@@ -312,7 +314,7 @@ def open_request(
             "layout": target.layout.name,
             "container": target.description(),
             "dtype": dtypes.description(),
-            "adapter": None if adapter is None else dict(adapter.identity),
+            "adapter": None if merged is None else dict(merged.identity),
             "storage": flags.fields(),
             "format": ENTRY_FORMAT,
         }
@@ -330,8 +332,16 @@ def open_request(
             storage=flags,
             cache=cache,
             fields=fields,
-            adapter=adapter,
+            adapter=merged,
+            kept_apart=None if arguments.merge else adapter,
         )
+
+
+def _adapter(reference: ModelReference, cache: Cache, model: str, *, merge: bool) -> AdapterFiles:
+    """The adapter; of one that is not merged, no entry knows anything."""
+    if merge:
+        return adapter_of(reference, cache, model, peft.CONFIG, peft.WEIGHTS)
+    return open_adapter(reference, peft.CONFIG, peft.WEIGHTS)
 
 
 def read_config(arguments: ModelArguments) -> Any:

@@ -103,8 +103,8 @@ def _speak(call: Call, request: Request) -> None:
 
 
 def _said_of_adapter(request: Request) -> dict[str, Any] | None:
-    """What there is to say of the adapter that is merged; None where there is none."""
-    reference, adapter = request.arguments.adapter_reference, request.adapter
+    """What there is to say of the adapter; None where there is none."""
+    reference, adapter = request.arguments.adapter_reference, request.adapter or request.kept_apart
     if reference is None or adapter is None:
         return None
     hub = {"identity": dict(adapter.identity), "origin": dict(adapter.origin)}
@@ -118,7 +118,7 @@ def _said_of_adapter(request: Request) -> dict[str, Any] | None:
 def _adapter_of_first(arguments: ModelArguments, said: Mapping[str, Any]) -> AdapterFiles | None:
     """The adapter of the hub that the first process has resolved; None where there is none."""
     reference, hub = arguments.adapter_reference, (said["adapter"] or {}).get("hub")
-    if reference is None or hub is None or not arguments.merge:
+    if reference is None or hub is None:
         return None
     return adapter_at(reference, hub["identity"], hub["origin"], peft.CONFIG, peft.WEIGHTS)
 
@@ -126,7 +126,7 @@ def _adapter_of_first(arguments: ModelArguments, said: Mapping[str, Any]) -> Ada
 def _differences_of_references(arguments: ModelArguments, said: Mapping[str, Any]) -> list[str]:
     """How model and adapter differ from the first process's; whether there is an adapter, the fields of the key say."""
     differences = _differences_of_reference(arguments.reference, said)
-    if arguments.adapter_reference is not None and arguments.merge and said["adapter"] is not None:
+    if arguments.adapter_reference is not None and said["adapter"] is not None:
         of_adapter = _differences_of_reference(arguments.adapter_reference, said["adapter"])
         differences += [f"adapter.{difference}" for difference in of_adapter]
     return differences

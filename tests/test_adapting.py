@@ -1,11 +1,13 @@
 """Adapters in PEFT's format, merged into a model while it is converted."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from support import checkpoints, stored
 from support.hub import Hub
 
 import lazyload
+from lazyload.adapting.changes import Rescaled
 from lazyload.errors import (
     ArgumentError,
     LazyLoadError,
@@ -21,9 +24,12 @@ from lazyload.errors import (
     TensorMismatchError,
     UnsupportedFormatError,
 )
+from lazyload.formats.peft import Adapter, read_adapter
+from lazyload.layouts.source import Box, TensorInfo
 
 PREFIX = "base_model.model."
 LAYERS = "model.layers"
+TOKENS = ".token_adapter.trainable_tokens_delta"
 
 
 def base_of(tmp_path: Path, name: str = "llama3") -> Path:
@@ -198,6 +204,8 @@ def test_half_of_a_tied_pair_unties(tmp_path: Path) -> None:
             (own, {}, 1, embedding),
             (own, {"ensure_weight_tying": True}, 1, None),
             (thin, {}, embedding, embedding + 2.0),
+            # PEFT saves what it has wrapped, too.
+            (thin | {f"{PREFIX}lm_head.base_layer.weight": embedding}, {}, embedding, embedding + 2.0),
             (of_embedding, {}, embedding + 2.0, embedding),
             (of_embedding | thin, {}, embedding + 2.0, embedding + 2.0),
         )
@@ -239,11 +247,13 @@ def test_an_embedding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"use_dora": True}, UnsupportedFormatError, "use_dora=True, which is not implemented"),
-        ({"bias": "all"}, UnsupportedFormatError, "bias='all'"),
-        ({"init_lora_weights": "pissa"}, UnsupportedFormatError, "init_lora_weights='pissa'"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, UnsupportedFormatError, "target_parameters"),
-        ({"a_field_of_tomorrow": 3}, UnsupportedFormatError, "a_field_of_tomorrow=3"),
+        ({"a_field_of_tomorrow": 3}, UnsupportedFormatError, "a_field_of_tomorrow=3, which is not implemented"),
+        ({"use_dora": True}, TensorMismatchError, "has no lora_magnitude_vector, and .* has use_dora=True"),
+        ({"lora_bias": True}, TensorMismatchError, "has no lora_B.bias, and .* has lora_bias=True"),
+        ({"use_dora": True, "lora_bias": True}, UnsupportedFormatError, "use_dora=True with lora_bias"),
+        ({"target_parameters": "experts"}, UnsupportedFormatError, "target_parameters='experts'; it is a list"),
+        ({"target_parameters": ["q_proj.bias"]}, UnsupportedFormatError, r"adapters of .*q_proj\.bias are not read"),
+        ({"trainable_token_indices": {"x": [-1]}}, UnsupportedFormatError, "trainable_token_indices"),
         ({"peft_type": "IA3"}, UnsupportedFormatError, "peft_type is 'IA3'"),
         ({"r": 8}, TensorMismatchError, "but the rank of .* is 8"),
         ({"r": 0}, UnsupportedFormatError, "r=0"),
@@ -262,6 +272,127 @@ def test_configs_that_are_refused(
     adapter = write(tmp_path / "adapter", part, **changes)
     with pytest.raises(error, match=message):
         lazyload.plan(base, adapter=adapter, cache_dir=tmp_path / "cache")
+
+
+IN_ORDER = {"r": 4, "lora_alpha": 8, "peft_type": "LORA", "target_modules": ["q_proj"]}
+"""Fields that each test's own adapter has values for."""
+
+WITHOUT_EFFECT = {
+    **{"exclude_modules": ["x"], "lora_dropout": 0.1, "fan_in_fan_out": True, "use_rslora": True, "bias": "all"},
+    **{"modules_to_save": ["norm"], "layers_to_transform": [0], "layers_pattern": "layers", "task_type": "CAUSAL_LM"},
+    **{"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"up_proj": 2}, "megatron_core": "megatron.core"},
+    **{"eva_config": {"rho": 2.0}, "corda_config": {"corda_method": "ipm"}, "lora_ga_config": {"scale": "stable"}},
+    **{"loftq_config": {"loftq_bits": 4}, "runtime_config": {}, "qalora_group_size": 8, "ensure_weight_tying": True},
+    **{"auto_mapping": {}, "base_model_name_or_path": "x", "revision": "v1", "inference_mode": False},
+    **{"peft_version": "0.17.0", "init_lora_weights": "eva", "target_parameters": ["mlp.experts.down_proj"]},
+    **{"trainable_token_indices": [1]},
+}
+"""What may be said of an adapter of which nothing else is said."""
+
+REFUSED = {
+    **{"megatron_config": {"x": 1}, "velora_config": {"num_groups": 8}, "kasa_config": {"beta": 1e-4}},
+    **{"alora_invocation_tokens": [5], "use_qalora": True, "monteclora_config": {"num_samples": 8}},
+    **{"layer_replication": [[0, 2]], "use_bdlora": {"nblocks": 2}, "arrow_config": {"top_k": 3}},
+}
+CONTRADICTED = {"use_dora": True, "lora_bias": True}
+"""What the adapter's tensors must agree with."""
+
+
+def test_every_field_is_read_or_refused_by_its_name() -> None:
+    tensors = {f"{PREFIX}{LAYERS}.0.self_attn.q_proj.lora_{half}.weight": (4, 4) for half in "AB"}
+    described = {name: TensorInfo(shape, np.dtype(np.float32)) for name, shape in tensors.items()}
+
+    def read(**fields: Any) -> Adapter:
+        return read_adapter({**IN_ORDER, **fields}, described, "it")
+
+    for field, value in WITHOUT_EFFECT.items():
+        (pair,) = read(**{field: value}).added.values()
+        assert pair.scaling == (4 if field == "use_rslora" else 2)
+    for field, value in REFUSED.items():
+        with pytest.raises(UnsupportedFormatError, match=f"has {field}=.* merge the adapter with peft"):
+            read(**{field: value})
+    for start in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "of_tomorrow"):
+        with pytest.raises(UnsupportedFormatError, match=f"init_lora_weights='{start}'"):
+            read(init_lora_weights=start)
+    peft = pytest.importorskip("peft")
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig) if field.init}
+    assert fields <= IN_ORDER.keys() | WITHOUT_EFFECT.keys() | REFUSED.keys() | CONTRADICTED.keys()
+    for kind in set(peft.PeftType) - {peft.PeftType.LORA}:
+        with pytest.raises(UnsupportedFormatError, match=f"peft_type is '{kind.value}'"):
+            read(peft_type=kind.value)
+
+
+def test_rows_are_as_long_however_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever box a chunk or another process reads first: the same bits."""
+    random = np.random.default_rng(0)
+    whole, magnitude = random.normal(size=(11, 6)).astype(np.float32), random.uniform(1, 2, size=11).astype(np.float32)
+    whole[3] = 0
+    monkeypatch.setattr("lazyload.adapting.changes._TILE_SIZE", 4 * 6)
+
+    def changed(index: Box, *, of_embedding: bool) -> np.ndarray:
+        values, lengths = (whole.T, magnitude) if of_embedding else (whole, magnitude)
+        return Rescaled(lambda box: values[box], values.shape, lengths, of_embedding=of_embedding)(index)
+
+    everything = slice(0, 11), slice(0, 6)
+    expected = changed(everything, of_embedding=False)
+    lengths = np.linalg.norm(expected, axis=1)
+    np.testing.assert_allclose(lengths, np.where(np.arange(11) == 3, 0, magnitude), rtol=1e-6)
+    for box in ((slice(2, 9), slice(1, 5)), (slice(10, 11), slice(0, 6)), (slice(4, 4), slice(0, 6))):
+        np.testing.assert_array_equal(changed(box, of_embedding=False), expected[box])
+        turned = changed((box[1], box[0]), of_embedding=True)
+        np.testing.assert_allclose(turned, expected[box].T, rtol=1e-6)
+
+
+def test_matrices_of_experts_may_be_the_other_way_round(tmp_path: Path) -> None:
+    """As PEFT 0.18 has them: it takes the first of two dimensions for the inputs, whatever they are."""
+    base = base_of(tmp_path, "qwen3_moe")
+    tensors, random = stored.tensors(base), np.random.default_rng(0)
+    rows, columns = 64, tensors[f"{LAYERS}.1.mlp.experts.0.down_proj.weight"].shape[1]
+    a, b = (random.normal(size=shape).astype(np.float32) for shape in ((8 * 2, rows), (columns, 2 * 8)))
+    module = f"{PREFIX}{LAYERS}.1.mlp.experts.lora_"
+    adapter = write(
+        tmp_path / "adapter", {f"{module}A.weight": a, f"{module}B.weight": b}, r=2, target_parameters=["down_proj"]
+    )
+    found = merged(base, adapter, tmp_path)
+    for expert in range(8):
+        weight = f"{LAYERS}.1.mlp.experts.{expert}.down_proj.weight"
+        change = 4.0 * (b[:, expert::8] @ a[2 * expert : 2 * expert + 2]).T
+        np.testing.assert_allclose(found[weight], tensors[weight].astype(np.float32) + change, rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
+    base = base_of(tmp_path)
+    tensors = stored.tensors(base)
+    part = pair(tensors, f"{LAYERS}.0.self_attn.q_proj.weight", 4)
+    module = f"{PREFIX}{LAYERS}.0.self_attn.q_proj"
+    row = np.zeros((1, 64), np.float32)
+    for number, (further, config, message) in enumerate(
+        (
+            ({f"{module}.lora_B.bias": row[0]}, {"lora_bias": True}, "q_proj.bias: the base model has no such tensor"),
+            ({f"{module}.lora_magnitude_vector": row[0, 1:]}, {"use_dora": True}, r"has shape \[63\], not \[64\]"),
+            ({f"{module}.lora_magnitude_vector": row[0]}, {}, "has a lora_magnitude_vector, and .*use_dora=False"),
+            ({f"{PREFIX}model.embed_tokens{TOKENS}": row}, {"trainable_token_indices": [1, 2]}, "indices 2"),
+            ({f"{PREFIX}model.embed_tokens{TOKENS}": row}, {"trainable_token_indices": [512]}, "for other tokens"),
+            (
+                {name.replace("self_attn.q_proj", "mlp.experts"): array for name, array in part.items()},
+                {"target_parameters": ["experts.down_proj"]},
+                "has no experts with layers.0.down_proj",
+            ),
+            (
+                {name.replace("self_attn.q_proj", "mlp.experts"): array for name, array in part.items()},
+                {"target_parameters": GATES_AND_MORE},
+                "no target_parameters of .* say which parameter it belongs to",
+            ),
+            (
+                {name.replace("q_proj.lora", "q_proj.base_layer.lora"): array for name, array in part.items()},
+                {},
+                "no target_parameters of .* say which parameter it belongs to",
+            ),
+        )
+    ):
+        adapter = write(tmp_path / str(number), part | further, **config)
+        with pytest.raises(TensorMismatchError, match=message):
+            lazyload.plan(base, adapter=adapter, cache_dir=tmp_path / "cache")
 
 
 def test_an_adapter_of_another_base(tmp_path: Path) -> None:
@@ -289,32 +420,80 @@ def test_an_adapter_of_another_base(tmp_path: Path) -> None:
         lazyload.convert(base, adapter=base, cache_dir=tmp_path / "cache")
 
 
+GATES_AND_MORE = ["experts.gate_up_proj", "experts.down_proj"]
+OF_PEFT: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": (
+        "llama3",
+        {
+            "use_rslora": True,
+            "target_modules": ["q_proj", "down_proj", "embed_tokens"],
+            "rank_pattern": {"layers.1.self_attn.q_proj": 2},
+            "alpha_pattern": {"down_proj": 3},
+            "modules_to_save": ["lm_head"],
+        },
+    ),
+    "dora": (
+        "llama3",
+        {"use_dora": True, "target_modules": ["q_proj", "down_proj", "embed_tokens"], "rank_pattern": {"down_proj": 2}},
+    ),
+    "tokens": ("llama3_tied", {"target_modules": ["v_proj"], "trainable_token_indices": [7, 3]}),
+    "bias": ("qwen2", {"bias": "all", "use_dora": True, "target_modules": ["q_proj", "o_proj"]}),
+    "lora_bias": ("qwen2", {"lora_bias": True, "target_modules": ["q_proj", "v_proj"]}),
+    "an expert a tensor": (
+        "qwen3_moe",
+        {"target_parameters": [*GATES_AND_MORE, "mlp.gate.weight"], "rank_pattern": {"experts.down_proj": 2}},
+    ),
+    "a router": ("phimoe", {"target_parameters": ["experts.gate_up_proj", "mlp.router.weight"]}),
+    "interleaved": ("gpt_oss", {"bias": "all", "target_parameters": ["gate_up_proj", "down_proj"]}),
+    "inputs first": ("llama4_text", {"target_parameters": GATES_AND_MORE[1:], "target_modules": ["q_proj"]}),
+    "a shared expert": ("granitemoehybrid", {"target_parameters": GATES_AND_MORE, "target_modules": ["input_linear"]}),
+    "stored inputs first": ("qwen3_vl_moe", {"target_parameters": GATES_AND_MORE}),
+}
+
+
 # PEFT 0.21 asks transformers 5.24 by a name that this deprecates.
 @pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing`:FutureWarning", "ignore:Setting `save_embedding:UserWarning"
+    "ignore:`is_gradient_checkpointing`:FutureWarning",
+    "ignore:Setting `save_embedding:UserWarning",
+    # It takes a bias for a matrix, and says so of patterns for parameters that it uses.
+    "ignore:Adapter 'default'",
+    "ignore:The following rank_pattern keys did not match:RuntimeWarning",
 )
-def test_what_peft_makes_and_merges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", OF_PEFT)
+def test_what_peft_makes_and_merges(case: str, tmp_path: Path) -> None:
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers", minversion="5.24")
-    base = base_of(tmp_path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    config = peft.LoraConfig(
-        r=4,
-        lora_alpha=6,
-        use_rslora=True,
-        init_lora_weights=False,
-        target_modules=["q_proj", "down_proj", "embed_tokens"],
-        rank_pattern={"layers.1.self_attn.q_proj": 2},
-        alpha_pattern={"down_proj": 3},
-        modules_to_save=["lm_head"],
-    )
-    tuned = peft.get_peft_model(theirs, config)
+    name, options = OF_PEFT[case]
+    base = base_of(tmp_path, name)
+    kind = "AutoModelForImageTextToText" if name == "qwen3_vl_moe" else "AutoModelForCausalLM"
+    theirs = getattr(transformers, kind).from_pretrained(base, dtype=torch.float32)
+    chosen: dict[str, Any] = {"r": 4, "lora_alpha": 6, "init_lora_weights": False, "target_modules": []}
+    tuned = peft.get_peft_model(theirs, peft.LoraConfig(**{**chosen, **options}))
     with torch.no_grad():
-        tuned.base_model.model.lm_head.modules_to_save["default"].weight.add_(0.1)
+        for path, parameter in tuned.named_parameters():
+            if parameter.requires_grad and "lora_A" not in path:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
     tuned.save_pretrained(tmp_path / "adapter")
-    expected = {name: value.numpy() for name, value in tuned.merge_and_unload().state_dict().items()}
+    joined = tuned.merge_and_unload()
+    joined.save_pretrained(tmp_path / "theirs")
+    expected = stored.tensors(tmp_path / "theirs")
     with jax.default_matmul_precision("highest"):
-        found = merged(base, tmp_path / "adapter", tmp_path)
-    assert found.keys() == expected.keys()
-    for name, values in found.items():
-        np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        model = lazyload.from_pretrained(
+            base, adapter=tmp_path / "adapter", cache_dir=tmp_path / "cache", dtype="float32"
+        )
+        found = stored.tensors(lazyload.save_pretrained(model, tmp_path / "merged", like=base))
+        assert found.keys() == expected.keys()
+        for tensor, values in found.items():
+            # transformers 5 saves these with outputs first.
+            own = (
+                expected[tensor].swapaxes(1, 2)
+                if case == "stored inputs first" and values.ndim == 3
+                else expected[tensor]
+            )
+            np.testing.assert_allclose(values, own.astype(np.float32), rtol=1e-5, atol=1e-6, err_msg=tensor)
+        if case == "dora":
+            tokens = np.arange(20).reshape(2, 10) * 3 % 61
+            with torch.no_grad():
+                theirs_logits = joined(torch.tensor(tokens)).logits.numpy()
+            logits, _ = model(jnp.asarray(tokens))
+            np.testing.assert_allclose(logits, theirs_logits, rtol=0, atol=1e-4)

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support import checkpoints, stored
 from support.lora import ALPHA, PATHS, TENSORS, save
 
 import lazyload
-from lazyload.errors import ArgumentError, InputError, MissingPackageError, TensorMismatchError
+from lazyload.errors import ArgumentError, InputError, MissingPackageError, TensorMismatchError, UnsupportedFormatError
+from lazyload.formats.peft import WEIGHTS
 
 
 @pytest.fixture
@@ -54,6 +55,17 @@ def test_peft_loads_it(base: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 
+def with_more(folder: Path, copy: Path, more: dict[str, np.ndarray], **fields: Any) -> Path:
+    """An adapter of one module, with further tensors of it."""
+    module = "base_model.model.model.layers.0.self_attn."
+    kept = {name: values for name, values in load_file(folder / WEIGHTS).items() if name.startswith(f"{module}q_proj")}
+    copy.mkdir()
+    save_file(kept | {f"{module}{name}": values for name, values in more.items()}, copy / WEIGHTS)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(config | fields))
+    return copy
+
+
 def test_what_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, folder = save(base, tmp_path)
     options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "dtype": "float32"}
@@ -80,9 +92,49 @@ def test_what_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(TensorMismatchError) as caught:
         lazyload.from_pretrained(base, adapter=folder, merge=False, scan_layers=True, **options)
     assert any("has no adapter, and others of its stack have one" in each for each in caught.value.problems)
+    for number, (changes, message) in enumerate(
+        (
+            (
+                {"q_proj.lora_magnitude_vector": np.ones(64, np.float32)},
+                "magnitudes .use_dora., such as .*: give merge",
+            ),
+            ({"q_proj.lora_B.bias": np.ones(64, np.float32)}, "biases .lora_bias."),
+            ({"q_proj.base_layer.bias": np.ones(64, np.float32)}, "tensors in place of the model's, such as .*q_proj"),
+        )
+    ):
+        switches = {"use_dora": number == 0, "lora_bias": number == 1}
+        richer = with_more(folder, tmp_path / f"richer{number}", changes, **switches)
+        with pytest.raises(UnsupportedFormatError, match=message):
+            lazyload.from_pretrained(base, adapter=richer, merge=False, **options)
     other = checkpoints.make("phi3", tmp_path)
     with pytest.raises(TensorMismatchError, match="cannot stand beside"):
         lazyload.from_pretrained(other, adapter=folder, merge=False, **options)
+
+
+def test_experts_have_no_adapter_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to be loaded nor to be saved: no trainer makes parameters of LoRA for them."""
+    base = checkpoints.make("qwen3_moe", tmp_path)
+    module = "base_model.model.model.layers.0.mlp.experts"
+    of_all = {f"{module}.lora_A.weight": (16, 48), f"{module}.lora_B.weight": (64, 16)}
+    of_one = {f"{module}.3.down_proj.lora_A.weight": (2, 48), f"{module}.3.down_proj.lora_B.weight": (64, 2)}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_parameters": ["experts.down_proj"]}
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "dtype": "float32"}
+    monkeypatch.setattr("lazyload.low_rank.importlib.util.find_spec", lambda name: name)
+    for number, shapes in enumerate((of_all, of_one)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        save_file({name: np.ones(shape, np.float32) for name, shape in shapes.items()}, folder / WEIGHTS)
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        message = ("matrices for experts", "3.down_proj.weight: is no matrix that kernels .* merge=True merges it")[
+            number
+        ]
+        with pytest.raises((UnsupportedFormatError, TensorMismatchError), match=message):
+            lazyload.from_pretrained(base, adapter=folder, merge=False, **options)
+    model = lazyload.from_pretrained(base, **options)
+    model.layers[0].moe.down_proj.kernel_lora_a = nnx.LoRAParam(jnp.ones((8, 48, 2)))
+    model.layers[0].moe.down_proj.kernel_lora_b = nnx.LoRAParam(jnp.ones((2, 64)))
+    with pytest.raises(InputError, match=r"layers\.0\.moe\.down_proj\.kernel is no single matrix of the checkpoint"):
+        lazyload.save_pretrained(model, tmp_path / "x", like=base, adapter_only=True, lora_alpha=1.0)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

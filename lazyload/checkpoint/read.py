@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from lazyload.checkpoint.compressed import CompressedReader
 
 _BYTES_IN_FLIGHT = 2 << 30
-"""Of arrays that are being read or transferred at the same time, unless a single one is larger."""
+"""Of arrays that are being read at the same time, unless a single one is larger."""
+
+_BYTES_ON_THE_WAY = 512 << 20
+"""The same where devices have memory of their own: what is here until it is there, and that it is, costs most."""
 
 
 def read(
@@ -148,7 +151,7 @@ class _Reading:
         self._verify = verify
         self._advance = advance
         self._count = count
-        self._budget = _Budget(_BYTES_IN_FLIGHT)
+        self._budget = _Budget(_BYTES_IN_FLIGHT if _are_here(shardings.values()) else _BYTES_ON_THE_WAY)
         self._lock = threading.Lock()
         self._assemblies: dict[str, Assembly] = {}
         self._waiting: dict[str, int] = {}
@@ -272,6 +275,11 @@ class _Reading:
             array.block_until_ready()
         self._arrays[path] = array
         self._budget.put_back(record.nbytes)
+
+
+def _are_here(shardings: Iterable[Sharding]) -> bool:
+    """Whether devices take the host's memory over, as CPUs do."""
+    return all(device.platform == "cpu" for sharding in set(shardings) for device in sharding.addressable_devices)
 
 
 class _Budget:

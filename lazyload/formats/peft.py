@@ -1,55 +1,89 @@
-"""LoRA adapters in PEFT's format: `adapter_config.json`, and two thin matrices for each weight that is changed.
+"""Adapters in PEFT's format: `adapter_config.json`, and small tensors for the weights that are changed.
 
-What the fields mean is what PEFT 0.21 does with them (`peft/tuners/lora/config.py` and `layer.py`): the weight
-becomes `W + scaling * B A`, with `scaling` the alpha over the rank, or over its root with `use_rslora`. A field that
-changes the result and is not read is refused by its name.
+With plain LoRA a weight becomes `W + scaling * B A`, with DoRA `magnitude / |W + scaling * B A|` times that, row by row
+(`peft/tuners/lora/dora.py`). Experts that transformers keeps in one parameter have the matrices of all in one pair, the
+experts outermost in `A` and innermost in `B` (`ParamWrapper` of `peft/tuners/lora/layer.py`).
 """
 
-import math
+import collections
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lazyload.errors import TensorMismatchError, UnsupportedFormatError
+from lazyload.formats.peft_config import CONFIG, parameters_of, rank_of, require_read, scaling_of, tokens_of
+from lazyload.layouts.axes import Axes
+from lazyload.layouts.layout import Layout
 from lazyload.layouts.source import TensorInfo
 
-CONFIG = "adapter_config.json"
+__all__ = ["CONFIG", "PREFIX", "WEIGHTS", "Adapter", "Bias", "LowRank", "Tokens", "experts", "read_adapter"]
+
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the model that it wraps."""
 
-_READ = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "peft_type"}
-# What was trained and how, and what the tensors themselves say. PEFT sets `fan_in_fan_out` aside for linear maps as all
-# of ours are.
-_WITHOUT_EFFECT = {
-    *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "task_type"),
-    *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version", "lora_dropout"),
-    *("fan_in_fan_out", "megatron_core", "runtime_config", "qalora_group_size", "eva_config", "ensure_weight_tying"),
-}
-_PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    # Others change the base model's weights, too.
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
-}
-_LOW_RANK = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<half>[AB])(?:\.weight)?")
+_OF_LORA = re.compile(
+    r"(?P<module>.+?)(?P<nested>(?:\.base_layer)*)"
+    r"\.(?P<part>lora_(?:embedding_)?[AB]|lora_B\.bias|lora_magnitude_vector)(?:\.weight)?"
+)
+_TOKENS = ".token_adapter.trainable_tokens_delta"
+_EXPERTS = re.compile(
+    r"(?:.+\.)?layers\.(?P<layer>\d+)\.(?:.+\.)?"
+    r"(?:(?P<parameter>gate_up_proj|up_proj|down_proj)|block_sparse_moe\.(?P<granite>input|output)_linear\.weight)"
+)
+"""Parameters with the matrices of all experts of a layer; Granite's as transformers 4 calls them, too."""
+
+_OF_GRANITE = {"input": "gate_up_proj", "output": "down_proj"}
+_INTERLEAVED = ("gpt_oss",)
+"""Families whose gates and up projections take turns."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to one weight.
+    """What is added to one weight, or to those of all experts of a layer.
 
     Attributes:
-        a: The tensor `A`, `[rank, in]`; for an embedding `[rank, vocab]`.
-        b: The tensor `B`, `[out, rank]`; for an embedding `[embed, rank]`.
+        a: The tensor `A`, `[rank, in]`; for an embedding `[rank, vocab]`, for experts `[(expert rank), in]`.
+        b: The tensor `B`, `[out, rank]`; for an embedding `[embed, rank]`, for experts `[out, (rank expert)]`.
+        rank: The rank; of each expert's.
         scaling: What their product is multiplied by.
-        of_embedding: Whether the weight is an embedding, `[vocab, embed]`, to which `(B A)` is added transposed.
+        is_transposed: Whether `(B A)` is added transposed, as to an embedding, `[vocab, embed]`.
+        magnitude: DoRA's tensor, of the length that the sum has, `[out]`, or for an embedding `[embed]`; None for none.
     """
 
     a: str
     b: str
+    rank: int
     scaling: float
-    of_embedding: bool = False
+    is_transposed: bool = False
+    magnitude: str | None = None
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What is added to a bias: that of a layer's `lora_B`.
+
+    Attributes:
+        tensor: The tensor.
+        scaling: What it is multiplied by.
+    """
+
+    tensor: str
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows of an embedding that take the place of the base model's.
+
+    Attributes:
+        tensor: The rows, `[token, embed]`.
+        indices: Which tokens they are.
+    """
+
+    tensor: str
+    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -59,12 +93,37 @@ class Adapter:
     Attributes:
         base: The base model's name, as far as the file says it.
         added: What is added to weights, by weight.
-        replaced: Tensors that take the place of the base model's, by the name of that (`modules_to_save`).
+        replaced: Tensors that take the place of the base model's, by the name of that (`modules_to_save`, `bias`).
+        experts: What is added to the weights of a layer's experts, by layer and parameter.
+        biases: What is added to biases, by bias.
+        tokens: Rows of embeddings, by weight.
     """
 
     base: str
     added: Mapping[str, LowRank]
     replaced: Mapping[str, str]
+    experts: Mapping[tuple[int, str], LowRank] = field(default_factory=dict)
+    biases: Mapping[str, Bias] = field(default_factory=dict)
+    tokens: Mapping[str, Tokens] = field(default_factory=dict)
+
+
+def experts(family: str, model: Axes) -> Layout:
+    """The weights of experts as PEFT's matrices have them, each multiplied out: outputs before inputs.
+
+    Args:
+        family: The family's name.
+        model: The sizes of the axes.
+    """
+    ungated = model.groups("experts.up")
+    # These may work on something narrower than the tokens.
+    width = "expert_latent" if ungated and "expert_latent" in ungated[0].sizes else "embed"
+    both = "(expert_mlp gate_up)" if family in _INTERLEAVED else "(gate_up expert_mlp)"
+    rows = {
+        "layers.{layer}.gate_up_proj": f"experts.in : expert {both} embed",
+        "layers.{layer}.up_proj": f"experts.up : expert expert_mlp {width}",
+        "layers.{layer}.down_proj": f"experts.out : expert {width} expert_mlp",
+    }
+    return Layout(rows, name="peft", general=True)
 
 
 def read_adapter(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str) -> Adapter:
@@ -79,96 +138,115 @@ def read_adapter(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], w
         UnsupportedFormatError: It is none of LoRA's, or has a feature that is not read.
         TensorMismatchError: A matrix is without its partner, or of another rank than the config says.
     """
-    _require_read(config, where)
-    halves: dict[str, dict[str, str]] = {}
-    replaced = {}
-    of_embedding = set()
+    require_read(config, where)
+    modules: dict[tuple[str, int], dict[str, str]] = {}
+    replaced, tokens = {}, {}
     for name in tensors:
         inner = name.removeprefix(PREFIX)
-        if match := _LOW_RANK.fullmatch(inner):
-            halves.setdefault(match["module"], {})[match["half"]] = name
-            of_embedding |= {match["module"]} if match["kind"] else set()
+        if match := _OF_LORA.fullmatch(inner):
+            depth = match["nested"].count(".base_layer")
+            modules.setdefault((match["module"], depth), {})[match["part"]] = name
         elif "lora_" in inner:
             raise UnsupportedFormatError(
-                f"{where}: {name} is of a kind of adapter that is not read; there is plain LoRA"
+                f"{where}: {name} is of a kind of adapter that is not read; there are LoRA and DoRA"
             )
+        elif inner.endswith(_TOKENS):
+            module = inner.removesuffix(_TOKENS)
+            tokens[f"{module}.weight"] = Tokens(name, tuple(tokens_of(config, module)))
         else:
             replaced[inner.replace(".modules_to_save.", ".").replace(".base_layer.", ".")] = name
-    problems = [
-        problem for module, pair in halves.items() for problem in _problems(module, pair, config, tensors, where)
+    counts = collections.Counter(module for module, _ in modules)
+    pairs = [_read_pair(config, module, depth, counts[module], parts) for (module, depth), parts in modules.items()]
+    problems = [problem for pair in pairs for problem in pair.problems(config, tensors, where)]
+    problems += [
+        f"{each.tensor}: has shape {list(tensors[each.tensor].shape)}, and trainable_token_indices {len(each.indices)}"
+        for each in tokens.values()
+        if tensors[each.tensor].shape[:1] != (len(each.indices),)
     ]
-    if problems or not (halves or replaced):
+    if problems or not (pairs or replaced or tokens):
         raise TensorMismatchError(f"{where}: its weights are not those of {CONFIG}", problems or ["there are none"])
-    added = {
-        f"{module}.weight": LowRank(pair["A"], pair["B"], scaling(config, module), module in of_embedding)
-        for module, pair in halves.items()
-    }
-    return Adapter(str(config.get("base_model_name_or_path") or ""), added, replaced)
-
-
-def scaling(config: Mapping[str, Any], module: str) -> float:
-    """What the product of a module's matrices is multiplied by."""
-    rank = _rank(config, module)
-    alpha = _of_pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8))
-    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _rank(config: Mapping[str, Any], module: str) -> int:
-    return int(_of_pattern(config, "rank_pattern", module, config.get("r", 8)))
-
-
-def _of_pattern(config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
-    """What the first pattern that matches says, as `get_pattern_key` of `peft/utils/other.py` chooses it."""
-    patterns: Mapping[str, Any] = config.get(field) or {}
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
-
-
-def _problems(
-    module: str, pair: Mapping[str, str], config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str
-) -> Iterable[str]:
-    if len(pair) < 2:
-        yield f"{next(iter(pair.values()))}: its partner, lora_A or lora_B, is missing"
-        return
-    rank = _rank(config, module)
-    for half, dimension in (("A", 0), ("B", 1)):
-        shape = tensors[pair[half]].shape
-        if len(shape) != 2 or shape[dimension] != rank:
-            yield f"{pair[half]}: has shape {list(shape)}, but the rank of {module} is {rank} in {where}'s {CONFIG}"
-
-
-def _require_read(config: Mapping[str, Any], where: str) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UnsupportedFormatError(f"{where}: peft_type is {kind!r}; adapters of LORA are read, and no others")
-    for field, pattern, kinds in (("r", "rank_pattern", (int,)), ("lora_alpha", "alpha_pattern", (int, float))):
-        what = "a whole number above 0" if kinds == (int,) else "a number above 0"
-        if not _is_positive(value := config.get(field, 8), kinds):
-            raise UnsupportedFormatError(f"{where}: {CONFIG} has {field}={value!r:.100}; it is {what}")
-        of_modules = config.get(pattern) or {}
-        if not isinstance(of_modules, Mapping):
-            raise UnsupportedFormatError(f"{where}: {CONFIG} has {pattern}={of_modules!r:.100}; it is an object")
-        for key, value in of_modules.items():
-            if not _is_pattern(key) or not _is_positive(value, kinds):
-                raise UnsupportedFormatError(
-                    f"{where}: {CONFIG} has {value!r:.100} in {pattern} for {key!r:.100}; it is {what}, for a regular "
-                    "expression of names"
-                )
-    for field, value in config.items():
-        is_plain = value in _PLAIN[field] if field in _PLAIN else not value
-        if field not in _READ | _WITHOUT_EFFECT and not is_plain:
+    added, of_experts, biases = {}, {}, {}
+    for pair in pairs:
+        low_rank = pair.low_rank(config)
+        if match := _EXPERTS.fullmatch(pair.weight):
+            of_experts[int(match["layer"]), match["parameter"] or _OF_GRANITE[match["granite"]]] = low_rank
+        elif pair.weight.endswith(".weight"):
+            added[pair.weight] = low_rank
+        else:
             raise UnsupportedFormatError(
-                f"{where}: {CONFIG} has {field}={value!r:.100}, which is not implemented; merge the adapter with peft, "
-                "`merge_and_unload()` and `save_pretrained()`, and load the result"
+                f"{where}: {CONFIG} has target_parameters={config['target_parameters']!r:.100}, and adapters of "
+                f"{pair.weight} are not read; those of linear maps, embeddings and experts are"
             )
+        if "lora_B.bias" in pair.parts:
+            biases[f"{pair.weight.removesuffix('weight')}bias"] = Bias(pair.parts["lora_B.bias"], low_rank.scaling)
+    return Adapter(str(config.get("base_model_name_or_path") or ""), added, replaced, of_experts, biases, tokens)
 
 
-def _is_positive(value: Any, kinds: tuple[type[int] | type[float], ...]) -> bool:
-    return type(value) in kinds and 0 < value < math.inf
+@dataclass(frozen=True)
+class _Pair:
+    """The tensors of an adapter that belong to one weight.
+
+    Attributes:
+        weight: The weight.
+        name: What patterns of ranks and alphas are compared with.
+        parts: The tensors, by PEFT's names of them.
+    """
+
+    weight: str
+    name: str
+    parts: Mapping[str, str]
+
+    @property
+    def of_embedding(self) -> bool:
+        return any(part.startswith("lora_embedding_") for part in self.parts)
+
+    @property
+    def halves(self) -> tuple[str, str]:
+        return ("lora_embedding_A", "lora_embedding_B") if self.of_embedding else ("lora_A", "lora_B")
+
+    def low_rank(self, config: Mapping[str, Any]) -> LowRank:
+        a, b = (self.parts[half] for half in self.halves)
+        magnitude = self.parts.get("lora_magnitude_vector")
+        return LowRank(a, b, rank_of(config, self.name), scaling_of(config, self.name), self.of_embedding, magnitude)
+
+    def problems(self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str) -> Iterable[str]:
+        """What keeps them from being read."""
+        some = next(iter(self.parts.values()))
+        if not self.weight:
+            yield f"{some}: no target_parameters of {where}'s {CONFIG} say which parameter it belongs to"
+            return
+        if not set(self.halves) <= self.parts.keys():
+            yield f"{some}: its partner, lora_A or lora_B, is missing"
+            return
+        is_of_experts = _EXPERTS.fullmatch(self.weight) is not None
+        rank = rank_of(config, self.name)
+        for half, dimension in zip(self.halves, (0, 1), strict=True):
+            tensor = self.parts[half]
+            shape = tensors[tensor].shape
+            # Those of all experts lie in one.
+            if len(shape) != 2 or (shape[dimension] % rank if is_of_experts else shape[dimension] != rank):
+                yield f"{tensor}: has shape {list(shape)}, but the rank of {self.name} is {rank} in {where}'s {CONFIG}"
+        for part, switch in (("lora_magnitude_vector", "use_dora"), ("lora_B.bias", "lora_bias")):
+            # PEFT has no bias for an embedding.
+            expected = bool(config.get(switch)) and not (part == "lora_B.bias" and self.of_embedding)
+            if expected != (part in self.parts):
+                said = config.get(switch, False)
+                yield f"{some}: {'has no' if expected else 'has a'} {part}, and {where}'s {CONFIG} has {switch}={said}"
 
 
-def _is_pattern(text: Any) -> bool:
-    try:
-        re.compile(text)
-    except (re.error, TypeError):
-        return False
-    return True
+def _read_pair(config: Mapping[str, Any], module: str, depth: int, count: int, parts: Mapping[str, str]) -> _Pair:
+    """What the tensors of a module belong to; of several of its parameters, the first is wrapped innermost.
+
+    Args:
+        config: The content of `adapter_config.json`.
+        module: The module.
+        depth: How many others are wrapped around this one of its parameters.
+        count: How many of them have tensors.
+        parts: The tensors, by PEFT's names of them.
+    """
+    targeted = parameters_of(config, module)
+    parameters = targeted or ["weight"]
+    if len(parameters) != count or depth >= count:
+        return _Pair("", module, parts)
+    weight = f"{module}.{parameters[count - 1 - depth]}"
+    return _Pair(weight, weight if targeted else module, parts)

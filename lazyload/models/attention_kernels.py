@@ -300,8 +300,6 @@ def _refusal_of_cudnn(mixer: Attention | LatentAttention, call: Call | None) -> 
         return f"cuDNN is for NVIDIA's GPUs, and the model lies on a {call.platform}"
     if call.dtype not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"queries are {call.dtype}; cuDNN's kernel takes bfloat16 and float16 (compute_dtype=)"
-    if _is_masked("cudnn", mixer, call) and call.length % 2:
-        return f"there are {call.length} tokens; with a mask, cuDNN's kernel takes an even number"
     capability = _compute_capability()
     if capability is None or capability < (8, 0):
         return "cuDNN's kernel is for NVIDIA's GPUs of compute capability 8.0 and above"
@@ -363,8 +361,16 @@ def _on_shards(
 def _cudnn(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *_: None, rule: _Rule, causal: bool
 ) -> jax.Array:
-    """Computes attention on one device; the mask is None for what the rule says, and causal or not beside it."""
-    return jax.nn.dot_product_attention(
+    """Computes attention on one device; the mask is None for what the rule says, and causal or not beside it.
+
+    cuDNN's gradient wants an even number of tokens: to an odd one comes another at the end, which nobody else sees.
+    """
+    length = query.shape[1]
+    fill = length % 2
+    query, key, value = (jnp.pad(x, ((0, 0), (0, fill), (0, 0), (0, 0))) for x in (query, key, value))
+    if mask is not None and fill:
+        mask = jnp.pad(mask, ((0, 0), (0, fill), (0, fill))).at[:, length, length].set(True)
+    mixed = jax.nn.dot_product_attention(
         query,
         key,
         value,
@@ -374,6 +380,7 @@ def _cudnn(
         local_window_size=None if rule.window is None or mask is not None else (rule.window - 1, 0),
         implementation="cudnn",
     )
+    return mixed[:, :length]
 
 
 def _splash(

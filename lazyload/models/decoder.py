@@ -160,9 +160,8 @@ class Decoder(nnx.Module):
 
     def get_model_input(self) -> dict[str, Any]:
         """Arguments for a trial call, by the name that qwix reads."""
-        # With a mask, cuDNN's kernel takes an even number of tokens.
-        tokens = jnp.ones((2, 2), jnp.int32)
-        return {"tokens": tokens, "positions": tokens, "cache": None, "attention_mask": jnp.ones((2, 2, 2), bool)}
+        tokens = jnp.ones((2, 1), jnp.int32)
+        return {"tokens": tokens, "positions": tokens, "cache": None, "attention_mask": jnp.ones((2, 1, 1), bool)}
 
     def to_hf_mappings(self, backend: str = "vllm_jax") -> dict[str, weight_sync.Entry]:
         """What Tunix asks for to bring weights into vLLM (`"vllm_jax"`) or SGLang (`"sglang_jax"`).

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -127,6 +128,12 @@ class AdapterFiles:
     def read(self, name: str, index: Box) -> np.ndarray:
         """Reads one box of a tensor."""
         return read_box(self._read_into, self._stored[name], index)
+
+    def whole(self, name: str) -> np.ndarray:
+        """A tensor, as a view of what is held in memory; not to be written to."""
+        stored = self._stored[name]
+        shape, dtype, _ = stored.info
+        return np.frombuffer(self._content[1], dtype, math.prod(shape), stored.start).reshape(shape)
 
     def _read_into(self, start: int, out: memoryview) -> None:
         weights = self._content[1]

@@ -46,3 +46,13 @@ def test_a_chunk_comes_when_the_last_tensor_that_it_reads_has() -> None:
         ("embed", 0),
         ("embed", 1),
     ]
+
+
+def test_an_array_and_its_copy_are_read_side_by_side() -> None:
+    """So that what arrives once can be let go of."""
+    layout = Layout({"embed": "embed : vocab embed"})
+    one = resolve(Arrays({"embed": np.zeros((7, 5), np.float32)}), layout, layout, SIZES, np.dtype(np.float32)).tensors
+    tensors = {"embed": one["embed"], "copy": one["embed"]}
+    work = [*chunks(one["embed"], "embed", (3, 5)), *chunks(one["embed"], "copy", (3, 5))]
+    ordered = [(path, number) for path, number, _ in in_order_of_arrival(work, tensors)]
+    assert ordered == [(path, number) for number in range(3) for path in tensors]

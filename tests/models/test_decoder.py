@@ -141,7 +141,7 @@ def test_what_tunix_reads():
     assert (model.config.num_layers, model.config.num_kv_heads, model.config.head_dim) == (2, 2, 8)
     assert model.num_embed == 64
     logits, cache = model(**model.get_model_input())
-    assert logits.shape == (2, 2, 64)
+    assert logits.shape == (2, 1, 64)
     assert cache is None
     assert jax.tree.all(jax.tree.map(lambda x: x.shape[0] == 3, model.init_cache(3, 5, jnp.bfloat16)))
 

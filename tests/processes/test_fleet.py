@@ -275,6 +275,10 @@ def test_an_adapter_is_resolved_by_one(two: Fleet, model: str, hub: Hub, tmp_pat
     assert {token.split()[-1] for token in hub.told} == {TOKEN}, "only the first process asks the hub"
     own["options"]["adapter"] = "org/adapter@v2"
     require_raised(two.run(load, p1=own), -1, "process 1 on", "adapter.revision: v2 instead of None")
+    for options in (load["options"], own["options"]):
+        options |= {"merge": False, "layout": "nnx"}
+    require_raised(two.run(load, p1=own), -1, "process 1 on", "adapter.revision: v2 instead of None")
+    assert {token.split()[-1] for token in hub.told} == {TOKEN}, "nor for one that is kept apart"
 
 
 @pytest.mark.parametrize("own", [{"token": "hf_second"}, {"local_files_only": True}], ids=["token", "local_files_only"])

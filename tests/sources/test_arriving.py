@@ -294,6 +294,26 @@ def test_a_tied_model_with_a_head_of_its_own(
     assert source.looks_equal(*pair) is True, "as the first process has said"
 
 
+@keeping
+def test_an_embedding_that_an_adapter_unties_is_sent_once(
+    hub: Hub, single: Path, cache: Path, tmp_path: Path, keep_source: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the beginning, which is read before to see that the adapter makes a difference."""
+    monkeypatch.setattr("lazyload.formats.stored._BYTES_AT_ONCE", 1 << 16)
+    hub.add(MODEL, single)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    matrices = {"lm_head.lora_A.weight": np.ones((4, 128)), "lm_head.lora_B.weight": np.ones((20000, 4))}
+    save_file(
+        {f"base_model.model.{name}": array.astype(np.float32) for name, array in matrices.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
+    made = convert(cache, keep_source=keep_source, adapter=adapter, storage=lazyload.Storage(chunk_bytes=1 << 18))
+    assert {"embed.embedding", "lm_head.kernel"} <= made.manifest.arrays.keys()
+    assert hub.sent < 1.2 * (single / "model.safetensors").stat().st_size
+
+
 PROGRAM = """
 import sys
 from huggingface_hub import constants
