@@ -312,14 +312,12 @@ def fastsafetensors(job: Job) -> Call:
 
 def _load(job: Job, mesh: Any, cache: str) -> object:
     import jax
+    from flax import nnx
 
     import lazyload
 
     storage = lazyload.Storage(**job["storage"])
     model = lazyload.from_pretrained(job["model"], mesh=mesh, storage=storage, cache_dir=cache, progress=False)
-    # A load imports Flax itself, while it reads.
-    from flax import nnx
-
     return jax.block_until_ready(nnx.state(model))
 
 
