@@ -124,7 +124,11 @@ def _adapter_of_first(arguments: ModelArguments, said: Mapping[str, Any]) -> Ada
 
 
 def _differences_of_references(arguments: ModelArguments, said: Mapping[str, Any]) -> list[str]:
-    """How model and adapter differ from the first process's; whether there is an adapter, the fields of the key say."""
+    """How model and adapter differ from the first process's.
+
+    Whether there is an adapter, members compare later: with the fields of the key, or, where it is not merged, with
+    what else decides what is built (`place_together`).
+    """
     differences = _differences_of_reference(arguments.reference, said)
     if arguments.adapter_reference is not None and said["adapter"] is not None:
         of_adapter = _differences_of_reference(arguments.adapter_reference, said["adapter"])

@@ -1,4 +1,4 @@
-"""What every test runs under: eight simulated devices, a cache of its own, and a hub on loopback."""
+"""What every test runs under: eight simulated devices, a cache of its own, one of programs, and a hub on loopback."""
 
 import os
 import shutil
@@ -28,6 +28,12 @@ os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *(f"--{name}={n}" for name, n in _FL
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 _FOLDERS = [tempfile.mkdtemp(prefix="lazyload-tests-") for _ in range(2)]
 os.environ["LAZYLOAD_CACHE"] = _FOLDERS[0]
+# What one test has compiled, no other test, worker of pytest-xdist or process that a test starts compiles again.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _FOLDERS.append(tempfile.mkdtemp(prefix="lazyload-tests-programs-"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _FOLDERS[-1]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Read when `huggingface_hub` is imported, once.
 os.environ["HF_ENDPOINT"] = running().endpoint
 os.environ["HF_HOME"] = _FOLDERS[1]
@@ -35,7 +41,7 @@ os.environ.pop("HF_TOKEN", None)
 
 
 def pytest_unconfigure() -> None:
-    """Removes the cache and the hub's, at the end of all tests of this process."""
+    """Removes the caches that this process made, at the end of all its tests."""
     for folder in _FOLDERS:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -253,7 +253,10 @@ def test_an_embedding(tmp_path: Path) -> None:
         ({"use_dora": True, "lora_bias": True}, UnsupportedFormatError, "use_dora=True with lora_bias"),
         ({"target_parameters": "experts"}, UnsupportedFormatError, "target_parameters='experts'; it is a list"),
         ({"target_parameters": ["q_proj.bias"]}, UnsupportedFormatError, r"adapters of .*q_proj\.bias are not read"),
+        ({"lora_bias": True, "target_parameters": ["x"]}, UnsupportedFormatError, "lora_bias=True with target_param"),
         ({"trainable_token_indices": {"x": [-1]}}, UnsupportedFormatError, "trainable_token_indices"),
+        ({"trainable_token_indices": {"x": {"y": [1]}}}, UnsupportedFormatError, "it is a list of tokens' numbers, or"),
+        ({"trainable_token_indices": [True]}, UnsupportedFormatError, "trainable_token_indices"),
         ({"peft_type": "IA3"}, UnsupportedFormatError, "peft_type is 'IA3'"),
         ({"r": 8}, TensorMismatchError, "but the rank of .* is 8"),
         ({"r": 0}, UnsupportedFormatError, "r=0"),
@@ -360,6 +363,22 @@ def test_matrices_of_experts_may_be_the_other_way_round(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[weight], tensors[weight].astype(np.float32) + change, rtol=1e-5, atol=1e-5)
 
 
+def test_square_matrices_of_experts_may_be_either(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = base_of(tmp_path, "kimi_k2_int4")
+    gates, down = ([(8, inputs), (128, 8)] for inputs in (128, 64))
+    for targets, shapes, told in ((GATES_AND_MORE[:1], [gates], 1), (GATES_AND_MORE, [down, gates], 0)):
+        modules = [f"{PREFIX}{LAYERS}.1.mlp.experts{'.base_layer' * depth}" for depth in range(len(targets))]
+        tensors = {
+            f"{module}.lora_{half}.weight": np.zeros(shape, np.float32)
+            for module, pair in zip(modules, shapes, strict=True)
+            for half, shape in zip("AB", pair, strict=True)
+        }
+        adapter = write(tmp_path / str(told), tensors, r=1, target_parameters=targets)
+        lazyload.plan(base, adapter=adapter, cache_dir=tmp_path / "cache")
+        assert caplog.text.count("fit both ways round") == told
+        caplog.clear()
+
+
 def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     base = base_of(tmp_path)
     tensors = stored.tensors(base)
@@ -371,8 +390,23 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
             ({f"{module}.lora_B.bias": row[0]}, {"lora_bias": True}, "q_proj.bias: the base model has no such tensor"),
             ({f"{module}.lora_magnitude_vector": row[0, 1:]}, {"use_dora": True}, r"has shape \[63\], not \[64\]"),
             ({f"{module}.lora_magnitude_vector": row[0]}, {}, "has a lora_magnitude_vector, and .*use_dora=False"),
+            ({f"{module}.lora_A": row}, {}, r"\.lora_A\.weight: is the same lora_A as .*\.lora_A\n"),
+            (
+                {f"{PREFIX}{name}": row for name in SAVED_TWICE},
+                {},
+                r"modules_to_save\.weight: is the same lm_head\.weight as .*base_layer",
+            ),
             ({f"{PREFIX}model.embed_tokens{TOKENS}": row}, {"trainable_token_indices": [1, 2]}, "indices 2"),
             ({f"{PREFIX}model.embed_tokens{TOKENS}": row}, {"trainable_token_indices": [512]}, "for other tokens"),
+            (
+                {
+                    f"{PREFIX}model.embed_tokens{TOKENS}": row,
+                    f"{PREFIX}model.embed_tokens.lora_embedding_A": np.zeros((4, 512), np.float32),
+                    f"{PREFIX}model.embed_tokens.lora_embedding_B": np.zeros((64, 4), np.float32),
+                },
+                {"trainable_token_indices": [1]},
+                "embed_tokens.weight has matrices, too",
+            ),
             (
                 {name.replace("self_attn.q_proj", "mlp.experts"): array for name, array in part.items()},
                 {"target_parameters": ["experts.down_proj"]},
@@ -420,6 +454,7 @@ def test_an_adapter_of_another_base(tmp_path: Path) -> None:
         lazyload.convert(base, adapter=base, cache_dir=tmp_path / "cache")
 
 
+SAVED_TWICE = ["lm_head.base_layer.weight", "lm_head.modules_to_save.weight"]
 GATES_AND_MORE = ["experts.gate_up_proj", "experts.down_proj"]
 OF_PEFT: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": (
@@ -460,10 +495,12 @@ OF_PEFT: dict[str, tuple[str, dict[str, Any]]] = {
     "ignore:The following rank_pattern keys did not match:RuntimeWarning",
 )
 @pytest.mark.parametrize("case", OF_PEFT)
-def test_what_peft_makes_and_merges(case: str, tmp_path: Path) -> None:
+def test_what_peft_makes_and_merges(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers", minversion="5.24")
+    monkeypatch.setattr("lazyload.adapting.changes._TILE_SIZE", 200)
     name, options = OF_PEFT[case]
+    in_pieces = {"storage": lazyload.Storage(chunk_bytes=4096)} if options.get("use_dora") else {}
     base = base_of(tmp_path, name)
     kind = "AutoModelForImageTextToText" if name == "qwen3_vl_moe" else "AutoModelForCausalLM"
     theirs = getattr(transformers, kind).from_pretrained(base, dtype=torch.float32)
@@ -479,7 +516,12 @@ def test_what_peft_makes_and_merges(case: str, tmp_path: Path) -> None:
     expected = stored.tensors(tmp_path / "theirs")
     with jax.default_matmul_precision("highest"):
         model = lazyload.from_pretrained(
-            base, adapter=tmp_path / "adapter", cache_dir=tmp_path / "cache", dtype="float32"
+            base,
+            adapter=tmp_path / "adapter",
+            cache_dir=tmp_path / "cache",
+            dtype="float32",
+            scan_layers=case == "dora",
+            **in_pieces,
         )
         found = stored.tensors(lazyload.save_pretrained(model, tmp_path / "merged", like=base))
         assert found.keys() == expected.keys()

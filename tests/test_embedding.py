@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 from support import checkpoints
+from support.decoders import run
 from support.hub import Hub
 
 import lazyload
@@ -147,8 +148,8 @@ class TestPytree:
         after, _, _ = step(trained, state)
         assert after < before
         nnx.update(model, trained)
-        logits, _ = model(TOKENS)
-        np.testing.assert_allclose(logits, nnx.merge(graph, trained)(TOKENS)[0], rtol=1e-5, atol=1e-5)
+        logits, _ = run(model, TOKENS)
+        np.testing.assert_allclose(logits, run(nnx.merge(graph, trained), TOKENS)[0], rtol=1e-5, atol=1e-5)
         assert model.layers[0].attn.q_proj.kernel[...] is trained["layers"][0]["attn"]["q_proj"]["kernel"]
 
     def test_it_fills_a_module_that_has_no_values(self, qwen: Path, warm: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support import checkpoints
-from support.decoders import decode, run
+from support.decoders import decode_scanned, run
 
 import lazyload
 from lazyload import errors
@@ -107,14 +107,16 @@ def test_logits_are_those_of_a_checkpoint_of_these_layers(
     model = golden / name if (golden / name).exists() else checkpoints.make(name, golden)
     config = json.loads((model / "config.json").read_text())
     by_hand = written_by_hand(model, tmp_path / "cut", layers, changes(config.get("text_config", config), layers))
-    expected = lazyload.from_pretrained(by_hand, dtype="float32", cache_dir=tmp_path / "cache")
-    loaded = lazyload.from_pretrained(model, layers=layers, dtype="float32", cache_dir=tmp_path / "cache")
+    mesh = jax.make_mesh((1,), ("fsdp",), devices=jax.devices()[:1])
+    options: Any = {"mesh": mesh, "dtype": "float32", "cache_dir": tmp_path / "cache"}
+    expected = lazyload.from_pretrained(by_hand, **options)
+    loaded = lazyload.from_pretrained(model, layers=layers, **options)
     assert loaded.config == expected.config
     assert len(loaded.layers) == len(layers)
     tokens = jnp.asarray(checkpoints.reference(name)[0])
     logits, _ = run(expected, tokens)
     np.testing.assert_allclose(run(loaded, tokens)[0], logits, atol=1e-6)
-    np.testing.assert_allclose(decode(loaded, tokens[:, :6]), logits[:, :6], atol=2e-4)
+    np.testing.assert_allclose(decode_scanned(loaded, tokens[:, :6], cache_size=6), logits[:, :6], atol=2e-4)
 
 
 def test_what_is_of_other_layers_is_named_and_not_read(qwen3: Path, tmp_path: Path) -> None:

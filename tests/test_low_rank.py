@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 from support import checkpoints, stored
+from support.decoders import run
 from support.lora import ALPHA, PATHS, TENSORS, save
 
 import lazyload
@@ -51,7 +52,7 @@ def test_peft_loads_it(base: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = tuned(torch.tensor(tokens)).logits.numpy()
     with jax.default_matmul_precision("highest"):
-        logits, _ = model(jnp.asarray(tokens))
+        logits, _ = run(model, jnp.asarray(tokens))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
 
 

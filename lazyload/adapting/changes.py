@@ -80,8 +80,9 @@ class Rescaled:
     """A matrix whose rows have lengths of their own: DoRA; of an embedding, its columns have.
 
     Attributes:
-        reads: How often all of the matrix is read. A tile is read for its norms and soon again; of an embedding all is
-            read before, and nothing waits to be read again.
+        of_embedding: Whether the columns have them.
+        reads: How often all of the matrix is read while it is passing. A tile is read for its norms and soon again; of
+            an embedding all is read before, and what is far away is fetched once more.
     """
 
     def __init__(self, whole: Read, shape: tuple[int, int], magnitude: np.ndarray, *, of_embedding: bool):
@@ -94,7 +95,7 @@ class Rescaled:
             of_embedding: Whether they are the columns'.
         """
         self._whole, self._shape, self._magnitude = whole, shape, magnitude.astype(_FLOAT32)
-        self._of_embedding = of_embedding
+        self.of_embedding = of_embedding
         self.reads = 1 if of_embedding else 2
         self._rows = max(1, _TILE_SIZE // max(1, shape[1]))
         count = 1 if of_embedding else -(-shape[0] // self._rows)
@@ -104,7 +105,7 @@ class Rescaled:
     def __call__(self, index: Box) -> np.ndarray:
         """A box of the matrix, with these lengths."""
         rows, columns = index
-        if self._of_embedding:
+        if self.of_embedding:
             factors = self._tile(0)[columns]
         else:
             tiles = range(rows.start // self._rows, -(-rows.stop // self._rows))
@@ -118,7 +119,7 @@ class Rescaled:
         """What each row of a tile, or each column of all, is multiplied by."""
         with self._locks[number]:
             if (known := self._factors[number]) is None:
-                known = self._of_columns() if self._of_embedding else self._of_rows(number * self._rows)
+                known = self._of_columns() if self.of_embedding else self._of_rows(number * self._rows)
                 self._factors[number] = known
             return known
 

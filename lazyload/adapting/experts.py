@@ -5,6 +5,7 @@ each expert, and for gates and up projections, or one with inputs before outputs
 that of a model's arrays back into a checkpoint, so that layouts find it.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from lazyload.layouts.lazy import LazyTensor
 from lazyload.layouts.source import Box, TensorInfo, TensorSource
 from lazyload.layouts.unroll import unroll
 from lazyload.sources.adapter import AdapterFiles
+
+logger = logging.getLogger("lazyload")
 
 _FLOAT32 = np.dtype(np.float32)
 _ROUTER = re.compile(r"(?:.+\.)?layers\.(?P<layer>\d+)\.(?:.+\.)?(?:gate|router)\.weight")
@@ -114,10 +117,14 @@ def _are_inputs_first(pairs: Sequence[tuple[LowRank, tuple[int, ...]]], files: A
     """Whether an adapter's `A` are for outputs, and its `B` for inputs.
 
     So it is where PEFT takes a parameter's other dimension for its inputs, as it does for families that have them first
-    without saying so, and as earlier releases did for most others. The shapes tell, of which not all are square.
+    without saying so, and as earlier releases did for most others. The shapes tell, unless all of them are square.
     """
     usual = family.name in _INPUTS_FIRST
     fitting = [way for way in (usual, not usual) if all(_fits(*each, files, inputs_first=way) for each in pairs)]
+    if pairs and len(fitting) == 2:
+        logger.warning(
+            "%s: its matrices of experts fit both ways round, and are taken as PEFT 0.21 makes them", files.name
+        )
     return fitting[0] if fitting else usual
 
 

@@ -87,7 +87,14 @@ class Merged:
         return 0 if name in self._replaced else self._base.position(self._copied.get(name, name))
 
     def looks_equal(self, one: str, other: str) -> bool | None:
-        """Whether two tensors hold the same bits, as `Source.looks_equal` says; None where the adapter changes one."""
+        """Whether two tensors hold the same bits, as `Source.looks_equal` says; None where the adapter changes one.
+
+        No where DoRA changes an embedding: lengths of columns are those of all rows, too much to be read only to see
+        that they make a difference.
+        """
+        changes = [self._changes.get(name) for name in (one, other)]
+        if any(isinstance(change, Rescaled) and change.of_embedding for change in changes):
+            return False
         changed = self._changes.keys() | self._replaced.keys() | self._copied.keys()
         return None if changed & {one, other} else self._base.looks_equal(one, other)
 
@@ -139,6 +146,8 @@ class Merged:
             elif self._own[name].shape[1:] != shape[1:] or max(tokens.indices, default=0) >= self._own[name].shape[0]:
                 own = list(self._own[name].shape)
                 problems.append(f"{tokens.tensor}: has shape {list(shape)} for other tokens than {weight} has, {own}")
+            elif name in self._changes:
+                problems.append(f"{tokens.tensor}: {weight} has matrices, too; merge the adapter with peft first")
             else:
                 self._changes[name] = WithRows(functools.partial(self._unchanged, name), self._files, tokens)
 

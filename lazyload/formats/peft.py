@@ -91,7 +91,6 @@ class Adapter:
     """An adapter, by the names that its base model has in transformers.
 
     Attributes:
-        base: The base model's name, as far as the file says it.
         added: What is added to weights, by weight.
         replaced: Tensors that take the place of the base model's, by the name of that (`modules_to_save`, `bias`).
         experts: What is added to the weights of a layer's experts, by layer and parameter.
@@ -99,7 +98,6 @@ class Adapter:
         tokens: Rows of embeddings, by weight.
     """
 
-    base: str
     added: Mapping[str, LowRank]
     replaced: Mapping[str, str]
     experts: Mapping[tuple[int, str], LowRank] = field(default_factory=dict)
@@ -136,28 +134,30 @@ def read_adapter(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], w
 
     Raises:
         UnsupportedFormatError: It is none of LoRA's, or has a feature that is not read.
-        TensorMismatchError: A matrix is without its partner, or of another rank than the config says.
+        TensorMismatchError: A matrix is without its partner, there twice, or of another rank than the config says.
     """
     require_read(config, where)
     modules: dict[tuple[str, int], dict[str, str]] = {}
-    replaced, tokens = {}, {}
+    replaced: dict[str, str] = {}
+    rows: dict[str, str] = {}
+    problems: list[str] = []
     for name in tensors:
         inner = name.removeprefix(PREFIX)
         if match := _OF_LORA.fullmatch(inner):
             depth = match["nested"].count(".base_layer")
-            modules.setdefault((match["module"], depth), {})[match["part"]] = name
+            _put(modules.setdefault((match["module"], depth), {}), match["part"], name, problems)
         elif "lora_" in inner:
             raise UnsupportedFormatError(
                 f"{where}: {name} is of a kind of adapter that is not read; there are LoRA and DoRA"
             )
         elif inner.endswith(_TOKENS):
-            module = inner.removesuffix(_TOKENS)
-            tokens[f"{module}.weight"] = Tokens(name, tuple(tokens_of(config, module)))
+            _put(rows, inner.removesuffix(_TOKENS), name, problems)
         else:
-            replaced[inner.replace(".modules_to_save.", ".").replace(".base_layer.", ".")] = name
+            _put(replaced, inner.replace(".modules_to_save.", ".").replace(".base_layer.", "."), name, problems)
+    tokens = {f"{module}.weight": Tokens(name, tuple(tokens_of(config, module))) for module, name in rows.items()}
     counts = collections.Counter(module for module, _ in modules)
     pairs = [_read_pair(config, module, depth, counts[module], parts) for (module, depth), parts in modules.items()]
-    problems = [problem for pair in pairs for problem in pair.problems(config, tensors, where)]
+    problems += [problem for pair in pairs for problem in pair.problems(config, tensors, where)]
     problems += [
         f"{each.tensor}: has shape {list(tensors[each.tensor].shape)}, and trainable_token_indices {len(each.indices)}"
         for each in tokens.values()
@@ -179,7 +179,13 @@ def read_adapter(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], w
             )
         if "lora_B.bias" in pair.parts:
             biases[f"{pair.weight.removesuffix('weight')}bias"] = Bias(pair.parts["lora_B.bias"], low_rank.scaling)
-    return Adapter(str(config.get("base_model_name_or_path") or ""), added, replaced, of_experts, biases, tokens)
+    return Adapter(added, replaced, of_experts, biases, tokens)
+
+
+def _put(tensors: dict[str, str], what: str, name: str, problems: list[str]) -> None:
+    """A tensor by what it is, which no other one is."""
+    if (first := tensors.setdefault(what, name)) != name:
+        problems.append(f"{name}: is the same {what} as {first}")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     # Others change the base model's weights, too.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
 }
+_NOT_TOGETHER = (("use_dora", "lora_bias"), ("use_dora", "target_parameters"), ("lora_bias", "target_parameters"))
 _PARAMETERS = ("weight", "gate_up_proj", "gate_up_proj_bias", "up_proj", "down_proj", "down_proj_bias")
 """Parameters of one module in the order in which transformers 5.24 declares them, and PEFT wraps them."""
 
@@ -61,10 +62,9 @@ def require_read(config: Mapping[str, Any], where: str) -> None:
                 f"{where}: {CONFIG} has {field}={value!r:.100}, which is not implemented; merge the adapter with peft, "
                 "`merge_and_unload()` and `save_pretrained()`, and load the result"
             )
-    if others := [
-        field for field in ("lora_bias", "target_parameters") if config.get("use_dora") and config.get(field)
-    ]:
-        raise UnsupportedFormatError(f"{where}: {CONFIG} has use_dora=True with {others[0]}, which PEFT does not have")
+    for one, other in _NOT_TOGETHER:
+        if config.get(one) and config.get(other):
+            raise UnsupportedFormatError(f"{where}: {CONFIG} has {one}=True with {other}, which PEFT does not have")
 
 
 def rank_of(config: Mapping[str, Any], name: str) -> int:
@@ -142,6 +142,9 @@ def _are_names(values: Any) -> bool:
 
 
 def _are_tokens(values: Any) -> bool:
-    if isinstance(values, Mapping):
-        return all(map(_are_tokens, values.values()))
-    return isinstance(values, list) and all(type(token) is int and token >= 0 for token in values)
+    lists = values.values() if isinstance(values, Mapping) else [values]
+    return all(isinstance(tokens, list) and all(map(_is_token, tokens)) for tokens in lists)
+
+
+def _is_token(value: Any) -> bool:
+    return type(value) is int and value >= 0

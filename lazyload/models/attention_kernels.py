@@ -363,7 +363,9 @@ def _cudnn(
 ) -> jax.Array:
     """Computes attention on one device; the mask is None for what the rule says, and causal or not beside it.
 
-    cuDNN's gradient wants an even number of tokens: to an odd one comes another at the end, which nobody else sees.
+    cuDNN's gradient wants an even number of tokens: to an odd one comes another at the end, which nobody else sees. So
+    it was with JAX 0.11.2 on an H200, without a mask, too: `check_is_flash_attention`, which asks for it where there is
+    a bias, takes the empty array that stands for none for one.
     """
     length = query.shape[1]
     fill = length % 2

@@ -126,11 +126,23 @@ class AdapterFiles:
         return {name: stored.info for name, stored in self._stored.items()}
 
     def read(self, name: str, index: Box) -> np.ndarray:
-        """Reads one box of a tensor."""
+        """Reads one box of a tensor.
+
+        Raises:
+            SourceNotFoundError: The adapter lacks a file, or is out of reach.
+            CorruptSourceError: The file of weights is malformed.
+            UnsupportedFormatError: A tensor has a dtype that is not read.
+        """
         return read_box(self._read_into, self._stored[name], index)
 
     def whole(self, name: str) -> np.ndarray:
-        """A tensor, as a view of what is held in memory; not to be written to."""
+        """A tensor, as a view of what is held in memory; not to be written to.
+
+        Raises:
+            SourceNotFoundError: The adapter lacks a file, or is out of reach.
+            CorruptSourceError: The file of weights is malformed.
+            UnsupportedFormatError: A tensor has a dtype that is not read.
+        """
         stored = self._stored[name]
         shape, dtype, _ = stored.info
         return np.frombuffer(self._content[1], dtype, math.prod(shape), stored.start).reshape(shape)

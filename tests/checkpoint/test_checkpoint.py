@@ -8,7 +8,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import jax
 import ml_dtypes
@@ -268,6 +269,24 @@ def test_arrays_in_flight_keep_to_their_bytes() -> None:
         for done in [pool.submit(use, nbytes) for nbytes in [3, 7, 1, 25, 10, 4, 4, 2] * 10]:
             done.result(timeout=60)
     assert most == 25
+
+
+class Device(NamedTuple):
+    platform: str
+
+
+class Place(NamedTuple):
+    addressable_devices: frozenset[Device]
+
+
+def test_less_is_on_its_way_where_devices_have_memory_of_their_own(tmp_path: Path) -> None:
+    for platforms, nbytes in ((["cpu", "cpu"], 2 << 30), (["cpu", "gpu"], 512 << 20), (["tpu"], 512 << 20)):
+        places: dict[str, Any] = {name: Place(frozenset({Device(name)})) for name in platforms}
+        budget = reading._Reading(tmp_path, {}, places, Mock(), False, Mock(), Mock())._budget
+        budget.take(nbytes - 1)
+        assert budget.has(1)
+        budget.take(1)
+        assert not budget.has(1)
 
 
 @pytest.mark.parametrize("storage", STORAGES, ids=str)

@@ -1,6 +1,7 @@
 """MaxText itself restores our conversions, and its models then say what transformers' do.
 
 Needs MaxText (Python 3.12) in this environment, or in the one whose interpreter `LAZYLOAD_MAXTEXT_PYTHON` names.
+`LAZYLOAD_TESTS=whole` takes all models in both of their trees, scanned and not.
 """
 
 import importlib.util
@@ -91,26 +92,30 @@ CASES = [
     Case("qwen3", False, True, "unset"),
     Case("qwen3", False, False, "path"),
     Case("llama3", True, True, "filled"),
-    Case("llama3", False, False, "path"),
     Case("gemma2", True, False, "path"),
     Case("gemma2", False, True, "filled"),
     Case("deepseek_v3", True, True, "path"),
-    Case("gemma4_a4b_12", True, True, "filled"),
     Case("gemma4_a4b_12", False, False, "path"),
     Case("gemma4_e2b_10", False, True, "filled"),
     Case("gemma4_text_31b_12", True, False, "path"),
     Case("kimi_k2", True, False, "filled"),
-    Case("kimi_k2", False, True, "path"),
-    Case("mistral", True, True, "filled"),
     Case("mistral", False, True, "path"),
     Case("qwen3_5_moe_8", True, True, "path"),
-    Case("qwen3_5_moe_8", False, False, "filled"),
-    Case("qwen3_next_8", True, False, "filled"),
     Case("qwen3_next_8", False, True, "path"),
     Case("qwen3_vl", True, True, "path"),
-    Case("qwen3_vl", False, True, "filled"),
     Case("qwen3_vl_moe", False, True, "filled"),
 ]
+# A model's other tree is compared with MaxText's leaf by leaf in any case (tests/families/test_maxtext_layout.py).
+if os.environ.get("LAZYLOAD_TESTS") == "whole":
+    CASES += [
+        Case("llama3", False, False, "path"),
+        Case("gemma4_a4b_12", True, True, "filled"),
+        Case("kimi_k2", False, True, "path"),
+        Case("mistral", True, True, "filled"),
+        Case("qwen3_5_moe_8", False, False, "filled"),
+        Case("qwen3_next_8", True, False, "filled"),
+        Case("qwen3_vl", False, True, "filled"),
+    ]
 
 
 def settings_of(model: str) -> dict[str, Any]:
@@ -166,7 +171,7 @@ def job_of(case: Case, model: Path, folder: Path) -> dict[str, Any]:
     return job
 
 
-SAVED: dict[str, Case | None] = {"qwen3": CASES[0], "gemma2": CASES[7], "deepseek_v4_7": None}
+SAVED: dict[str, Case | None] = {"qwen3": CASES[0], "gemma2": CASES[6], "deepseek_v4_7": None}
 """Of which models MaxText saves what it has restored, and in which case; None by the trainer."""
 
 

@@ -94,7 +94,10 @@ def test_train_rl_runs_to_its_end_and_nobody_is_asked_for_a_token(tmp_path: Path
         "LAZYLOAD_CACHE": str(tmp_path / "cache"),
         "LAZYLOAD_LOG": "info",
     }
-    environment |= {"HF_HOME": str(tmp_path / "hub"), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment |= {
+        "HF_HOME": str(tmp_path / "hub"),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+    }
     command = [str(PYTHON), str(HERE / "without_vllm.py"), str(ROOT / "examples" / "maxtext_rl.py"), *words]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]

@@ -120,6 +120,6 @@ def test_latent_attention_has_it_with_a_cache_too() -> None:
     model = qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(0), **model.get_model_input())
     tokens = jnp.arange(6)[None] % 5
     with jax.default_matmul_precision("highest"):
-        expected, _ = model(tokens)
-        found, _ = model(tokens, cache=model.init_cache(1, 8, jnp.float32))
+        expected, _ = decoders.run(model, tokens)
+        found, _ = decoders.run(model, tokens, cache=model.init_cache(1, 8, jnp.float32))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from support.decoders import CONFIGS, TOKENS, build, decode, run, weights
+from support.decoders import CONFIGS, TOKENS, build, decode_scanned, run, weights
 from support.meshes import mesh_named, on_mesh
 
 from lazyload.models.meshes import run_with_automatic_axes
@@ -21,16 +21,16 @@ def squares(graphdef):
     return jax.jit(jax.grad(lambda state, tokens: jnp.mean(nnx.merge(graphdef, state)(tokens)[0] ** 2)))
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(
-    ("name", "mesh_name", "mesh_is_set"),
+    ("name", "mesh_name", "axis_type", "mesh_is_set"),
     [
-        ("gpt_oss", "fsdp=2,expert=2,tp=2", True),
-        ("gpt_oss", "fsdp=4,tp=2", False),
-        ("deepseek", "fsdp=4,tp=2", True),
-        ("deepseek_v4", "fsdp=4,tp=2", True),
-        ("gemma4", "fsdp=4,tp=2", False),
-        ("parallel", "fsdp=4,tp=2", True),
+        ("gpt_oss", "fsdp=2,expert=2,tp=2", AxisType.Auto, True),
+        ("gpt_oss", "fsdp=2,expert=2,tp=2", AxisType.Explicit, True),
+        ("gpt_oss", "fsdp=4,tp=2", AxisType.Auto, False),
+        ("deepseek", "fsdp=4,tp=2", AxisType.Explicit, True),
+        ("deepseek_v4", "fsdp=4,tp=2", AxisType.Auto, True),
+        ("gemma4", "fsdp=4,tp=2", AxisType.Explicit, False),
+        ("parallel", "fsdp=4,tp=2", AxisType.Explicit, True),
     ],
 )
 def test_a_mesh_changes_nothing(name, mesh_name, axis_type, mesh_is_set):
@@ -41,7 +41,7 @@ def test_a_mesh_changes_nothing(name, mesh_name, axis_type, mesh_is_set):
     with jax.set_mesh(mesh) if mesh_is_set else nullcontext():
         logits, _ = run(model, tokens)
         np.testing.assert_allclose(logits, expected, atol=2e-5)
-        np.testing.assert_allclose(decode(model, tokens), expected, atol=2e-5)
+        np.testing.assert_allclose(decode_scanned(model, tokens, cache_size=16), expected, atol=2e-5)
     assert logits.sharding.spec[0] == "fsdp"
 
 
@@ -51,7 +51,7 @@ def test_layers_of_one_block_on_a_mesh():
     mesh = mesh_named("fsdp=2,expert=2,tp=2", AxisType.Auto)
     model, tokens = on_mesh(config, mesh), jax.device_put(TOKENS, NamedSharding(mesh, PartitionSpec("fsdp")))
     np.testing.assert_allclose(run(model, tokens)[0], expected, atol=2e-5)
-    np.testing.assert_allclose(decode(model, tokens), expected, atol=2e-5)
+    np.testing.assert_allclose(decode_scanned(model, tokens, cache_size=16), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

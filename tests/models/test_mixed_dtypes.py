@@ -15,7 +15,7 @@ from lazyload.models.layer import DecoderLayer
 def rounded(name):
     """The weights of a configuration, in float32, with values that bfloat16 has, too."""
     return {
-        path: jnp.asarray(array) if is_table(array) else jnp.asarray(array, jnp.bfloat16).astype(jnp.float32)
+        path: jnp.asarray(array if is_table(array) else array.astype(jnp.bfloat16).astype(np.float32))
         for path, array in weights(CONFIGS[name]).items()
     }
 

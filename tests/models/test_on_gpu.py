@@ -57,6 +57,10 @@ def difference(found: Any, expected: Any) -> float:
     [
         pytest.param(WIDE, LENGTH, {}, id="causal"),
         pytest.param(WIDE, 333, {}, id="an odd length"),
+        pytest.param(WIDE, 333, {"attention_mask": REAL[:, :333]}, id="an odd length with padding"),
+        pytest.param(
+            replace(WIDE, window=100), 333, {"segment_ids": SEGMENTS[:, :333]}, id="an odd length in segments, a window"
+        ),
         pytest.param(replace(WIDE, window=100), LENGTH, {}, id="window"),
         pytest.param(replace(WIDE, head_dim=128), LENGTH, {}, id="128 wide"),
         pytest.param(replace(WIDE, head_dim=256), LENGTH, {}, id="256 wide"),

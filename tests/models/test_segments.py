@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from support.decoders import ATTENTION, CONFIGS, TOKENS, build, config, layer, run, weights
+from support.decoders import ATTENTION, CONFIGS, DELTA_NET, MAMBA, TOKENS, build, config, layer, run, weights
 
 from lazyload.architecture import Rope
 from lazyload.errors import InputError
@@ -49,9 +49,9 @@ def test_states_start_anew_within_the_chunks_that_they_are_computed_by_and_betwe
     np.testing.assert_allclose(packed.reshape(3, 50, -1), run(model, documents)[0], atol=5e-5)
 
 
-@pytest.mark.parametrize("name", RECURRENT)
-def test_gradients_of_packed_documents_are_the_sum_of_theirs_alone(name):
-    graphdef, state = nnx.split(decoder(CONFIGS[name]))
+@pytest.mark.parametrize("mixer", [ATTENTION, DELTA_NET, MAMBA], ids=lambda mixer: type(mixer).__name__)
+def test_gradients_of_packed_documents_are_the_sum_of_theirs_alone(mixer):
+    graphdef, state = nnx.split(decoder(config(layer(mixer))))
 
     def loss(state, tokens, **kwargs):
         return jnp.sum(jax.nn.log_softmax(nnx.merge(graphdef, state)(tokens, **kwargs)[0])[..., 0])

@@ -1,4 +1,7 @@
-"""Notebooks in a real browser: what they show is there, fits the page, and can be read in the light and in the dark."""
+"""Notebooks in a real browser: what they show is there, fits the page, and can be read in the light and in the dark.
+
+As they run now; `test_pages.py` looks at them as they are kept.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +10,7 @@ import nbformat
 import pytest
 from support import browser
 from support.browser import Browser
-from support.notebooks import EXAMPLES, NAMES, as_page
+from support.notebooks import NAMES, as_page
 from support.page_facts import measure
 
 pytestmark = [
@@ -47,20 +50,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("which", ["kept", "fresh"])
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_there_and_fit_the_page(
     name: str,
-    which: str,
     theme: str,
     executed: Callable[[str], nbformat.NotebookNode],
     chromium: Browser,
     site: tuple[Path, str],
 ) -> None:
     folder, address = site
-    notebook = executed(name) if which == "fresh" else nbformat.read(EXAMPLES / name, as_version=4)
-    page_name = f"{name}-{which}-{theme}"
-    (folder / f"{page_name}.html").write_text(as_page(notebook, dark=theme == "dark"))
+    page_name = f"{name}-{theme}"
+    (folder / f"{page_name}.html").write_text(as_page(executed(name), dark=theme == "dark"))
     for device, width in WIDTHS.items():
         with chromium.open(f"{address}/{page_name}.html", width=width, dark=theme == "dark") as page:
             # To look at: pytest's `--basetemp` says where.

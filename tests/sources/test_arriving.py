@@ -1,5 +1,6 @@
 """Weights of the hub are converted as they arrive, whether they are kept or not."""
 
+import json
 import os
 import re
 import shutil
@@ -256,11 +257,17 @@ def test_what_is_in_the_hub_s_cache_is_read_there_and_stays(hub: Hub, model: Pat
 
 
 def small_adapter(folder: Path) -> Path:
+    name = "model.layers.0.self_attn.q_proj"
+    return write_adapter(
+        folder, {f"{name}.lora_A.weight": np.ones((4, 128)), f"{name}.lora_B.weight": np.ones((128, 4))}
+    )
+
+
+def write_adapter(folder: Path, matrices: dict[str, np.ndarray], **config: Any) -> Path:
     folder.mkdir()
-    name = "base_model.model.model.layers.0.self_attn.q_proj"
-    matrices = {f"{name}.lora_A.weight": np.ones((4, 128)), f"{name}.lora_B.weight": np.ones((128, 4))}
-    save_file({key: array.astype(np.float32) for key, array in matrices.items()}, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
+    named = {f"base_model.model.{name}": array.astype(np.float32) for name, array in matrices.items()}
+    save_file(named, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4} | config))
     return folder
 
 
@@ -294,24 +301,40 @@ def test_a_tied_model_with_a_head_of_its_own(
     assert source.looks_equal(*pair) is True, "as the first process has said"
 
 
-@keeping
+@pytest.mark.parametrize(("use_dora", "keep_source"), [(False, True), (False, False), (True, False)])
 def test_an_embedding_that_an_adapter_unties_is_sent_once(
-    hub: Hub, single: Path, cache: Path, tmp_path: Path, keep_source: bool, monkeypatch: pytest.MonkeyPatch
+    hub: Hub,
+    single: Path,
+    cache: Path,
+    tmp_path: Path,
+    use_dora: bool,
+    keep_source: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """But for the beginning, which is read before to see that the adapter makes a difference."""
     monkeypatch.setattr("lazyload.formats.stored._BYTES_AT_ONCE", 1 << 16)
     hub.add(MODEL, single)
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
     matrices = {"lm_head.lora_A.weight": np.ones((4, 128)), "lm_head.lora_B.weight": np.ones((20000, 4))}
-    save_file(
-        {f"base_model.model.{name}": array.astype(np.float32) for name, array in matrices.items()},
-        adapter / "adapter_model.safetensors",
-    )
-    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
+    if use_dora:
+        # A tile is read twice, while it is in the window.
+        monkeypatch.setattr("lazyload.adapting.changes._TILE_SIZE", 1 << 14)
+        matrices["lm_head.lora_magnitude_vector"] = np.ones(20000)
+    adapter = write_adapter(tmp_path / "adapter", matrices, use_dora=use_dora)
     made = convert(cache, keep_source=keep_source, adapter=adapter, storage=lazyload.Storage(chunk_bytes=1 << 18))
     assert {"embed.embedding", "lm_head.kernel"} <= made.manifest.arrays.keys()
     assert hub.sent < 1.2 * (single / "model.safetensors").stat().st_size
+
+
+def test_lengths_of_an_embedding_are_not_read_to_see_that_it_is_untied(
+    hub: Hub, single: Path, cache: Path, tmp_path: Path
+) -> None:
+    hub.add(MODEL, single)
+    names = ("A", np.ones((4, 20000))), ("B", np.ones((128, 4)))
+    matrices = {f"model.embed_tokens.lora_embedding_{half}": array for half, array in names}
+    matrices["model.embed_tokens.lora_magnitude_vector"] = np.ones(128)
+    plan = lazyload.plan(MODEL, cache_dir=cache, adapter=write_adapter(tmp_path / "adapter", matrices, use_dora=True))
+    assert plan.nbytes > 2 * 2 * 20000 * 128
+    assert hub.sent < 20000 * 128
 
 
 PROGRAM = """
