@@ -14,7 +14,6 @@ A command is a JSON object:
                  a folder: what is in there of converted checkpoints is removed before it is read
     most_bytes   what a file that this process writes may have at most
     object_bytes how large a data file in a bucket becomes
-    window_bytes how much of what passes is in memory, in blocks of an eighth of it
     format       another number of the entries' format
 
 It answers with one: "error" and "message" if the call has raised, else "shards", which has of each array the place and
@@ -48,7 +47,6 @@ from lazyload.cache.entry import Entry
 from lazyload.cache.staging import Staging
 from lazyload.checkpoint import exchange, ranges
 from lazyload.restoring import Restoring
-from lazyload.sources import passing
 
 _PLACES = {"exchange": (exchange, "_moved"), "publish": (Staging, "publish")}
 """Functions in which something can happen."""
@@ -179,9 +177,6 @@ def faults(command: Mapping[str, Any]) -> Iterator[None]:
             stack.enter_context(mock.patch.object(request, "ENTRY_FORMAT", number))
         if nbytes := command.get("object_bytes"):
             stack.enter_context(mock.patch.object(ranges, "_OBJECT_BYTES", nbytes))
-        if nbytes := command.get("window_bytes"):
-            stack.enter_context(mock.patch.object(passing, "_WINDOW_BYTES", nbytes))
-            stack.enter_context(mock.patch.object(passing, "_BLOCK_BYTES", nbytes // 8))
         if (command.get("fault") or [""])[0] == "lose":
             stack.enter_context(lost_before_it_is_read(command["fault"][1]))
         kind, where = command.get("fault") or ("", "")
