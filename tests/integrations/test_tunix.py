@@ -138,7 +138,7 @@ def with_lora(model, mesh, **options):
         return reshard.reshard_model_to_mesh(adapted, mesh)
 
 
-@pytest.mark.parametrize("quantised", [None, "int8", "nf4"])
+@pytest.mark.parametrize("quantised", [None, "int8", "int4", "nf4"])
 def test_lora_trains_its_own_parameters_and_no_other(load, quantised, folder, tmp_path):
     mesh = automatic()
     options = {} if quantised is None else {"weight_qtype": quantised, "tile_size": 16}
