@@ -181,8 +181,7 @@ def _wait_for(holder: BucketPath, started: float, timeout: float | None, watch: 
         if found is None:
             return
         now = time.monotonic()
-        process = heartbeat.read(holder)
-        is_dead = heartbeat.has_ended(holder)
+        process, is_dead = heartbeat.read_whether_ended(holder)
         if version is None and not is_dead:
             is_dead = holder.bucket.now(holder.parents[1].key) - found.time > _stale_seconds()
         if found.version != version:
