@@ -173,7 +173,9 @@ def test_clocks_may_differ(cloud: CloudStorage, ahead: float) -> None:
     assert "is reading it" in (entry.user() or "")
     assert Cache(ROOT).prune(everything=True) == [], "its lease is young by the store's clock"
     assert 0 <= Cache(ROOT).entries()[0].last_used <= time.time()
+    written = cloud.bytes_in
     assert Cache(ROOT).prune(older_than=60.0, dry_run=True) == [], "it has just been used, by the store's clock"
+    assert cloud.bytes_in == written, "a dry run writes nothing"
     cloud.clock = ahead + 2 * 3600
     removed = Cache(ROOT).prune(everything=True)
     assert {removal.path for removal in removed} >= {entry.folder}
