@@ -54,7 +54,7 @@ class Restoring:
         stopwatch: Stopwatch,
         call: Call,
     ):
-        """Begins to import what the model will be built with, once it is clear that the cache can be read.
+        """Makes sure that the cache can be read.
 
         Args:
             request: The call's.
@@ -78,11 +78,14 @@ class Restoring:
         self._call = call
         self._lock = threading.Lock()
         self._delivery: Delivery | None = None
-        if request.arguments.layout in DECODERS:
-            _import_meanwhile("lazyload.models.decoder")
 
     def begin(self, request: Request, conversion: Conversion) -> None:
-        """Prepares for chunks, unless what is restored is to be read again, or not by this process."""
+        """Prepares for chunks, unless what is restored is to be read again, or not by this process.
+
+        What the model will be built with is imported meanwhile.
+        """
+        if request.arguments.layout in DECODERS:
+            _import_meanwhile("lazyload.models.decoder")
         if not self._verify and not is_pathways(os.environ):
             self._delivery = Delivery(conversion.tensors, self._placement.of(request))
 
@@ -143,7 +146,11 @@ class Restoring:
 
 
 def _import_meanwhile(name: str) -> None:
-    """Imports a module in a thread; Flax alone takes longer than to read a small model."""
+    """Imports a module in a thread: Flax alone takes longer than to read a small model.
+
+    Beside a conversion, which waits for the source and computes outside Python. Beside mere reading it does not pay:
+    who has read a few megabytes waits for the import to let Python go, and both take longer than one after the other.
+    """
 
     def load() -> None:
         # What keeps it from being imported is told to who needs it.

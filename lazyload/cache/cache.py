@@ -20,6 +20,7 @@ from lazyload.cache.manifest import (
     NewerFormatError,
     OlderFormatError,
     UnreadableManifestError,
+    version_of,
 )
 from lazyload.cache.removal import Removal
 from lazyload.cache.root import Root, Staging, chosen_roots, default_root, root_of
@@ -70,6 +71,7 @@ class Cache:
             Path(default_root()).expanduser()
         ]
         self.contents = Contents(last, before)
+        self._recalled: dict[Folder, Entry] = {}
 
     @property
     def root(self) -> Folder:
@@ -170,7 +172,7 @@ class Cache:
         """
         for folder in self._folders_of(key, folder_name(model) if model else ""):
             try:
-                entry = read_entry(folder)
+                entry = self._entry(folder)
                 problems = _fewest(map(entry.differences, forms)) or entry.lost_files()
             except AbsentError:
                 continue
@@ -194,6 +196,17 @@ class Cache:
                 f", and {len(problems) - 1} more" if len(problems) > 1 else "",
             )
         return None
+
+    def _entry(self, folder: Folder) -> Entry:
+        """The entry of a folder; a manifest that `recall` has read is not read again while it stays the same.
+
+        Raises:
+            UnreadableManifestError: There is no complete entry.
+        """
+        recalled = self._recalled.get(folder)
+        if recalled and recalled.status and recalled.status == version_of(folder / FILE_NAME):
+            return recalled
+        return read_entry(folder)
 
     def _folders_of(self, key: Key, name: str) -> Iterator[Folder]:
         """The folders that may hold the entry of a key; of several roots, without a bucket that is out of reach."""
@@ -245,6 +258,7 @@ class Cache:
             if not found or isinstance(root.folder, Path):
                 entries, _ = self._reached(root, lambda root: look_at(root, name)) or ([], {})
                 found += _of_revision(entries, model, wanted)
+        self._recalled = {entry.folder: entry for entry in found}
         return sorted(found, key=lambda entry: entry.manifest.created, reverse=True)
 
     @contextlib.contextmanager

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -26,6 +27,9 @@ STALE_SECONDS = 3600.0
 
 UNKNOWN_SECONDS = 24 * 3600.0
 """How old a mark is that is nobody's any more, where it does not say whose it was: then nobody may be touching it."""
+
+_UNFINISHED = ".mark"
+"""How the name ends that a mark has until it is complete; before it are a dot and 32 hexadecimal digits."""
 
 _MOST_PID = (1 << 31) - 1
 _MOST_SECONDS = 253402300799
@@ -70,7 +74,7 @@ def marked(path: Path) -> Iterator[int]:
     Raises:
         OSError: The mark cannot be written; then nothing is left of it.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.mark")
+    temporary = path.with_name(f".{uuid.uuid4().hex}{_UNFINISHED}")
     with contextlib.ExitStack() as undo:
         undo.callback(_unlink, temporary)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -95,6 +99,11 @@ def is_alive(mark: Path) -> bool:
     if asked is None:
         return is_locked(mark) or age(mark) < (STALE_SECONDS if process else UNKNOWN_SECONDS)
     return asked
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file is called as a mark that is not complete: it stays where a process is killed just then."""
+    return re.fullmatch(rf"\.[0-9a-f]{{32}}{re.escape(_UNFINISHED)}", name) is not None
 
 
 @contextlib.contextmanager

@@ -22,7 +22,10 @@ Limits = tuple[tuple[int, int], ...]
 _ALIGNMENT = 64
 """What XLA's CPU backend asks of a buffer that it takes over instead of copying it."""
 
+_HUGE_PAGE_BYTES = 2 << 20
 _PIECE_BYTES = 64 << 20
+"""What begins and ends with a huge page has no small ones."""
+
 _LARGE_BYTES = 8 << 20
 """What has memory of its own."""
 
@@ -38,19 +41,20 @@ class HostMemory:
     def take(self, nbytes: int) -> np.ndarray:
         """Aligned memory with arbitrary content."""
         if nbytes >= _LARGE_BYTES:
-            return _aligned(nbytes)
+            # Were its first page a huge one, so would be its last, most of it for nothing.
+            return _aligned(nbytes, _ALIGNMENT)
         size = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         with self._lock:
             if self._used + size > self._piece.nbytes:
-                self._piece, self._used = _aligned(_PIECE_BYTES), 0
+                self._piece, self._used = _aligned(_PIECE_BYTES, _HUGE_PAGE_BYTES), 0
             start = self._used
             self._used += size
             return self._piece[start : start + nbytes]
 
 
-def _aligned(nbytes: int) -> np.ndarray:
-    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
+def _aligned(nbytes: int, alignment: int) -> np.ndarray:
+    memory = np.empty(nbytes + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
     return memory[start : start + nbytes]
 
 

@@ -41,18 +41,20 @@ def export(
     """Writes an Orbax checkpoint as the checkpoint that the hub would hold, in bounded memory and on no device.
 
     The checkpoint is one that `lazyload.convert` has made, or that MaxText's trainer or its post-training, Tunix's
-    trainers, or a training loop with this library's decoder or Tunix's classes has saved, with plain arrays. Beside the
-    parameters it may hold an optimizer's and random states, which are left out.
+    trainers, or a training loop with this library's decoder or Tunix's classes has saved, with plain arrays. Random
+    states are left out, and so is an optimizer's state that lies in another item than the parameters, or under another
+    key than theirs at the top of the tree; arrays that are no parameters, among these, are refused.
 
     Memory stays bounded, whatever the model's size, but for one chunk as the checkpoint has it: arrays of more than
-    128 MB are decoded chunk by chunk onto the disk of `folder` first, which needs room for them meanwhile.
+    128 MB are decoded chunk by chunk onto the disk of `folder` first, which needs room for them meanwhile; where layers
+    are stacked, for up to as much as the checkpoint holds.
 
     Args:
         checkpoint: The folder of an Orbax checkpoint: of one step, or of one of its items.
         folder: Where to; not there yet, or empty.
         like: The Hugging Face checkpoint that the model was made from; see `save_pretrained`, here and below. None for
             what an entry of the cache says that it was made from.
-        revision: A branch, tag or commit of it.
+        revision: A branch, tag or commit of it. This and the next two are what such an entry says, too, unless given.
         subfolder: Where in the repository or folder it lies.
         variant: Which of its files of weights.
         layout: The layout of the Orbax checkpoint; None for `"nnx"`, `MaxText` or `Tunix`, whichever has its paths.
@@ -74,11 +76,14 @@ def export(
     """
     target = folder_of(folder)
     most = shard_bytes(max_shard_size)
-    arrays = StoredArrays(folder_of(checkpoint), target.parent)
+    # Beside the folder itself, where `folder` is a link to it.
+    arrays = StoredArrays(folder_of(checkpoint), Path(os.path.realpath(target)).parent)
     _require_plain(arrays)
     if like is None:
         made = _entry_of(arrays.folder)
         like, revision = made.model, revision or made.source.get("commit")
+        subfolder = made.source.get("subfolder") if subfolder is None else subfolder
+        variant = made.source.get("variant") if variant is None else variant
         config = made.fields.get("config") if config is None else config
     arguments = ModelArguments(
         model=like,
@@ -97,7 +102,8 @@ def export(
         for path, tensor in named.tensors.items():
             if tensor.dtype.itemsize == 1:
                 raise InputError(f"{named.folder}: {path} is {tensor.dtype}: {QUANTISED}")
-        write_checkpoint(named, request_for(named, request), target, Manner(dtype, most, config))
+        with contextlib.closing(named):
+            write_checkpoint(named, request_for(named, request), target, Manner(dtype, most, config))
     return target
 
 

@@ -28,8 +28,9 @@ from lazyload.sources.files import index_name, single_name
 from lazyload.sources.safetensors import header_of
 
 _BLOCK_BYTES = 16 << 20
-_WRITES_AT_ONCE = 4
+WRITES_AT_ONCE = 4
 
+_FILES = "files"
 _OWNER = "owner"
 """The mark of the process that writes the files beside it."""
 
@@ -65,7 +66,7 @@ class Part:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
+def new_folder(folder: Path, nbytes: int, scratch_bytes: int = 0) -> Iterator[Path]:
     """A fresh folder beside `folder`, which becomes `folder` when the body has ended, in one atomic step.
 
     It lies in a hidden one, `.NAME.<unique>`, with a mark of this process. What writers of the same folder have left
@@ -74,19 +75,21 @@ def new_folder(folder: Path, nbytes: int) -> Iterator[Path]:
     Args:
         folder: What there must not be yet, or be empty.
         nbytes: How many bytes will be written there.
+        scratch_bytes: How many more its disk has to hold while the body runs.
 
     Raises:
         SaveError: There is something in the folder, or it cannot be made, or the disk is too small.
     """
     folder = Path(os.path.realpath(folder))
     hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    temporary = hidden / "files"
+    temporary = hidden / _FILES
     try:
         _require_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        if (free := shutil.disk_usage(folder.parent).free) < nbytes:
-            raise SaveError(f"{folder} needs {shown_size(nbytes)}, but its disk has {shown_size(free)} left")
+        if (free := shutil.disk_usage(folder.parent).free) < nbytes + scratch_bytes:
+            meanwhile = f" and, while it is written, {shown_size(scratch_bytes)} more" if scratch_bytes else ""
+            raise SaveError(f"{folder} needs {shown_size(nbytes)}{meanwhile}; its disk has {shown_size(free)} left")
         hidden.mkdir()
         with liveness.marked(hidden / _OWNER):
             temporary.mkdir()
@@ -146,6 +149,11 @@ def write_tensors(folder: Path, tensors: Mapping[str, Readable], max_shard_bytes
     return overflowed
 
 
+def written_order(tensors: Mapping[str, Readable], max_shard_bytes: int) -> list[str]:
+    """The names of tensors in the order in which `write_tensors` writes them."""
+    return [name for shard in _shards(tensors, max_shard_bytes) for name in _header(shard)[1]]
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Writes a small file, and waits until it is on the disk."""
     with path.open("xb") as file:
@@ -155,15 +163,34 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what writers of a folder have left that are dead; not what one may still be writing."""
+    """Removes what dead writers of a folder have left, as far as this process may, and nothing else."""
     ours = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{32}}")
-    for path in [path for path in folder.parent.iterdir() if ours.fullmatch(path.name) and not path.is_symlink()]:
-        mark = path / _OWNER
-        # A folder is there for a moment before its mark is.
-        alive = liveness.is_alive(mark) if mark.exists() else liveness.age(path) < liveness.UNKNOWN_SECONDS
-        if not alive:
+    try:
+        names = os.listdir(folder.parent)
+    except OSError:
+        # One may write into a folder that one may not look into.
+        return
+    for path in [folder.with_name(name) for name in names if ours.fullmatch(name)]:
+        if _is_left(path):
             shutil.rmtree(path, ignore_errors=True)
-            logger.info("%s: removed what a process that was killed has left of another save there", path)
+            if not os.path.lexists(path):
+                logger.info("%s: removed what a process that was killed has left of another save there", path)
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a folder has what a writer puts there, and no more, and its writer is dead."""
+    try:
+        names = os.listdir(path)
+    except OSError:
+        # A file, or another user's.
+        return False
+    is_ours = all(name in (_FILES, _OWNER) or liveness.is_unfinished(name) for name in names)
+    if not is_ours or os.path.islink(path):
+        return False
+    if _OWNER in names:
+        return not liveness.is_alive(path / _OWNER)
+    # A folder is there for a moment before its mark is.
+    return liveness.age(path) >= liveness.UNKNOWN_SECONDS
 
 
 def _require_free(folder: Path) -> None:
@@ -199,10 +226,10 @@ def _as_counted(name: str) -> list[tuple[int, str]]:
 
 def write_one(path: Path, tensors: Mapping[str, Readable]) -> int:
     """Writes tensors into one file; says how many values overflow float16."""
-    header, starts = header_of({name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+    header, starts = _header(tensors)
     parts = itertools.chain.from_iterable(_parts(tensors[name], start) for name, start in starts.items())
     scratch = Scratch()
-    with path.open("xb") as file, ThreadPoolExecutor(_WRITES_AT_ONCE, thread_name_prefix="lazyload") as pool:
+    with path.open("xb") as file, ThreadPoolExecutor(WRITES_AT_ONCE, thread_name_prefix="lazyload") as pool:
         file.write(header)
         file.flush()
         try:
@@ -212,6 +239,11 @@ def write_one(path: Path, tensors: Mapping[str, Readable]) -> int:
             raise
         os.fsync(file.fileno())
     return overflowed
+
+
+def _header(tensors: Mapping[str, Readable]) -> tuple[bytes, dict[str, int]]:
+    """The beginning of a file, and where in it each tensor begins, in their order there."""
+    return header_of({name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
 
 
 def _parts(tensor: Readable, start: int) -> Iterator[Part]:

@@ -1,6 +1,6 @@
 """Arrays on the devices of this process, read box by box as a source of tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +79,10 @@ class HeldArrays:
                 tuple(slice(low - first, high - first) for (low, high), (first, _) in zip(common, box, strict=True))
             ] = values
         return np.empty([high - low for low, high in box], self.tensors[name].dtype) if out is None else out
+
+    def scratch_bytes(self, readers: Sequence[Collection[str]], at_once: int) -> int:
+        """Nothing of them is on a disk."""
+        return 0
 
     def position(self, name: str) -> int:
         """The array's place among the others; all are here already."""

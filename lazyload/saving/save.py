@@ -10,10 +10,10 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -36,7 +36,16 @@ from lazyload.low_rank import peft_files
 from lazyload.options import DTypeOption, LayoutOption, decoder_layout, dtype_patterns, explains_arguments
 from lazyload.request import Request, open_request
 from lazyload.saving.config import config_json
-from lazyload.saving.files import Readable, new_folder, shard_bytes, write_file, write_one, write_tensors
+from lazyload.saving.files import (
+    WRITES_AT_ONCE,
+    Readable,
+    new_folder,
+    shard_bytes,
+    write_file,
+    write_one,
+    write_tensors,
+    written_order,
+)
 from lazyload.saving.held import HeldArrays, arrays_of
 from lazyload.sources.beside import files_beside
 
@@ -214,7 +223,19 @@ def request_for(arrays: TensorSource, request: Request, config: Any = None) -> R
     )
 
 
-def write_checkpoint(arrays: TensorSource, request: Request, folder: Path, manner: Manner) -> None:
+class Arrays(TensorSource, Protocol):
+    """The arrays of a model that is saved."""
+
+    def scratch_bytes(self, readers: Sequence[Collection[str]], at_once: int) -> int:
+        """How many bytes of them are on the disk, at most, while they are read in an order.
+
+        Args:
+            readers: The names of the arrays that are read for one tensor, tensor by tensor.
+            at_once: For how many tensors at most.
+        """
+
+
+def write_checkpoint(arrays: Arrays, request: Request, folder: Path, manner: Manner) -> None:
     """Writes the arrays of a model into a folder that is not there yet.
 
     Raises:
@@ -233,7 +254,10 @@ def write_checkpoint(arrays: TensorSource, request: Request, folder: Path, manne
     untied = _is_tied(request.family.read(values)) and not _is_tied(request.whole)
     config = config_json(values, wanted or main, untied=untied)
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
-    with cleaning_up(), new_folder(folder, nbytes) as temporary:
+    order = written_order(tensors, manner.max_shard_bytes)
+    readers = [conversion.tensors[name].sources for name in order if name in conversion.tensors]
+    scratch_bytes = arrays.scratch_bytes(readers, WRITES_AT_ONCE)
+    with cleaning_up(), new_folder(folder, nbytes, scratch_bytes) as temporary:
         for name, content in files_beside(request.source):
             write_file(temporary / name, content)
         write_file(temporary / "config.json", config)

@@ -8,7 +8,7 @@ import copy
 import json
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class StoredArrays:
         self._unpacking = threading.Lock()
         self._unpacked: dict[str, Unpacked] = {}
         self._left: dict[str, int] = {}
+        self._failure: Exception | None = None
         self.tensors: Mapping[str, TensorInfo] = {}
         self._is_ocdbt = (folder / "manifest.ocdbt").is_file()
         self._is_zarr3, self._leaves = _leaves(folder / _TREE)
@@ -107,6 +108,31 @@ class StoredArrays:
         self.open([path])
         return self.tensors[path].shape[0]
 
+    def scratch_bytes(self, readers: Sequence[Collection[str]], at_once: int) -> int:
+        """How many bytes are unpacked, at most, while arrays are read in an order.
+
+        An array stays unpacked from its first reader to its last one. One that has values which nobody reads, such as
+        rows beyond the vocabulary, stays to the end, which is not counted.
+
+        Args:
+            readers: The paths of the arrays that are read for one tensor, tensor by tensor.
+            at_once: For how many tensors at most.
+        """
+        last = {path: number + at_once - 1 for number, paths in enumerate(readers) for path in paths}
+        unpacked: set[str] = set()
+        most = 0
+        for number, paths in enumerate(readers):
+            unpacked = {path for path in unpacked if last[path] >= number} | set(filter(self._is_unpacked, paths))
+            most = max(most, sum(self._nbytes(path) for path in unpacked))
+        return most
+
+    def close(self) -> None:
+        """Gives up what is unpacked; nothing is read any more."""
+        with self._unpacking:
+            self._failure = None
+            while self._unpacked:
+                self._unpacked.popitem()[1].close()
+
     def read(self, name: str, index: Box) -> np.ndarray:
         """Reads one box of an array.
 
@@ -114,7 +140,7 @@ class StoredArrays:
             CorruptSourceError: A chunk is missing or damaged.
         """
         try:
-            if math.prod(self.tensors[name].shape) * self.tensors[name].dtype.itemsize > _CACHED_BYTES:
+            if self._is_unpacked(name):
                 return self._read_unpacked(name, index)
             values: np.ndarray = self._arrays[name][index].read().result()
         except ValueError as error:
@@ -124,11 +150,15 @@ class StoredArrays:
     def _read_unpacked(self, name: str, index: Box) -> np.ndarray:
         """Reads one box of an array that is unpacked by the first one, and given up with the last."""
         with self._unpacking:
+            if self._failure is not None:
+                # It would take as long to fail again, on a disk that is full.
+                raise self._failure
             if name not in self._unpacked:
-                chunk = math.prod(self._arrays[name].chunk_layout.read_chunk.shape) * self.tensors[name].dtype.itemsize
-                context = ts.Context({"cache_pool": {"total_bytes_limit": chunk + _MORE_BYTES}})
-                array = ts.open(self._spec(name), read=True, context=context).result()
-                self._unpacked[name] = Unpacked(array, self._scratch)
+                try:
+                    self._unpacked[name] = self._unpack(name)
+                except Exception as error:
+                    self._failure = error
+                    raise
                 self._left[name] = math.prod(self.tensors[name].shape)
             unpacked = self._unpacked[name]
         values = unpacked.read(index)
@@ -138,6 +168,19 @@ class StoredArrays:
                 # Whoever reads on, reads from the same file, which goes with its last reader.
                 self._unpacked.pop(name, None)
         return values
+
+    def _unpack(self, name: str) -> Unpacked:
+        chunk = math.prod(self._arrays[name].chunk_layout.read_chunk.shape) * self.tensors[name].dtype.itemsize
+        context = ts.Context({"cache_pool": {"total_bytes_limit": chunk + _MORE_BYTES}})
+        array = ts.open(self._spec(name), read=True, context=context).result()
+        return Unpacked(array, self._scratch)
+
+    def _is_unpacked(self, name: str) -> bool:
+        """Whether an array is read from the disk where it is unpacked."""
+        return self._nbytes(name) > _CACHED_BYTES
+
+    def _nbytes(self, name: str) -> int:
+        return math.prod(self.tensors[name].shape) * self.tensors[name].dtype.itemsize
 
     def _spec(self, path: str) -> dict[str, Any]:
         storage = Storage(ocdbt=self._is_ocdbt, zarr3=self._is_zarr3)

@@ -4,6 +4,7 @@ An array that a program has saved has one chunk for each device that held a part
 decoded in part. Where layers are stacked, every tensor of a layer takes a little of each.
 """
 
+import errno
 import itertools
 import math
 import os
@@ -38,8 +39,19 @@ class Unpacked:
         self._dtype = np.dtype(array.dtype.numpy_dtype)
         with tempfile.TemporaryFile(dir=folder) as file:
             self._descriptor = os.dup(file.fileno())
-        # Whoever still reads holds this object.
-        weakref.finalize(self, os.close, self._descriptor)
+        # Whoever still reads holds this object, unless it is closed.
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+        try:
+            self._fill(array)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets go of the file, once nobody reads it any more."""
+        self._close()
+
+    def _fill(self, array: Any) -> None:
         for chunk in boxes_of(self._shape, array.chunk_layout.read_chunk.shape):
             sizes = [cut.stop - cut.start for cut in chunk]
             for piece in boxes_of(sizes, extents_of(sizes, _PIECE_BYTES // self._dtype.itemsize)):
@@ -63,7 +75,7 @@ class Unpacked:
             while done < stop:
                 read = os.preadv(self._descriptor, [memory[done:stop]], start + nbytes - (stop - done))
                 if not read:
-                    raise OSError("an array that was unpacked has been cut off")
+                    raise OSError(errno.EIO, "an array that was unpacked has been cut off")
                 done += read
         return out
 

@@ -34,6 +34,10 @@ def main() -> None:
     """Measures what is asked for; exits with 1 if one of our own rows failed."""
     parser = _parser()
     asked = parser.parse_args()
+    written = [path.parent for path in (asked.json, asked.markdown, asked.chart) if path]
+    for folder in [asked.folder, *written]:
+        if folder and not folder.is_dir():
+            parser.error(f"{folder} is no folder: make it first, or name another")
     meshes = [tuple(map(int, mesh.split(","))) for mesh in asked.mesh or ["8"]]
     given = dict(part.partition("=")[::2] for part in asked.python)
     found = {name: peers.find(name, given) for name in asked.peers}

@@ -105,3 +105,12 @@ def test_a_row_of_ours_that_fails_is_an_error(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "not measured: read: failed: no answer within 0 s" in ended.stdout
     assert "failed: read" in ended.stderr
+
+
+@pytest.mark.parametrize("option", [["--folder", "none"], ["--json", "none/out.json"]], ids=lambda option: option[0])
+def test_a_folder_that_is_not_there_is_said_at_once(option: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks", *SMALL, option[0], str(tmp_path / option[1])]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert f"{tmp_path / 'none'} is no folder" in ended.stderr
+    assert "Traceback" not in ended.stderr

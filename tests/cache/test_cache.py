@@ -243,6 +243,22 @@ def test_a_hub_model_is_recalled_by_branch_and_commit(tmp_path: Path) -> None:
     assert cache.recall("org/model", "dev") == cache.recall("org/other", None) == []
 
 
+def test_what_is_recalled_is_read_once_and_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path)
+    publish(cache)
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path), read_bytes(path))[1])
+    (recalled,) = cache.recall("org/model", None)
+    assert cache.find(KEY) is recalled
+    assert [path.name for path in read] == ["manifest.json"]
+    changed = publish(Cache(tmp_path))
+    assert changed.data != recalled.data
+    assert cache.find(KEY) == changed
+
+
 def test_what_is_recalled_is_the_newest_first(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     for number, year in enumerate((2024, 2026, 2025)):

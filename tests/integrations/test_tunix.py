@@ -3,6 +3,7 @@
 Needs Tunix (Python 3.12): `.ci/tunix.txt`.
 """
 
+import dataclasses
 import inspect
 import os
 import re
@@ -517,6 +518,36 @@ def test_experts_fused_projections_and_stacks_arrive(load, name, backend, scan_l
     )
     for path, leaf in nnx.to_flat_state(filled):
         np.testing.assert_array_equal(leaf.get_value(), expected[path], err_msg=str(path))
+
+
+def test_tables_that_are_told_are_those_that_a_model_is_asked_for(load):
+    model = load(layers=range(1))
+    tables = model.mapping_config("vllm_jax", tensor_parallel_size=2)
+    told = mappings.MappingConfig.build(mapping_obj=tables)
+    assert told == mappings.MappingConfig.build(model=model, backend="vllm_jax")
+    # It takes what it knows, and what it knows no more would be lost without a word.
+    assert {field.name for field in dataclasses.fields(told)} == set(tables)
+    tables = load("gemma4_text_a4b", layers=range(1)).mapping_config("vllm_jax", tensor_parallel_size=2)
+    told = mappings.MappingConfig.build(mapping_obj=tables)
+    assert {name: getattr(told, name) for name in tables} == tables
+    assert told.preprocess_src_state is not None
+
+
+def test_names_are_found_behind_whatever_vllm_has_before_them(load):
+    model = load("gemma4_text_a4b", layers=None)
+    tables = mappings.MappingConfig.build(mapping_obj=model.mapping_config("vllm_jax", tensor_parallel_size=2))
+    sent = {
+        ".".join(map(str, path))
+        for path, _ in nnx.to_flat_state(tables.preprocess_src_state(nnx.state(model, nnx.Param)))
+    }
+    names = [name.removeprefix("model.") for name in there_of("gemma4_text_a4b", "vllm_jax", 2)]
+    for before in ("", "model.", "language_model.", "model.language_model."):
+        there = [((before + name).split("."), name) for name in names]
+        found = generate_utils.build_flat_dict(there, tables.to_hf_mappings)
+        assert found.keys() == sent
+        assert sorted(name for name, _, _ in found.values()) == sorted(names)
+        assert all(path == before + name for name, path, _ in found.values())
+        assert found["layers.1.attn.q_proj.kernel"][0] == "layers.1.self_attn.q_proj.weight"
 
 
 @pytest.mark.parametrize("backend", ["vllm_jax", "sglang_jax"])

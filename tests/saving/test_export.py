@@ -1,6 +1,9 @@
 """`lazyload.export` and its command: Orbax checkpoints of whatever program, written as the hub would hold them."""
 
+import contextlib
+import errno
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -13,11 +16,20 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from support import checkpoints, stored
+from support.hub import Hub
 
 import lazyload
-from lazyload.errors import ArgumentError, InputError, LayoutError, SourceNotFoundError, TensorMismatchError
+from lazyload.errors import (
+    ArgumentError,
+    InputError,
+    LayoutError,
+    SaveError,
+    SourceNotFoundError,
+    TensorMismatchError,
+)
+from lazyload.saving import files, unpacked
 from lazyload.saving import stored as stored_arrays
-from lazyload.saving import unpacked
+from lazyload.saving.stored import StoredArrays
 
 
 @pytest.fixture(scope="module")
@@ -60,30 +72,108 @@ def test_layouts_of_odd_models_are_recognised(name: str, layout: Any, root: Path
     assert all(found[key].tobytes() == before[key].tobytes() for key in found)
 
 
-@pytest.mark.parametrize("layout", ["nnx", lazyload.MaxText()])
+@pytest.mark.parametrize(("layout", "threads"), [("nnx", 1), (lazyload.MaxText(), 4)])
 def test_large_arrays_are_decoded_once(
-    layout: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: Any, threads: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk for each shard of a mesh, of stacked layers, too, and arrays that are too large to be kept."""
+    monkeypatch.setattr(files, "WRITES_AT_ONCE", threads)
     monkeypatch.setattr(stored_arrays, "_CACHED_BYTES", 1 << 12)
     pieces: list[tuple[int, ...]] = []
-    write = unpacked.Unpacked._write
-    monkeypatch.setattr(
-        unpacked.Unpacked,
-        "_write",
-        lambda self, index, values: (pieces.append(values.shape), write(self, index, values))[1],
+    folders: set[Path] = set()
+    held: list[int] = []
+    said: list[int] = []
+    make, write, read, say = (
+        unpacked.Unpacked.__init__,
+        unpacked.Unpacked._write,
+        StoredArrays._read_unpacked,
+        StoredArrays.scratch_bytes,
     )
+
+    def made(self: unpacked.Unpacked, array: Any, folder: Path) -> None:
+        folders.add(folder)
+        make(self, array, folder)
+
+    def written(self: unpacked.Unpacked, index: Any, values: np.ndarray) -> None:
+        pieces.append(values.shape)
+        write(self, index, values)
+
+    def watched(self: StoredArrays, name: str, index: Any) -> np.ndarray:
+        values = read(self, name, index)
+        held.append(sum(self._nbytes(name) for name in list(self._unpacked)))
+        return values
+
+    def remembered(self: StoredArrays, readers: Any, at_once: int) -> int:
+        said.append(say(self, readers, at_once))
+        return said[-1]
+
+    monkeypatch.setattr(unpacked.Unpacked, "__init__", made)
+    monkeypatch.setattr(unpacked.Unpacked, "_write", written)
+    monkeypatch.setattr(StoredArrays, "_read_unpacked", watched)
+    monkeypatch.setattr(StoredArrays, "scratch_bytes", remembered)
     monkeypatch.setattr(unpacked, "_PIECE_BYTES", 1 << 10)
     source, mesh = checkpoints.make("qwen3", root), jax.make_mesh((4, 2), ("fsdp", "tp"))
     model = lazyload.from_pretrained(source, layout=layout, mesh=mesh, cache_dir=root / "cache")
     tree = nnx.to_pure_dict(nnx.state(model, nnx.Param)) if layout == "nnx" else model
     ocp.PyTreeCheckpointer().save(tmp_path / "1", tree)
-    exported = lazyload.export(tmp_path / "1", tmp_path / "deep" / "out", like=source)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "out")
+    exported = lazyload.export(tmp_path / "1", tmp_path / "link", like=source)
     assert same(stored.tensors(exported), stored.tensors(source))
-    large = [array.size for array in jax.tree.leaves(tree) if array.nbytes > 1 << 12]
+    large = [array for array in jax.tree.leaves(tree) if array.nbytes > 1 << 12]
     assert len(large) > 5
-    assert sum(map(math.prod, pieces)) == sum(large)
+    assert sum(map(math.prod, pieces)) == sum(array.size for array in large)
+    assert folders == {tmp_path / "deep"}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+    # Of stacked layers, all that every layer takes a part of.
+    together = sum(array.nbytes for array in large)
+    # A thread that the system forgets keeps its array the longer.
+    assert max(held) <= (said[0] if threads == 1 else together)
+    assert said[0] > together / 2 if layout != "nnx" else said[0] < together / 2
+
+
+def test_a_disk_that_has_no_room_for_large_arrays(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = checkpoints.make("qwen3", root)
+    entry = lazyload.convert(source, layout=lazyload.MaxText(), cache_dir=root / "cache")
+    monkeypatch.setattr(stored_arrays, "_CACHED_BYTES", 1 << 12)
+    begun: list[Path] = []
+    make, write = unpacked.Unpacked.__init__, unpacked.Unpacked._write
+
+    def made(self: unpacked.Unpacked, array: Any, folder: Path) -> None:
+        begun.append(folder)
+        make(self, array, folder)
+
+    def written(self: unpacked.Unpacked, index: Any, values: np.ndarray) -> None:
+        if len(begun) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, index, values)
+
+    monkeypatch.setattr(unpacked.Unpacked, "__init__", made)
+    monkeypatch.setattr(unpacked.Unpacked, "_write", written)
+    with pytest.raises(SaveError, match="cannot be written: No space left on device") as caught:
+        lazyload.export(entry.path, tmp_path / "out", like=source)
+    # Nobody has begun after the first who has failed; and the disk is free again, while the error is there still.
+    assert len(begun) == 4
+    assert caught.value.__traceback__ is not None
+    if sys.platform == "linux":
+        assert not [file for file in open_files() if file.startswith(str(tmp_path))]
+    monkeypatch.setattr(unpacked.Unpacked, "_write", lambda *_: None)
+    with pytest.raises(SaveError, match="cannot be written: an array that was unpacked has been cut off"):
+        lazyload.export(entry.path, tmp_path / "out", like=source)
+    usage = shutil.disk_usage(tmp_path)
+    size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size + (size >> 3)))
+    with pytest.raises(SaveError, match=r"and, while it is written, .* more; its disk has"):
+        lazyload.export(entry.path, tmp_path / "out", like=source)
+    assert list(tmp_path.iterdir()) == []
+
+
+def open_files() -> list[str]:
+    """What this process has open, files without a name among it."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(descriptor))
+    return found
 
 
 def test_what_a_training_loop_saves(root: Path, tmp_path: Path) -> None:
@@ -200,6 +290,20 @@ def test_what_an_entry_was_made_from_is_known(root: Path, tmp_path: Path) -> Non
     shutil.copytree(entry.path, tmp_path / "elsewhere")
     with pytest.raises(ArgumentError, match="is no entry of the cache, which says what it was made from: give like="):
         lazyload.export(tmp_path / "elsewhere", tmp_path / "other")
+
+
+def test_where_an_entry_s_model_lies_in_its_repository_is_known(root: Path, tmp_path: Path, hub: Hub) -> None:
+    source, inner = checkpoints.make("qwen3", root), tmp_path / "whole" / "text" / "inner"
+    shutil.copytree(source, inner)
+    for path in inner.glob("*.safetensors*"):
+        path.rename(path.with_name(path.name.replace("model-", "model.fp16-").replace(".index", ".index.fp16", 1)))
+    index = inner / "model.safetensors.index.fp16.json"
+    index.write_text(index.read_text().replace('"model-', '"model.fp16-'))
+    hub.add("org/whole", tmp_path / "whole")
+    entry = lazyload.convert("org/whole", subfolder="text/inner", variant="fp16", cache_dir=tmp_path / "cache")
+    assert same(stored.tensors(lazyload.export(entry.path, tmp_path / "out")), stored.tensors(source))
+    with pytest.raises(SourceNotFoundError, match=r"config\.json"):
+        lazyload.export(entry.path, tmp_path / "other", subfolder="text")
 
 
 def test_another_model(root: Path, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """`lazyload.save_pretrained`: what is written, from what, and what is refused before anything is."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from support import checkpoints, stored
 
 import lazyload
 from lazyload.errors import ArgumentError, InputError, SaveError, TensorMismatchError
+from lazyload.saving.files import new_folder
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +235,55 @@ with new_folder(Path(sys.argv[1]), 1) as folder:
         finally:
             first.kill()
             other.kill()
+
+
+def test_only_what_a_save_has_left_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def there(digit: str, *names: str) -> Path:
+        folder = tmp_path / f".saved.{digit * 32}"
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("")
+        os.utime(folder, (0, 0))
+        return folder
+
+    file, link = (tmp_path / f".saved.{digit * 32}" for digit in "34")
+    file.write_text("")
+    os.utime(file, (0, 0))
+    ours = [there("5"), there("6", f".{'0' * 32}.mark")]
+    (tmp_path / "empty").mkdir()
+    os.utime(tmp_path / "empty", (0, 0))
+    link.symlink_to("empty")
+    theirs = [there("0", "notes.txt"), there("1", "owner", "notes.txt"), there("2", "some.mark"), file, link]
+    with caplog.at_level("INFO", "lazyload"), new_folder(tmp_path / "saved", 1):
+        pass
+    assert all(os.path.lexists(path) for path in theirs)
+    assert not any(path.exists() for path in ours)
+    assert sorted(record.getMessage().partition(":")[0] for record in caplog.records) == sorted(map(str, ours))
+
+
+@contextlib.contextmanager
+def as_a_user() -> Iterator[None]:
+    """As somebody who may not do everything."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_what_may_not_be_removed_hinders_no_save() -> None:
+    """A folder of another user, and a place in which one may write and not look."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        (place / f".saved.{'0' * 32}").mkdir(0)
+        for mode, saved in ((0o777, "saved"), (0o333, "other")):
+            place.chmod(mode)
+            with as_a_user(), new_folder(place / saved, 1) as folder:
+                (folder / "config.json").write_text("{}")
+        place.chmod(0o755)
+        assert {path.name for path in place.iterdir()} == {f".saved.{'0' * 32}", "saved", "other"}
 
 
 def test_a_model_that_is_partly_quantised(model: lazyload.Decoder, source: Path, tmp_path: Path) -> None:
