@@ -11,11 +11,13 @@ The first process of the team speaks for it; the others compare what it says wit
 them how that came out. So a fleet of N exchanges a few N messages, and each of them waits for one other.
 """
 
+import atexit
 import collections
 import contextlib
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -47,6 +49,9 @@ _GOODBYE_SECONDS = 5.0
 """For which the end of a call waits until what it has said is told."""
 
 _MOST_NAMED = 8
+
+_OF_PEERS = re.compile(r"(?!RESOURCE_EXHAUSTED).*(\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED):|(?i:gloo|nccl))")
+"""What errors of JAX begin with, or name, where the devices of another process do not answer."""
 
 _numbers: "collections.defaultdict[str, Iterator[int]]" = collections.defaultdict(itertools.count)
 """Of calls, by whose they are; the processes of a team count alike, because they make the same calls."""
@@ -162,8 +167,21 @@ class Call:
         self._thread = threading.Thread(target=self._exchange, name="lazyload-team", daemon=True)
 
     def __enter__(self) -> Self:
-        if not self.is_alone:
-            self._thread.start()
+        """Begins to talk.
+
+        Raises:
+            PeerError: An earlier call has left devices of this process waiting for those of another one.
+        """
+        if self.is_alone:
+            return self
+        self._thread.start()
+        if any(thread.is_alive() for thread in _left_behind):
+            error = PeerError(
+                f"{self._what}: devices of this process still wait for those of another one, which failed in an "
+                "earlier call; start all processes again"
+            )
+            self.__exit__(type(error), error, None)
+            raise error
         return self
 
     def __exit__(
@@ -253,15 +271,11 @@ class Call:
 
         Raises:
             LazyLoadError: Somebody has failed, shows no sign of life, or is out of the devices' reach.
+            Exception: What the task raises here for reasons of its own, such as too little memory.
         """
         if self.is_alone:
             task()
             return
-        if any(thread.is_alive() for thread in _left_behind):
-            raise PeerError(
-                f"{self._what}, at {stage!r}: devices of this process still wait for those of another one, which "
-                "failed in an earlier call; start all processes again"
-            )
         self.agree(stage, {})
         ended: list[BaseException | None] = []
 
@@ -280,11 +294,11 @@ class Call:
         try:
             self._watch(f"{stage}.done", ended)
         except BaseException:
-            _left_behind.append(thread)
+            _leave_behind(thread)
             raise
         (error,) = ended
-        if isinstance(error, RuntimeError) and not isinstance(error, LazyLoadError):
-            # What JAX raises where the devices of another process do not answer, which may be about to tell why.
+        if isinstance(error, RuntimeError) and _OF_PEERS.match(_first_line(error)):
+            # The other process may be about to tell why.
             self.await_failure()
             raise PeerError(
                 f"{self._what}, at {stage!r}: devices of several processes cannot exchange what these have read: "
@@ -599,6 +613,28 @@ def _index_of_this_process() -> int:
     from jax._src import distributed
 
     return distributed.global_state.process_id
+
+
+def _leave_behind(thread: threading.Thread) -> None:
+    if not _left_behind:
+        # What is registered last runs first: before JAX takes leave.
+        atexit.register(_await_left_behind)
+    _left_behind.append(thread)
+
+
+def _await_left_behind() -> None:
+    """Has threads that were left behind come back before Python ends: later, that would abort this process.
+
+    They come back when the other processes end, and those end once all have taken leave of each other.
+    """
+    import jax
+
+    # JAX takes leave once more, and says then what is wrong.
+    with contextlib.suppress(RuntimeError):
+        jax.distributed.shutdown()
+    last = time.monotonic() + _GOODBYE_SECONDS
+    for thread in _left_behind:
+        thread.join(max(0.0, last - time.monotonic()))
 
 
 def _first_line(error: BaseException) -> str:

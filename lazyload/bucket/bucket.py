@@ -5,13 +5,13 @@ credentials these find. Both list objects, and write them only where there is no
 """
 
 import contextlib
+import email.utils
 import errno
 import functools
 import logging
 import math
 import random
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ _TRIES = 2
 _FIRST_WAIT_SECONDS = 0.5
 
 _GIVEN_UP_SECONDS = 10.0
-"""For which a bucket that has not answered to all tries is asked nothing: to clean up there would take minutes more."""
+"""For which a bucket that answers nobody is asked nothing more: to clean up there would take minutes."""
 
 _EXTRAS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
 _CREDENTIALS = {
@@ -41,6 +41,9 @@ _CREDENTIALS = {
 }
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "GoogleAuthError")
 _LASTING = (errno.EINVAL, errno.EPERM, errno.ENOSYS)
+_NO_ANSWER = ("ConnectionError", "ClientConnectionError", "HTTPClientError", "TimeoutError", "Timeout")
+_ANSWERED = ("ProxyError", "ResponseStreamingError")
+"""Of these the exceptions: gcsfs makes the first of status 502; the second is an answer that is not complete."""
 
 
 class Stored(NamedTuple):
@@ -75,7 +78,7 @@ class Bucket:
         self.scheme = scheme
         self.name = name
         self.seconds_ahead = 0.0
-        self._given_up = -math.inf
+        self._given_up = self._answered = -math.inf
         self._seen: dict[str, dict[str, Stored]] = {}
         self._contents: dict[tuple[str, str], bytes] = {}
 
@@ -199,20 +202,22 @@ class Bucket:
         with ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="lazyload-bucket") as pool:
             yield from pool.map(task, items)
 
-    def now(self, folder: str) -> float:
-        """The time by the store's clock, found out by writing an object to a folder; where that is refused, by ours."""
-        clock = f"{folder}/.clock/".lstrip("/")
-        name = uuid.uuid4().hex
+    def now(self) -> float:
+        """The time by the store's clock, as far as its answers tell it: the next full second. Else by ours."""
         try:
-            self.write(clock + name, b"now")
-            found = self.below(clock).get(name)
-            self.remove([clock + name])
-        except CacheError:
-            found = None
-        if found is None:
+            found = email.utils.parsedate_to_datetime(self._tried("", self._date)).timestamp() + 1.0
+        except (CacheError, FileNotFoundError, KeyError, ValueError):
             return time.time()
-        self.seconds_ahead = found.time - time.time()
-        return found.time
+        self.seconds_ahead = found - time.time()
+        return found
+
+    def _date(self) -> str:
+        """The header `Date` of an answer."""
+        if self.scheme == "gs":
+            headers, _ = self._system.call("GET", "b/{}/o", self.name, maxResults=1)
+            return str(headers["Date"])
+        found = self._system.call_s3("list_objects_v2", Bucket=self.name, MaxKeys=1)
+        return str(found["ResponseMetadata"]["HTTPHeaders"]["date"])
 
     def require(self) -> None:
         """Makes sure that there is such a bucket.
@@ -239,24 +244,36 @@ class Bucket:
 
     def _tried(self, key: str, request: "Callable[[], Result]") -> "Result":
         """What a request gives; made again while it fails for reasons that may pass."""
+        began = time.monotonic()
+        if began - self._given_up < _GIVEN_UP_SECONDS:
+            raise CacheError(f"{self}/{key} is not asked for: {self} has just been out of reach; call again later")
         for number in range(_TRIES):
-            if time.monotonic() - self._given_up < _GIVEN_UP_SECONDS:
-                raise CacheError(f"{self}/{key} is not asked for: {self} has just been out of reach; call again later")
             try:
-                return request()
-            except (FileNotFoundError, FileExistsError, CacheError):
+                found = request()
+            except CacheError:
                 raise
             # Each library has its own errors of networks and credentials, with no common base.
             except Exception as error:
+                if not _is_silence(error):
+                    self._note_answer()
+                if isinstance(error, FileNotFoundError | FileExistsError):
+                    raise
                 if _is_lasting(error) or number == _TRIES - 1:
                     if isinstance(error, ValueError):
                         raise
-                    if not _is_lasting(error):
+                    # Where others were answered meanwhile, it is this request that fails, and not the store.
+                    if self._answered < began:
                         self._given_up = time.monotonic()
                     raise self._problem(key, error) from error
                 logger.debug("%s/%s: trying again: %s", self, key, error)
+            else:
+                self._note_answer()
+                return found
             time.sleep(_FIRST_WAIT_SECONDS * 2**number * random.uniform(0.5, 1.5))
         raise AssertionError("the last try returns or raises")
+
+    def _note_answer(self) -> None:
+        self._given_up, self._answered = -math.inf, time.monotonic()
 
     def _problem(self, key: str, error: Exception) -> CacheError:
         where = f"{self}/{key}".rstrip("/")
@@ -288,6 +305,14 @@ def _is_lasting(error: BaseException) -> bool:
     code = getattr(error, "code", None)
     is_client_error = isinstance(code, int) and 400 <= code < 500 and code not in (408, 429)
     return _is_refusal(error) or is_client_error or getattr(error, "errno", None) in _LASTING
+
+
+def _is_silence(error: BaseException) -> bool:
+    """Whether it says that the store has not answered: neither what was asked for, nor with a status."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    # s3fs makes a TimeoutError of an answer, too, which it keeps as the cause.
+    is_answer = hasattr(error.__cause__, "response") or type(error).__name__ in _ANSWERED
+    return not is_answer and not kinds.isdisjoint(_NO_ANSWER)
 
 
 def _stored(info: Mapping[str, Any]) -> Stored:

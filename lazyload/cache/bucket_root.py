@@ -138,7 +138,7 @@ class BucketRoot:
             for mark, seconds in ((self.folder / ".locks", _stale_seconds()), (self.folder / ".teams", STALE_SECONDS))
             for name, stored in _objects(mark).items()
         ]
-        now = self.folder.bucket.now(self.folder.key) if marks else 0.0
+        now = self.folder.bucket.now() if marks else 0.0
         return [
             Removal(path, stored.size, "its process is gone")
             for path, stored, seconds in marks
@@ -147,7 +147,7 @@ class BucketRoot:
 
     def compare_clocks(self) -> None:
         """Finds out how far the store's clock is ahead of ours."""
-        self.folder.bucket.now(self.folder.key)
+        self.folder.bucket.now()
 
     def discard(self, path: Folder) -> None:
         """Removes one of these."""
@@ -181,10 +181,9 @@ def _wait_for(holder: BucketPath, started: float, timeout: float | None, watch: 
         if found is None:
             return
         now = time.monotonic()
-        process = heartbeat.read(holder)
-        is_dead = heartbeat.has_ended(holder)
+        process, is_dead = heartbeat.read_whether_ended(holder)
         if version is None and not is_dead:
-            is_dead = holder.bucket.now(holder.parents[1].key) - found.time > _stale_seconds()
+            is_dead = holder.bucket.now() - found.time > _stale_seconds()
         if found.version != version:
             version, seen = found.version, now
         if is_dead or now - seen > _stale_seconds():

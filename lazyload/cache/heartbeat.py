@@ -62,18 +62,21 @@ def marked(mark: BucketPath) -> Iterator[None]:
 
 def read(mark: BucketPath) -> liveness.Process | None:
     """The process that left a mark; None if the mark is gone or damaged."""
-    try:
-        return liveness.parsed(mark.read_bytes())
-    except FileNotFoundError:
-        return None
+    return read_whether_ended(mark)[0]
 
 
 def has_ended(mark: BucketPath) -> bool:
     """Whether what a mark stands for is known to have ended: of a process of this machine, of this one, too."""
+    return read_whether_ended(mark)[1]
+
+
+def read_whether_ended(mark: BucketPath) -> tuple[liveness.Process | None, bool]:
+    """What `read` and `has_ended` tell, of one content."""
     try:
-        return _is_at_work(mark.read_bytes()) is False
+        content = mark.read_bytes()
     except FileNotFoundError:
-        return False
+        return None, False
+    return liveness.parsed(content), _is_at_work(content) is False
 
 
 def _is_at_work(content: bytes) -> bool | None:

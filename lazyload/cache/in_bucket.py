@@ -84,7 +84,7 @@ class InBucket:
 
     def now(self) -> float:
         """The time by the store's clock."""
-        return self.folder.bucket.now(self.folder.parents[1].key)
+        return self.folder.bucket.now()
 
     def changed_files(self, data: str, files: Files) -> list[str]:
         """Costs a request for every thousand objects."""

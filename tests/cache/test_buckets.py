@@ -173,7 +173,9 @@ def test_clocks_may_differ(cloud: CloudStorage, ahead: float) -> None:
     assert "is reading it" in (entry.user() or "")
     assert Cache(ROOT).prune(everything=True) == [], "its lease is young by the store's clock"
     assert 0 <= Cache(ROOT).entries()[0].last_used <= time.time()
+    written = cloud.bytes_in
     assert Cache(ROOT).prune(older_than=60.0, dry_run=True) == [], "it has just been used, by the store's clock"
+    assert cloud.bytes_in == written, "a dry run writes nothing"
     cloud.clock = ahead + 2 * 3600
     removed = Cache(ROOT).prune(everything=True)
     assert {removal.path for removal in removed} >= {entry.folder}
@@ -361,6 +363,34 @@ def test_a_bucket_that_dies_while_it_is_written_to_is_given_up_once(
     cloud.faults = []
     with Cache(ROOT).lock(KEY, 0.0):
         assert [publish()] == Cache(ROOT).entries(), "this process does not wait for the mark that it has left"
+
+
+@pytest.mark.parametrize("kind", [429, 503, "reset"])
+def test_one_object_that_fails_keeps_no_other_from_being_written(
+    cloud: CloudStorage, monkeypatch: pytest.MonkeyPatch, kind: int | str
+) -> None:
+    monkeypatch.setattr(requests, "_GIVEN_UP_SECONDS", 60.0)
+    cloud.faults = [Fault(kind, name=".*/mark", method="POST", times=1000)]
+    folder = bucket_path(ROOT)
+    is_over = threading.Event()
+
+    def write_others() -> int:
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            (folder / "chunk").write_bytes(b"x")
+        return number
+
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(write_others)
+        try:
+            for _ in range(2):
+                with pytest.raises(CacheError, match=r"/mark cannot be reached"):
+                    (folder / "mark").write_bytes(b"x")
+        finally:
+            is_over.set()
+        assert others.result() > 2
+    (folder / "chunk").write_bytes(b"x")
 
 
 # A disk in front

@@ -179,6 +179,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing is logged."""
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """By the store's clock."""
+        return super().date_time_string(time.time() + self.server.store.clock if timestamp is None else timestamp)
+
     def _handle(self) -> None:
         store = self.server.store
         with store.counting():

@@ -109,6 +109,13 @@ class Fleet:
             raise AssertionError(f"process {index} hangs:\n{self._logs[index].read_text()[-4000:]}") from None
         return found or {"died": self.processes[index].wait(10)}
 
+    def leave(self, first: int) -> list[int]:
+        """Has all processes end as Python and JAX end them, one of them before the others; their exit statuses."""
+        for is_first in (True, False):
+            self.send([{"call": "leave"} if (index == first) == is_first else None for index in range(len(self))])
+            time.sleep(0.5)
+        return [process.wait(30) for process in self.processes]
+
     def is_stopped(self, index: int) -> bool:
         """Whether a process has been stopped by a signal."""
         stat = Path(f"/proc/{self.processes[index].pid}/stat").read_text()

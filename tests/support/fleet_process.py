@@ -2,7 +2,7 @@
 
 A command is a JSON object:
 
-    call         "from_pretrained" (the default), "convert", "wait" (seconds)
+    call         "from_pretrained" (the default), "convert", "wait" (seconds), "leave", which has no answer
     model        what is loaded
     options      further arguments of the call
     processes    whose devices the mesh has, by index; all, if there is none
@@ -60,7 +60,10 @@ def main(port: int, count: int, index: int, devices: int) -> None:
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=600)
     jax.devices()
     for line in sys.stdin:
-        answer = carry_out(json.loads(line))
+        command = json.loads(line)
+        if command.get("call") == "leave":
+            return
+        answer = carry_out(command)
         print(json.dumps(answer), flush=True)
     # Not by way of JAX's farewell, which waits for those that are no more.
     os._exit(0)
