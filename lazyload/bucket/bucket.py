@@ -203,9 +203,9 @@ class Bucket:
             yield from pool.map(task, items)
 
     def now(self) -> float:
-        """The time by the store's clock, as far as its answers tell it: the next full second. Else by ours."""
+        """The time by the store's clock, as its answers tell it: the last full second; by ours, where they do not."""
         try:
-            found = email.utils.parsedate_to_datetime(self._tried("", self._date)).timestamp() + 1.0
+            found = email.utils.parsedate_to_datetime(self._tried("", self._date)).timestamp()
         except (CacheError, FileNotFoundError, KeyError, ValueError):
             return time.time()
         self.seconds_ahead = found - time.time()

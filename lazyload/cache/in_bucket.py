@@ -48,7 +48,8 @@ class InBucket:
         """When the object for that was written, as it was when the folder was looked into last; by our clock."""
         with contextlib.suppress(CacheError):
             if found := self.folder.bucket.seen(f"{self.folder.key}/").get(LAST_USED):
-                return found.time - self.folder.bucket.seconds_ahead
+                # The store's clock is known to a second.
+                return min(found.time - self.folder.bucket.seconds_ahead, time.time())
         return None
 
     def note_use(self) -> None:
