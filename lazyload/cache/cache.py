@@ -501,13 +501,13 @@ class Cache:
             removals += [Removal(entry.folder, sizes[entry.folder], reason) for entry, reason in chosen]
         if dry_run:
             return [*removals, *forgotten]
-        last_uses = {entry.folder: entry.last_used for entry in unused}
+        notes = {entry.folder: entry.place.note_of_use() for entry in unused}
 
         def is_still_right(removal: Removal) -> bool:
             if any(removal.path == leftover.path for leftover in find(entry_folder(removal.path))):
                 return True
             try:
-                return read_entry(removal.path).last_used == last_uses.get(removal.path)
+                return read_entry(removal.path).place.note_of_use() == notes.get(removal.path)
             except UnreadableManifestError:
                 return removal.path in unread
 

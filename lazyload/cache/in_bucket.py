@@ -45,11 +45,19 @@ class InBucket:
         return data in self.children()[1]
 
     def last_used(self) -> float | None:
-        """When the object for that was written, as it was when the folder was looked into last; by our clock."""
+        """When the object for that was written; by our clock, as far as the store's is known, to a second."""
+        note = self._note()
+        return None if note is None else note.time - self.folder.bucket.seconds_ahead
+
+    def note_of_use(self) -> str | None:
+        """The version of the object for that."""
+        note = self._note()
+        return None if note is None else note.version
+
+    def _note(self) -> Stored | None:
+        """The object for that, as it was when the folder was looked into last."""
         with contextlib.suppress(CacheError):
-            if found := self.folder.bucket.seen(f"{self.folder.key}/").get(LAST_USED):
-                # The store's clock is known to a second.
-                return min(found.time - self.folder.bucket.seconds_ahead, time.time())
+            return self.folder.bucket.seen(f"{self.folder.key}/").get(LAST_USED)
         return None
 
     def note_use(self) -> None:

@@ -41,6 +41,10 @@ class OnDisk:
             return os.stat(f"{self.folder}/last-used").st_mtime
         return None
 
+    def note_of_use(self) -> float | None:
+        """When the file for that was touched."""
+        return self.last_used()
+
     def note_use(self) -> None:
         """Touches the file for that."""
         with contextlib.suppress(OSError):

@@ -26,6 +26,9 @@ class Place(Protocol):
     def last_used(self) -> float | None:
         """When a load last used the entry, in seconds since 1970; None where that is not known."""
 
+    def note_of_use(self) -> object:
+        """What is the same until a load uses the entry again, by whatever clock."""
+
     def note_use(self) -> None:
         """Notes that a load uses the entry, where it may."""
 
