@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from support.hub import Hub, running
 pytest_plugins = ["support.skips", "support.parts", "support.buckets"]
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Shells start what runs in the background deaf to interrupts, and what tests start would be deaf, too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Eight devices share few cores here, and XLA ends a process in which some wait for the others for too long.
 _FLAGS = {
     "xla_force_host_platform_device_count": 8,
