@@ -381,8 +381,9 @@ def _sent_to_disk_meanwhile(
                     _synchronise_one(path)
 
     with ThreadPoolExecutor(1, thread_name_prefix="lazyload-sync") as pool:
-        following = pool.submit(follow)
         try:
+            # An interrupt may come while the thread begins, which would go on for ever.
+            following = pool.submit(follow)
             yield
         finally:
             finished.set()
