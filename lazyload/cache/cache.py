@@ -494,6 +494,7 @@ class Cache:
         known = {removal.path for removal in removals}
         removals += [Removal(path, self._root.size(path), problems[path]) for path in sorted(unread - known)]
         unused = [entry for entry in entries if not entry.is_in_use()]
+        states = {entry.folder: entry.state() for entry in unused}
         if not rules.is_none:
             sizes = {entry.folder: self._root.size(entry.folder) for entry in unused}
             total = sum(map(self._root.size, self._folders())) - sum(removal.nbytes for removal in removals)
@@ -501,13 +502,12 @@ class Cache:
             removals += [Removal(entry.folder, sizes[entry.folder], reason) for entry, reason in chosen]
         if dry_run:
             return [*removals, *forgotten]
-        notes = {entry.folder: entry.place.note_of_use() for entry in unused}
 
         def is_still_right(removal: Removal) -> bool:
             if any(removal.path == leftover.path for leftover in find(entry_folder(removal.path))):
                 return True
             try:
-                return read_entry(removal.path).place.note_of_use() == notes.get(removal.path)
+                return read_entry(removal.path).state() == states.get(removal.path)
             except UnreadableManifestError:
                 return removal.path in unread
 

@@ -116,6 +116,10 @@ class Listed:
         used = self.place.last_used()
         return self.created.timestamp() if used is None else min(max(0.0, used), time.time())
 
+    def state(self) -> object:
+        """What is the same until it is converted again or a load uses it."""
+        return self.manifest.data, self.place.note_of_use()
+
     def is_in_use(self) -> bool:
         """Whether a load that is in progress reads it."""
         return self.user() is not None

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -275,20 +274,32 @@ def test_a_reader_without_the_right_to_write_keeps_what_it_reads(
     assert cache.find(KEY) == entry
 
 
+def used(entry: Entry) -> None:
+    with entry.in_use():
+        pass
+
+
+@pytest.mark.parametrize("before", [lambda entry: None, used], ids=["never used before", "used before"])
+@pytest.mark.parametrize(
+    "since", [lambda entry: publish(Cache(entry.folder.parents[1])), used], ids=["replaced", "used"]
+)
 def test_what_was_replaced_or_used_since_it_was_looked_at_is_not_pruned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before: Callable[[Entry], None],
+    since: Callable[[Entry], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = Cache(tmp_path)
-    publish(cache)
+    entry = publish(cache)
+    before(entry)
     lock = DiskRoot.lock
 
-    def after_a_conversion(self: Cache, digest: str, timeout: float | None) -> Any:
+    def after_others(self: DiskRoot, digest: str, timeout: float | None) -> Any:
         monkeypatch.setattr(DiskRoot, "lock", lock)
-        time.sleep(1.1)
-        publish(cache)
+        since(entry)
         return lock(self, digest, timeout)
 
-    monkeypatch.setattr(DiskRoot, "lock", after_a_conversion)
+    monkeypatch.setattr(DiskRoot, "lock", after_others)
     assert cache.prune(older_than=0) == []
     assert cache.find(KEY) is not None
 
