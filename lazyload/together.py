@@ -37,7 +37,7 @@ from lazyload.restoring import Restored
 from lazyload.sources import AdapterFiles, ModelReference, adapter_at
 from lazyload.sources.files import NotAsReadError
 from lazyload.sources.remembered import Told
-from lazyload.team import Call
+from lazyload.team.call import Call
 
 if TYPE_CHECKING:
     from lazyload.layouts.conversion import Conversion

@@ -22,7 +22,7 @@ from support.large import LLAMA, write
 import lazyload
 from lazyload.cache.manifest import checksum_of
 from lazyload.sources import ModelReference
-from lazyload.team import _OF_PEERS
+from lazyload.team.joint import is_of_peers
 from lazyload.together import _differences_of_reference
 
 pytestmark = pytest.mark.xdist_group("fleet")
@@ -223,7 +223,7 @@ def test_an_entry_that_is_lost_once_all_have_agreed_is_an_error_in_all(
 
 
 @pytest.mark.parametrize(
-    ("message", "is_of_peers"),
+    ("message", "expected"),
     [
         ("UNAVAILABLE: connection refused", True),
         ("DEADLINE_EXCEEDED: barrier timed out", True),
@@ -233,8 +233,8 @@ def test_an_entry_that_is_lost_once_all_have_agreed_is_an_error_in_all(
         ("INVALID_ARGUMENT: compilation was ABORTED", False),
     ],
 )
-def test_errors_of_a_process_alone_name_no_other(message: str, is_of_peers: bool) -> None:
-    assert bool(_OF_PEERS.match(message)) == is_of_peers
+def test_errors_of_a_process_alone_name_no_other(message: str, expected: bool) -> None:
+    assert is_of_peers(RuntimeError(message)) == expected
 
 
 def test_places_in_a_repository_are_compared() -> None:
