@@ -133,7 +133,7 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
             with found.in_use():
                 return Obtained(use.of(found), found, None)
         except CacheError as error:
-            if not isinstance(error, EntryRemovedError) and not found.lost_files():
+            if not found.is_lost(error):
                 raise
             logger.warning("converting again: %s", error)
     reasons = ("asked to convert again",) if manner.force else tuple(request.reasons())
