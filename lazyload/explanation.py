@@ -8,6 +8,7 @@ from typing import Any
 from lazyload.arguments import ModelArguments
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
+from lazyload.cache.manifest import InaccessibleError
 from lazyload.errors import CacheError
 from lazyload.families.family import Family
 from lazyload.options import DTypeOption, LayoutOption, StorageOption, explains_arguments
@@ -192,7 +193,10 @@ def _differences(rows: Iterable[tuple[str, Any, Any]]) -> tuple[Difference, ...]
 
 def _damage(entry: Entry, request: Request) -> str:
     """Why an entry of the right key is not used."""
-    problems = entry.lost_files() or [problem for form in request.forms for problem in entry.differences(form)]
+    try:
+        problems = entry.lost_files() or [problem for form in request.forms for problem in entry.differences(form)]
+    except InaccessibleError as error:
+        return str(error)
     return problems[0] if problems else "another root has it, too, and is looked in first"
 
 

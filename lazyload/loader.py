@@ -44,7 +44,9 @@ from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, open_request
 from lazyload.results import CachedCheckpoint
-from lazyload.team import Call, Team, shown_to_peers
+from lazyload.team.call import Call
+from lazyload.team.store import shown_to_peers
+from lazyload.team.team import Team
 
 if TYPE_CHECKING:
     import jax

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -134,12 +133,13 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
             with found.in_use():
                 return Obtained(use.of(found), found, None)
         except CacheError as error:
-            if not isinstance(error, EntryRemovedError) and not found.lost_files():
+            if not found.is_lost(error):
                 raise
             logger.warning("converting again: %s", error)
     reasons = ("asked to convert again",) if manner.force else tuple(request.reasons())
     logger.debug("%s: to be converted: %s", request.source.name, "; ".join(reasons))
-    request, conversion = planned or _planned(request, manner.stopwatch)
+    planned = planned or _planned(request, manner.stopwatch)
+    request = planned.request
     with contextlib.ExitStack() as lease:
         with contextlib.ExitStack() as locks:
             with manner.stopwatch.stage("wait"):
@@ -150,7 +150,7 @@ def obtain(request: Request, use: Use[Used], manner: Manner) -> Obtained[Used]:
                 lease.enter_context(published.in_use())
                 entry, converted_for = published, None
             else:
-                entry = _converted_as_read(request, conversion, keys, use, manner, lease)
+                entry = _converted_as_read(planned, keys, use, manner, lease)
                 converted_for = reasons
         return Obtained(use.of(entry), entry, converted_for)
 
@@ -182,87 +182,149 @@ def _locked(request: Request, manner: Manner, locks: contextlib.ExitStack) -> li
     return keys
 
 
-def _planned(request: Request, stopwatch: Stopwatch) -> tuple[Request, Conversion]:
-    """The request for what is stored, and its conversion."""
+@dataclass(frozen=True)
+class _Planned:
+    """What is to be converted.
+
+    Attributes:
+        request: For what is stored.
+        conversion: Its conversion.
+    """
+
+    request: Request
+    conversion: Conversion
+
+    @property
+    def nbytes(self) -> int:
+        """How much that makes."""
+        return sum(lazy.nbytes for lazy in self.conversion.tensors.values())
+
+    def share(self, index: int, count: int) -> "Share":
+        """What one of several processes converts."""
+        # It takes a while to import, and neither plans nor the cache's commands need it.
+        from lazyload.checkpoint.write import shares
+
+        request = self.request
+        return shares(
+            self.conversion.tensors,
+            request.storage,
+            count,
+            scalars=request.target.scalars,
+            in_bucket=not isinstance(request.cache.root, Path),
+            stored_bytes=request.stored_bytes if request.source.is_far else None,
+        )[index]
+
+
+def _planned(request: Request, stopwatch: Stopwatch) -> _Planned:
     with stopwatch.stage("plan"):
         settled = request.settled()
-        return settled, settled.conversion()
+        return _Planned(settled, settled.conversion())
 
 
 def _converted_as_read(
-    request: Request,
-    conversion: Conversion,
-    keys: Sequence[Key],
-    use: Use[Any],
-    manner: Manner,
-    lease: contextlib.ExitStack,
+    planned: _Planned, keys: Sequence[Key], use: Use[Any], manner: Manner, lease: contextlib.ExitStack
 ) -> Entry:
     """Converts, and again where something else arrives than was planned; see `_converted`."""
     for _ in range(_TRIES - 1):
         try:
-            return _converted(request, conversion, keys, use, manner, lease)
+            return _converted(planned, keys, use, manner, lease)
         except NotAsReadError as error:
             logger.warning("converting again: %s", error)
-            request, conversion = _planned(request, manner.stopwatch)
-    return _converted(request, conversion, keys, use, manner, lease)
+            planned = _planned(planned.request, manner.stopwatch)
+    return _converted(planned, keys, use, manner, lease)
 
 
 def _converted(
-    request: Request,
-    conversion: Conversion,
-    keys: Sequence[Key],
-    use: Use[Any],
-    manner: Manner,
-    lease: contextlib.ExitStack,
+    planned: _Planned, keys: Sequence[Key], use: Use[Any], manner: Manner, lease: contextlib.ExitStack
 ) -> Entry:
-    """Converts under the last of keys whose locks are held, while the source arrives."""
-    sharing = manner.shared(request)
-    share = None
-    if sharing is None:
-        # Who converts a share only cannot deliver.
-        use.begin(request, conversion)
-    else:
-        share = _share(request, conversion, 0, sharing.count)
+    """Converts into a staging folder and publishes it, with a lease that begins before others see it.
+
+    Args:
+        planned: What is converted.
+        keys: Those whose locks are held; the last one is what the entry is called meanwhile.
+        use: What the call does with its entry.
+        manner: How the call goes about it.
+        lease: Where the lease ends.
+    """
+    request, nbytes = planned.request, planned.nbytes
+    started, status = time.perf_counter(), request.source.status
     with (
         in_progress(request.cache.root, *keys) as noted,
         manner.stopwatch.switching("fetch", "convert") as arrived,
+        request.cache.staging(keys[-1], request.source.name, nbytes) as staging,
+        contextlib.ExitStack() as held,
     ):
-        arriving = _arriving(request, conversion, manner, noted, arrived, share)
-        return _convert(request, conversion, keys[-1], use, manner, noted, arriving, lease, sharing, share)
+        arrays = _write(planned, staging.path, use, manner, noted, arrived)
+        request.source.check_unchanged(status)
+        if keys[-1] != request.key:
+            held.enter_context(request.cache.lock(request.key, manner.lock_timeout, request.source.name))
+            if published := request.cache.find(request.key, request.forms, request.source.name):
+                # Somebody has converted a copy of the same files; unless it is gone by now.
+                with contextlib.suppress(EntryRemovedError):
+                    lease.enter_context(published.in_use())
+                    return published
+            staging.move_to(request.key)
+        entry = staging.publish(
+            arrays=arrays,
+            nbytes=nbytes,
+            item=request.target.item,
+            source=request.origin,
+            config=request.source.config,
+            seconds=time.perf_counter() - started,
+        )
+        lease.enter_context(entry.in_use_by_writer())
+        return entry
 
 
-def _share(request: Request, conversion: Conversion, index: int, count: int) -> "Share":
-    """What one of several processes converts."""
+def _write(
+    planned: _Planned, folder: Folder, use: Use[Any], manner: Manner, noted: Noted, arrived: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
+    """Writes what is converted into a folder while the source arrives; others write their shares, if there are any."""
     # It takes a while to import, and neither plans nor the cache's commands need it.
-    from lazyload.checkpoint.write import shares
+    from lazyload.checkpoint.sharing import Others
+    from lazyload.checkpoint.write import write
 
-    return shares(
-        conversion.tensors,
-        request.storage,
-        count,
-        scalars=request.target.scalars,
-        in_bucket=not isinstance(request.cache.root, Path),
-        stored_bytes=request.stored_bytes if request.source.is_far else None,
-    )[index]
+    request, conversion = planned.request, planned.conversion
+    share = others = None
+    if sharing := manner.shared(request):
+        share = planned.share(0, sharing.count)
+        others = Others(functools.partial(sharing.begin, folder, request.source.answers()), sharing.gather)
+    else:
+        # Who converts a share only cannot deliver.
+        use.begin(request, conversion)
+    nbytes = share.nbytes if share else planned.nbytes
+    with (
+        _identified_meanwhile(request.source),
+        _arriving(planned, share, manner, noted, arrived),
+        manner.progress.stage("convert", nbytes, noted=noted) as advance,
+    ):
+        return write(
+            folder,
+            conversion.tensors,
+            request.storage,
+            metadata=request.target.metadata,
+            scalars=request.target.scalars,
+            item=request.target.item,
+            advance=advance,
+            deliver=use.take,
+            give_up=request.source.stop_arriving,
+            share=share,
+            others=others,
+        )
 
 
 @contextlib.contextmanager
 def _arriving(
-    request: Request,
-    conversion: Conversion,
-    manner: Manner,
-    noted: Noted,
-    arrived: Callable[[], None],
-    share: "Share | None",
+    planned: _Planned, share: "Share | None", manner: Manner, noted: Noted, arrived: Callable[[], None]
 ) -> Iterator[None]:
     """Brings the weights from far away while the body reads them; `arrived` is called when all of them are there.
 
     Of what several processes share, none has whole files, and nothing is kept.
     """
-    source, keep = request.source, manner.keep_source and share is None
+    request, source, keep = planned.request, planned.request.source, manner.keep_source and share is None
     rows = None if share is None else request.rows_of_source(share.rows)
     if rows is None:
-        tensors = request.of_source({name for lazy in conversion.tensors.values() for name in lazy.sources})
+        tensors = request.of_source({name for lazy in planned.conversion.tensors.values() for name in lazy.sources})
     else:
         tensors = list(rows)
     total = source.nbytes_to_fetch(tensors, keep=keep, rows=rows)
@@ -281,68 +343,6 @@ def _arriving(
 
         with source.arriving(tensors, count, keep=keep, rows=rows):
             yield
-
-
-def _convert(
-    request: Request,
-    conversion: Conversion,
-    key: Key,
-    use: Use[Any],
-    manner: Manner,
-    noted: Noted,
-    arriving: AbstractContextManager[None],
-    lease: contextlib.ExitStack,
-    sharing: Sharing | None,
-    share: "Share | None",
-) -> Entry:
-    """Streams the conversion into a staging folder and publishes it, with a lease that begins before others see it."""
-    # It takes a while to import, and neither plans nor the cache's commands need it.
-    from lazyload.checkpoint.sharing import Others
-    from lazyload.checkpoint.write import write
-
-    nbytes = sum(lazy.nbytes for lazy in conversion.tensors.values())
-    started, status = time.perf_counter(), request.source.status
-    with request.cache.staging(key, request.source.name, nbytes) as staging, contextlib.ExitStack() as held:
-        others = None
-        if sharing is not None:
-            others = Others(functools.partial(sharing.begin, staging.path, request.source.answers()), sharing.gather)
-        with (
-            _identified_meanwhile(request.source),
-            arriving,
-            manner.progress.stage("convert", share.nbytes if share else nbytes, noted=noted) as advance,
-        ):
-            arrays = write(
-                staging.path,
-                conversion.tensors,
-                request.storage,
-                metadata=request.target.metadata,
-                scalars=request.target.scalars,
-                item=request.target.item,
-                advance=advance,
-                deliver=use.take,
-                give_up=request.source.stop_arriving,
-                share=share,
-                others=others,
-            )
-        request.source.check_unchanged(status)
-        if key != request.key:
-            held.enter_context(request.cache.lock(request.key, manner.lock_timeout, request.source.name))
-            if published := request.cache.find(request.key, request.forms, request.source.name):
-                # Somebody has converted a copy of the same files; unless it is gone by now.
-                with contextlib.suppress(EntryRemovedError):
-                    lease.enter_context(published.in_use())
-                    return published
-            staging.move_to(request.key)
-        entry = staging.publish(
-            arrays=arrays,
-            nbytes=nbytes,
-            item=request.target.item,
-            source=request.origin,
-            config=request.source.config,
-            seconds=time.perf_counter() - started,
-        )
-        lease.enter_context(entry.in_use_by_writer())
-    return entry
 
 
 def take_part(
@@ -365,17 +365,17 @@ def take_part(
     from lazyload.checkpoint.write import write_share
 
     request.source.take_over(answers)
-    request, conversion = _planned(request, manner.stopwatch)
-    share = _share(request, conversion, index, count)
+    planned = _planned(request, manner.stopwatch)
+    request, share = planned.request, planned.share(index, count)
     status = request.source.status
     with (
         manner.stopwatch.switching("fetch", "convert") as arrived,
-        _arriving(request, conversion, manner, lambda advance: advance, arrived, share),
+        _arriving(planned, share, manner, lambda advance: advance, arrived),
         manner.progress.stage("convert", share.nbytes) as advance,
     ):
         written = write_share(
             folder,
-            conversion.tensors,
+            planned.conversion.tensors,
             request.storage,
             share,
             item=request.target.item,

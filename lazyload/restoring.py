@@ -23,7 +23,7 @@ from lazyload.progress import CallProgress
 from lazyload.report import Stopwatch
 from lazyload.request import Request
 from lazyload.storage import is_pathways
-from lazyload.team import Call
+from lazyload.team.call import Call
 
 
 class Restored(NamedTuple):

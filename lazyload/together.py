@@ -27,7 +27,7 @@ from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
 from lazyload.checkpoint.sharing import Written
 from lazyload.display import text
-from lazyload.errors import AccessDeniedError, CacheError, EntryRemovedError, PeerError, SourceNotFoundError
+from lazyload.errors import AccessDeniedError, CacheError, PeerError, SourceNotFoundError
 from lazyload.formats import peft
 from lazyload.obtaining import Manner, Obtained, Sharing, Use, obtain, take_part
 from lazyload.placement import Placement
@@ -37,7 +37,7 @@ from lazyload.restoring import Restored
 from lazyload.sources import AdapterFiles, ModelReference, adapter_at
 from lazyload.sources.files import NotAsReadError
 from lazyload.sources.remembered import Told
-from lazyload.team import Call
+from lazyload.team.call import Call
 
 if TYPE_CHECKING:
     from lazyload.layouts.conversion import Conversion
@@ -285,7 +285,7 @@ class _Agreed:
         try:
             return self._use.of(entry)
         except CacheError as error:
-            if not isinstance(error, EntryRemovedError) and not entry.lost_files():
+            if not entry.is_lost(error):
                 raise
             # The others use it together with this process, which cannot convert and begin again alone.
             raise PeerError(f"{error}; call again in all processes") from error

@@ -103,6 +103,15 @@ def test_damage_is_said(model: Path, root: Path) -> None:
     assert comparison.damage == "embed.embedding/0.0: is gone"
 
 
+def test_data_that_cannot_be_looked_at_is_said_to_be_so(model: Path, root: Path) -> None:
+    path = lazyload.convert(model, cache_dir=root).path
+    file = next(path.rglob("d/*"))
+    file.unlink()
+    file.symlink_to(file)
+    (comparison,) = lazyload.explain(model, cache_dir=root).comparisons
+    assert comparison.damage.startswith(f"{file}: cannot be looked at now: ")
+
+
 def test_entries_of_other_versions_are_named(model: Path, root: Path) -> None:
     converted = lazyload.convert(model, cache_dir=root)
     path = converted.path.parent / "manifest.json"

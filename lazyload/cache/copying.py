@@ -1,5 +1,6 @@
 """Copying an entry from a bucket to a disk in front of it, where later loads find it."""
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,12 +38,10 @@ def copy_entry(entry: Entry, root: Root, folder: str, advance: Advance, timeout:
     nbytes = sum(file["size"] for file in manifest.files.values())
     with root.lock(key.digest, timeout):
         for found in root.folders(folder, key.digest):
-            try:
+            with contextlib.suppress(UnreadableManifestError):
                 there = read_entry(found)
-            except UnreadableManifestError:
-                continue
-            if not there.lost_files():
-                return there
+                if not there.lost_files():
+                    return there
         with entry.in_use(), root.staging(key, entry.model, folder, nbytes) as staging:
             _copy_files(entry, staging.path, advance)
             with explained(staging.path):

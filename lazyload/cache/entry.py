@@ -216,6 +216,13 @@ class Entry(Listed):
         except OSError as error:
             raise InaccessibleError(f"{error.filename}: cannot be looked at now: {error.strerror}") from None
 
+    def is_lost(self, error: CacheError) -> bool:
+        """Whether an error of reading it comes from data that is gone; not where that cannot be looked at now."""
+        try:
+            return isinstance(error, EntryRemovedError) or bool(self.lost_files())
+        except InaccessibleError:
+            return False
+
     def require_undamaged_files(self) -> None:
         """Compares the files with what was written, small ones by their content.
 

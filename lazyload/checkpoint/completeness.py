@@ -15,6 +15,7 @@ import tensorstore as ts
 
 from lazyload.bucket.path import BucketPath, Folder, kvstore
 from lazyload.checkpoint.records import ArrayRecord
+from lazyload.checkpoint.store import context
 from lazyload.errors import CacheError
 from lazyload.storage import Storage
 
@@ -110,7 +111,7 @@ def _data_files(folder: Folder) -> dict[str, int]:
     TensorStore lists keys without looking at the files that hold their values
     (https://google.github.io/tensorstore/kvstore/ocdbt).
     """
-    base = ts.KvStore.open(kvstore(folder)).result()
+    base = ts.KvStore.open(kvstore(folder), context=context()).result()
     sizes: dict[str, int] = {}
     newest = ts.ocdbt.dump(base).result()["versions"][-1]["root"]
     nodes = [newest["location"]] if "location" in newest else []

@@ -19,12 +19,18 @@ from lazyload.storage import Storage
 _user: int | None = None
 """The process that has used TensorStore, and with it whatever is forked from it."""
 
+# A bucket that does not answer is asked for about a minute, as `lazyload.bucket` does; of itself TensorStore goes on
+# for a quarter of an hour.
+_RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "32s"}
+
 # Files are synchronised once, when a checkpoint is complete; chunks are read once, so that caching them is in vain.
 _CONTEXT = {
     "file_io_sync": False,
     "cache_pool": {"total_bytes_limit": 0},
     "file_io_concurrency": {"limit": 16},
     "data_copy_concurrency": {"limit": 4},
+    "gcs_request_retries": _RETRIES,
+    "s3_request_retries": _RETRIES,
 }
 _OCDBT = {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 1 << 24, "version_tree_arity_log2": 4}
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from lazyload.bucket.path import Folder
 from lazyload.checkpoint.chunks import boxes
+from lazyload.checkpoint.damage import said_by
 from lazyload.checkpoint.dealing import dealt
 from lazyload.checkpoint.objects import ObjectWriter
 from lazyload.checkpoint.orbax_files import write_commit_file, write_composite_file, write_orbax_files
@@ -334,7 +335,7 @@ def _explained(folder: Folder) -> Iterator[None]:
         raise
     # TensorStore's errors are ValueErrors, or NotImplementedErrors of its own choosing.
     except (OSError, ValueError, NotImplementedError) as error:
-        raise _write_error(folder, str(error)) from error
+        raise _write_error(folder, error) from error
 
 
 @contextlib.contextmanager
@@ -350,14 +351,14 @@ def _gone_if_empty(*folders: Folder) -> Iterator[None]:
         raise
 
 
-def _write_error(folder: Folder, message: str) -> CacheError:
+def _write_error(folder: Folder, error: BaseException) -> CacheError:
     """What TensorStore or the operating system say about a folder that cannot be written to, with what to do."""
-    if any(words in message for words in _DISK_FULL):
+    if any(words in str(error) for words in _DISK_FULL):
         return CacheError(
             f"{folder}: the disk is full; make space (`lazyload cache ls`, `lazyload cache rm`) or give another "
             "cache_dir"
         )
-    return CacheError(f"{folder} cannot be written to: {message.splitlines()[0][-200:]}; give another cache_dir")
+    return CacheError(f"{folder} cannot be written to: {said_by(error)}; give another cache_dir")
 
 
 @contextlib.contextmanager

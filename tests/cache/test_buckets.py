@@ -345,6 +345,17 @@ def test_what_does_not_pass_is_told_with_the_objects_name(cloud: CloudStorage, k
         publish(key=Key({"dtype": "float32"}))
 
 
+def test_only_what_is_known_to_be_gone_is_lost(cloud: CloudStorage) -> None:
+    entry, error = publish(), CacheError("it cannot be read")
+    cloud.faults = [Fault(500, ".*", times=1000)]
+    assert not entry.is_lost(error)
+    assert entry.is_lost(EntryRemovedError("it has just been removed"))
+    cloud.faults = []
+    assert not entry.is_lost(error)
+    del cloud.objects[f"{entry.data.key}/chunk"]
+    assert entry.is_lost(error)
+
+
 def test_a_bucket_that_dies_while_it_is_written_to_is_given_up_once(
     cloud: CloudStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -484,6 +495,20 @@ def test_a_copy_says_what_its_entry_says_and_is_no_copy_of_damage(
     assert (made.created, made.writer, made.versions) == tuple(
         getattr(entry.manifest, field) for field in ("created", "writer", "versions")
     )
+
+
+def test_a_copy_that_cannot_be_looked_at_is_made_again(
+    cloud: CloudStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    monkeypatch.setenv("LAZYLOAD_CACHE", f"{tmp_path}:{ROOT}")
+    cache = Cache()
+    chunk = Path(cache.brought_here(cache.find(KEY)).data) / "chunk"
+    chunk.unlink()
+    chunk.symlink_to(chunk)
+    found = cache.find(KEY)
+    assert isinstance(found.folder, BucketPath)
+    assert Path(cache.brought_here(found).data, "chunk").read_bytes() == b"x"
 
 
 def test_a_copy_that_fails_is_not_gone_on_with(

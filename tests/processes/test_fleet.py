@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support import buckets, tiny
-from support.cloud_storage import CloudStorage, Stored
+from support.cloud_storage import CloudStorage, Fault, Stored
 from support.fleet import Answer, Fleet, fleet
 from support.hub import TOKEN, Handler, Hub
 from support.large import LLAMA, write
@@ -22,7 +23,7 @@ from support.large import LLAMA, write
 import lazyload
 from lazyload.cache.manifest import checksum_of
 from lazyload.sources import ModelReference
-from lazyload.team import _OF_PEERS
+from lazyload.team.joint import is_of_peers
 from lazyload.together import _differences_of_reference
 
 pytestmark = pytest.mark.xdist_group("fleet")
@@ -71,14 +72,14 @@ def twins(large: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Two processes of four devices."""
-    with fleet(2, 4, tmp_path_factory.mktemp("two")) as running:
+    """Two processes of four devices, which find the store of the tests."""
+    with fleet(2, 4, tmp_path_factory.mktemp("two"), buckets.running().environment()) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Four processes of two devices, which find the store of the tests."""
+    """Four processes of two devices, which find it, too."""
     with fleet(4, 2, tmp_path_factory.mktemp("four"), buckets.running().environment()) as running:
         yield running
 
@@ -223,7 +224,7 @@ def test_an_entry_that_is_lost_once_all_have_agreed_is_an_error_in_all(
 
 
 @pytest.mark.parametrize(
-    ("message", "is_of_peers"),
+    ("message", "expected"),
     [
         ("UNAVAILABLE: connection refused", True),
         ("DEADLINE_EXCEEDED: barrier timed out", True),
@@ -233,8 +234,8 @@ def test_an_entry_that_is_lost_once_all_have_agreed_is_an_error_in_all(
         ("INVALID_ARGUMENT: compilation was ABORTED", False),
     ],
 )
-def test_errors_of_a_process_alone_name_no_other(message: str, is_of_peers: bool) -> None:
-    assert bool(_OF_PEERS.match(message)) == is_of_peers
+def test_errors_of_a_process_alone_name_no_other(message: str, expected: bool) -> None:
+    assert is_of_peers(RuntimeError(message)) == expected
 
 
 def test_places_in_a_repository_are_compared() -> None:
@@ -483,6 +484,44 @@ def test_a_bucket_sends_each_byte_once(four: Fleet, large: str, tmp_path: Path, 
     require_equal(answers, in_one_process(large, cache_dir=tmp_path / "one"))
     size = sum(file.stat().st_size for file in Path(large).glob("*.safetensors"))
     assert size < cloud.bytes_out < 1.05 * size
+
+
+@pytest.mark.parametrize("kind", [500, "reset"])
+@pytest.mark.parametrize("storage", [{}, {"compression": "zstd"}], ids=str)
+@pytest.mark.parametrize("while_they", ["convert", "read"])
+def test_a_bucket_that_dies_is_an_error_of_all_that_names_it(
+    two: Fleet,
+    model: str,
+    tmp_path: Path,
+    cloud: CloudStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    while_they: str,
+    storage: Mapping[str, Any],
+    kind: Any,
+) -> None:
+    cache = "gs://bucket/cache"
+    load = {**command(model, cache, storage=storage), "is_impatient": True}
+    if while_they == "read":
+        lazyload.convert(model, cache_dir=cache, layout=lazyload.MaxText(), storage=storage)
+    fault = cloud.fault
+
+    def dying(method: str, name: str) -> Any:
+        if method == ("POST" if while_they == "convert" else "GET") and re.search("/data-[0-9a-f]+/", name):
+            cloud.faults = [Fault(kind, ".*", times=1_000_000)]
+        return fault(method, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cloud, "fault", dying)
+        answers = two.run(load)
+    for answer in answers:
+        assert answer["error"] == "CacheError", answer
+        assert "gs://bucket" in answer["message"]
+        assert not re.search("force_convert|max_retries", answer["message"]), answer
+        assert answer["seconds"] < 30
+    if while_they == "convert":
+        assert not [name for name in cloud.objects if name.endswith("manifest.json")]
+    cloud.faults = []
+    require_equal(two.run(load), in_one_process(model, cache_dir=tmp_path))
 
 
 @pytest.mark.parametrize("shape", [[8], [2, 4], [1, 8]], ids=str)

@@ -14,6 +14,7 @@ A command is a JSON object:
                  a folder: what is in there of converted checkpoints is removed before it is read
     most_bytes   what a file that this process writes may have at most
     object_bytes how large a data file in a bucket becomes
+    is_impatient whether what a bucket does not answer is asked again at once
     format       another number of the entries' format
 
 It answers with one: "error" and "message" if the call has raised, else "shards", which has of each array the place and
@@ -34,6 +35,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -43,9 +45,10 @@ from flax import nnx
 
 import lazyload
 from lazyload import request
+from lazyload.bucket import bucket
 from lazyload.cache.entry import Entry
 from lazyload.cache.staging import Staging
-from lazyload.checkpoint import exchange, ranges
+from lazyload.checkpoint import exchange, ranges, store
 from lazyload.restoring import Restoring
 
 _PLACES = {"exchange": (exchange, "_moved"), "publish": (Staging, "publish")}
@@ -178,6 +181,8 @@ def faults(command: Mapping[str, Any]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if number := command.get("format"):
             stack.enter_context(mock.patch.object(request, "ENTRY_FORMAT", number))
+        if command.get("is_impatient"):
+            stack.enter_context(asked_again_at_once())
         if nbytes := command.get("object_bytes"):
             stack.enter_context(mock.patch.object(ranges, "_OBJECT_BYTES", nbytes))
         if (command.get("fault") or [""])[0] == "lose":
@@ -189,6 +194,22 @@ def faults(command: Mapping[str, Any]) -> Iterator[None]:
             before = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
             stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+        yield
+
+
+@contextlib.contextmanager
+def asked_again_at_once() -> Iterator[None]:
+    """Whoever asks a bucket waits for nothing before it asks again."""
+    import gcsfs.retry
+
+    async def at_once(seconds: float) -> None:
+        """Does not wait."""
+
+    with (
+        mock.patch.object(gcsfs.retry, "asyncio", SimpleNamespace(sleep=at_once)),
+        mock.patch.object(bucket, "_FIRST_WAIT_SECONDS", 0.0),
+        mock.patch.dict(store._RETRIES, initial_delay="1ms", max_delay="1ms"),
+    ):
         yield
 
 
