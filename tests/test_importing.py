@@ -12,6 +12,25 @@ from support import checkpoints
 
 import lazyload
 
+# What other calls need, or other models.
+UNUSED = (
+    "huggingface_hub",
+    "lazyload.adapting",
+    "lazyload.bucket.bucket",
+    "lazyload.checkpoint.exchange",
+    "lazyload.checkpoint.sharing",
+    "lazyload.checkpoint.write",
+    "lazyload.display.html",
+    "lazyload.display.weights",
+    "lazyload.formats.peft",
+    "lazyload.models.card",
+    "lazyload.results",
+    "lazyload.sources.packed.fp8",
+    "orbax",
+    "safetensors",
+    "tensorstore",
+)
+
 LOADS = """
 import gc, json, os, sys
 
@@ -28,7 +47,8 @@ if not collects:
     gc.disable()
 sys.meta_path.insert(0, Watch())
 lazyload.from_pretrained(model, cache_dir=cache)
-print(json.dumps({"collecting": collecting, "collects": gc.isenabled()}))
+told = {"modules": sorted(sys.modules), "collecting": collecting, "collects": gc.isenabled()}
+print(json.dumps(told | {"hit": lazyload.last_report().hit}))
 """
 
 
@@ -51,6 +71,13 @@ def told_by_a_first_load(model: Path, cache: Path, *, collects: bool = True) -> 
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     told: dict[str, Any] = json.loads(result.stdout)
     return told
+
+
+def test_a_hit_imports_nothing_that_it_does_not_need(qwen: Path, warm: Path) -> None:
+    told = told_by_a_first_load(qwen, warm)
+    assert told["hit"]
+    assert "flax.nnx" in told["modules"]
+    assert [name for name in UNUSED if name in told["modules"]] == []
 
 
 @pytest.mark.parametrize("collects", [True, False])
