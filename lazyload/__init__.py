@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lazyload import errors
+from lazyload.importing import without_collection
 from lazyload.log import show_log
 
 show_log()
@@ -96,7 +97,9 @@ else:
     def __getattr__(name: str) -> Any:
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+        with without_collection():
+            module = importlib.import_module(_LAZY[name])
+        value = globals()[name] = getattr(module, name)
         return value
 
     def __dir__() -> list[str]:

@@ -43,7 +43,6 @@ from lazyload.options import (
 from lazyload.progress import ProgressOption, show_progress
 from lazyload.report import LoadReport, Stopwatch, in_one_sentence, set_last_report
 from lazyload.request import Request, open_request
-from lazyload.results import CachedCheckpoint
 from lazyload.team.call import Call
 from lazyload.team.store import shown_to_peers
 from lazyload.team.team import Team
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from lazyload.low_rank import Beside
     from lazyload.models.decoder import Decoder
     from lazyload.models.stack import Remat
+    from lazyload.results import CachedCheckpoint
     from lazyload.sharding import Rules
 
 Built = TypeVar("Built")
@@ -357,7 +357,7 @@ def convert(
     config: Mapping[str, Any] | None = None,
     family: Family | None = None,
     adapter: str | os.PathLike[str] | None = None,
-) -> CachedCheckpoint:
+) -> "CachedCheckpoint":
     """Makes sure that the converted checkpoint is in the cache, without loading it.
 
     Args:
@@ -420,8 +420,11 @@ def cached_checkpoint(
     keep_source: bool = True,
     lock_timeout: float | None = None,
     progress: ProgressOption = None,
-) -> CachedCheckpoint:
+) -> "CachedCheckpoint":
     """The converted checkpoint that arguments mean, once it is in the cache; see `convert`."""
+    # A load does without it.
+    from lazyload.results import CachedCheckpoint
+
     stopwatch = Stopwatch()
     name = arguments.reference.name
     with (

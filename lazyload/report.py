@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lazyload.bucket.path import Folder
-from lazyload.display import stages, text, weights
-from lazyload.display.html import Html
-from lazyload.display.picture import Picture
+from lazyload.display import text
 from lazyload.display.values import named
 from lazyload.errors import NoReportError
+
+if TYPE_CHECKING:
+    from lazyload.display.html import Html
+    from lazyload.display.picture import Picture
 
 Entered = TypeVar("Entered")
 
@@ -65,15 +67,21 @@ class LoadReport:
         outcome = f"{'hit' if self.hit else 'miss'} in {text.duration(self.total_seconds)}"
         return named(self, repr(self.model), outcome, key=self.key, path=str(self.path))
 
-    def show(self) -> Picture:
+    def show(self) -> "Picture":
         """What took time, what was moved, and where the bytes go: by block, by layer, and by kind of array."""
+        # What draws takes a while to import, and most reports are not shown.
+        from lazyload.display import weights
+        from lazyload.display.picture import Picture
+
         arrays = weights.of_records(self._arrays)
         return Picture(f"{self}\n\n{weights.as_text(arrays)}", self._page(weights.as_html(arrays)))
 
     def _repr_html_(self) -> str:
         return self._page().text
 
-    def _page(self, *further: Html) -> Html:
+    def _page(self, *further: "Html") -> "Html":
+        from lazyload.display import stages
+
         moved = {
             "read": (self.bytes_read, "convert"),
             "written": (self.bytes_written, "convert"),

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from lazyload import families
-from lazyload.adapting import Merged, warn_of_other_base
 from lazyload.architecture import DecoderConfig
 from lazyload.arguments import ModelArguments
 from lazyload.cache.cache import Cache
@@ -20,7 +19,6 @@ from lazyload.checkpoint.pathways import reads_every_format
 from lazyload.config_json.overrides import overridden
 from lazyload.errors import ArgumentError, LayoutError, LazyLoadError, TensorMismatchError
 from lazyload.families.family import Family
-from lazyload.formats import peft
 from lazyload.formats.maxtext import MaxText
 from lazyload.formats.stored import has_own_head, may_be_left_aside, require_plausible, tied_names, what_it_is
 from lazyload.formats.target import Target
@@ -41,6 +39,8 @@ from lazyload.targets import target_of, with_all_parameters
 
 if TYPE_CHECKING:
     import jax
+
+    from lazyload.adapting import Merged
 
 logger = logging.getLogger("lazyload")
 
@@ -87,8 +87,16 @@ class Request:
             TensorMismatchError: The adapter is one of another model.
             UnsupportedFormatError: It has a feature that is not read.
         """
+        return self._merged or self.source
+
+    @functools.cached_property
+    def _merged(self) -> "Merged | None":
+        """The source's tensors with the adapter; None for none."""
         if self.adapter is None:
-            return self.source
+            return None
+        # It takes a while to import, and most calls have no adapter.
+        from lazyload.adapting import Merged
+
         tied = None
         if self.fields["own_head"] is not None:
             # By `config.json`, also where this is the request for what turned out to be stored.
@@ -97,11 +105,11 @@ class Request:
 
     def of_source(self, names: Collection[str]) -> list[str]:
         """The source's tensors that are read for some tensors, each as often as it is read."""
-        return self.tensors.of_base(names) if isinstance(self.tensors, Merged) else list(names)
+        return self._merged.of_base(names) if self._merged else list(names)
 
     def rows_of_source(self, rows: Rows) -> Rows:
         """The rows of the source's tensors that are read for rows of some tensors, each as often as it is read."""
-        return self.tensors.rows_of_base(rows) if isinstance(self.tensors, Merged) else rows
+        return self._merged.rows_of_base(rows) if self._merged else rows
 
     def stored_bytes(self, name: str) -> int:
         """How many bytes of the source are read for a tensor."""
@@ -146,6 +154,8 @@ class Request:
             TensorMismatchError: The tensors are not those that the family has.
         """
         if self.adapter is not None:
+            from lazyload.adapting import warn_of_other_base
+
             warn_of_other_base(self.adapter, self.source.name)
         source_layout = self.family.stored(self.whole)
         require_plausible(self.tensors, source_layout, self.whole)
@@ -198,7 +208,7 @@ class Request:
         untied = self._untied
         if untied is None:
             return self
-        looks_equal = self.tensors.looks_equal if isinstance(self.tensors, Merged) else self.source.looks_equal
+        looks_equal = (self._merged or self.source).looks_equal
         if not has_own_head(self.tensors, untied.family.stored(untied.whole), looks_equal):
             return self
         logger.warning(
@@ -350,6 +360,8 @@ def open_request(
 
 def _adapter(reference: ModelReference, cache: Cache, model: str, *, merge: bool) -> AdapterFiles:
     """The adapter; of one that is not merged, no entry knows anything."""
+    from lazyload.formats import peft
+
     if merge:
         return adapter_of(reference, cache, model, peft.CONFIG, peft.WEIGHTS)
     return open_adapter(reference, peft.CONFIG, peft.WEIGHTS)

@@ -12,7 +12,6 @@ import numpy as np
 
 from lazyload.cache.entry import Entry
 from lazyload.checkpoint.delivery import Delivery
-from lazyload.checkpoint.exchange import read_once
 from lazyload.checkpoint.pathways import require_visible
 from lazyload.checkpoint.read import read
 from lazyload.layouts.conversion import Conversion
@@ -110,6 +109,9 @@ class Restoring:
                 advance(entry.nbytes)
                 return Restored(stored, arrays)
             if all_read:
+                # Who is alone does without it.
+                from lazyload.checkpoint.exchange import read_once
+
                 arrays = read_once(
                     entry.path,
                     records,

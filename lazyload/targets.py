@@ -14,6 +14,7 @@ from lazyload.formats.nnx import stacked_layout
 from lazyload.formats.target import Target, nested
 from lazyload.formats.tensor_names import tensor_names
 from lazyload.formats.tunix import Tunix
+from lazyload.importing import without_collection
 from lazyload.layouts.layout import Layout
 from lazyload.options import LayoutOption
 
@@ -66,8 +67,9 @@ def _decoder(
     arguments: ModelArguments, family: Family, architecture: Any, arrays: "Mapping[str, jax.Array]"
 ) -> "Decoder":
     """The decoder; Flax is imported only where a module is wanted."""
-    from lazyload.models.decoder import Decoder
-    from lazyload.models.fill import fill
+    with without_collection():
+        from lazyload.models.decoder import Decoder
+        from lazyload.models.fill import fill
 
     # Not `nnx.eval_shape`, whose time grows with the square of the number of parameters.
     decoder = Decoder(

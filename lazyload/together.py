@@ -25,10 +25,8 @@ from lazyload.bucket.path import Folder
 from lazyload.cache import nonce
 from lazyload.cache.entry import Entry
 from lazyload.cache.key import Key
-from lazyload.checkpoint.sharing import Written
 from lazyload.display import text
 from lazyload.errors import AccessDeniedError, CacheError, PeerError, SourceNotFoundError
-from lazyload.formats import peft
 from lazyload.obtaining import Manner, Obtained, Sharing, Use, obtain, take_part
 from lazyload.placement import Placement
 from lazyload.progress import CallProgress
@@ -40,6 +38,7 @@ from lazyload.sources.remembered import Told
 from lazyload.team.call import Call
 
 if TYPE_CHECKING:
+    from lazyload.checkpoint.sharing import Written
     from lazyload.layouts.conversion import Conversion
     from lazyload.layouts.source import Box
 
@@ -120,6 +119,8 @@ def _adapter_of_first(arguments: ModelArguments, said: Mapping[str, Any]) -> Ada
     reference, hub = arguments.adapter_reference, (said["adapter"] or {}).get("hub")
     if reference is None or hub is None:
         return None
+    from lazyload.formats import peft
+
     return adapter_at(reference, hub["identity"], hub["origin"], peft.CONFIG, peft.WEIGHTS)
 
 
@@ -236,7 +237,10 @@ class _Agreed:
             names = [folder.parent.parent.name, folder.parent.name, folder.name]
             self._call.say("staging", {"folder": names, "answers": answers})
 
-        def gather() -> list[Written]:
+        def gather() -> "list[Written]":
+            # A hit does without it.
+            from lazyload.checkpoint.sharing import Written
+
             shares = self._call.hear_others("share")
             if unable := [process for process, share in shares.items() if share["written"] is None]:
                 # So that they are not converted once more as what they only seem to be.

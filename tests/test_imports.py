@@ -34,7 +34,7 @@ ROWS = (
     ("layouts",),
     ("log", "progress", "report", "sharding", "storage"),
     ("bucket", "display"),
-    ("errors", "partition"),
+    ("errors", "importing", "partition"),
 )
 ROW_OF = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 

@@ -24,7 +24,6 @@ from lazyload.checkpoint.assembly import Assembly, HostMemory
 from lazyload.checkpoint.chunks import boxes
 from lazyload.checkpoint.damage import explained
 from lazyload.checkpoint.files import FileRanges
-from lazyload.checkpoint.objects import ObjectRanges
 from lazyload.checkpoint.pieces import Piece, Stretch
 from lazyload.checkpoint.ranges import are_ranges
 from lazyload.checkpoint.records import ArrayRecord, Records, chunk_checksum, combined
@@ -92,7 +91,12 @@ def _reader(folder: Folder, storage: Storage) -> "UncompressedReader | Compresse
 
 
 def _ranges(folder: Folder) -> Ranges:
-    return FileRanges(folder) if isinstance(folder, Path) else ObjectRanges(folder)
+    if isinstance(folder, Path):
+        return FileRanges(folder)
+    # A cache on a disk does without it.
+    from lazyload.checkpoint.objects import ObjectRanges
+
+    return ObjectRanges(folder)
 
 
 def _require_undamaged(folder: Folder, arrays: Records, storage: Storage) -> None:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from lazyload.architecture import AttentionKernel, DecoderConfig, Layer
 from lazyload.architecture.stacking import stacks
 from lazyload.errors import InputError
-from lazyload.models import card, kv_cache, weight_sync
+from lazyload.models import kv_cache, weight_sync
 from lazyload.models.activations import value_of, zeros
 from lazyload.models.altup import AltUpStreams
 from lazyload.models.attention_kernels import call_of, platform_of, require_able
@@ -125,12 +125,16 @@ class Decoder(nnx.Module):
             self.logits_bias = parameters.declare("logits_bias", nnx.initializers.zeros_init())
 
     def __repr__(self) -> str:
+        # What shows something takes a while to import, and loading shows nothing.
+        from lazyload.models import card
+
         return card.as_text(self, self.config)
 
-    def __str__(self) -> str:
-        return card.as_text(self, self.config)
+    __str__ = __repr__
 
     def _repr_html_(self) -> str:
+        from lazyload.models import card
+
         return card.as_html(self, self.config)
 
     @property

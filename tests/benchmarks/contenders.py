@@ -312,12 +312,14 @@ def fastsafetensors(job: Job) -> Call:
 
 def _load(job: Job, mesh: Any, cache: str) -> object:
     import jax
-    from flax import nnx
 
     import lazyload
 
     storage = lazyload.Storage(**job["storage"])
     model = lazyload.from_pretrained(job["model"], mesh=mesh, storage=storage, cache_dir=cache, progress=False)
+    # By now a load has imported Flax itself, as for the README's first program.
+    from flax import nnx
+
     return jax.block_until_ready(nnx.state(model))
 
 

@@ -5,35 +5,16 @@ it is packed. `OneByte`, `FourBitFloat`, `GroupedIntegers` and `Microscaled` are
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lazyload.config_json.fields import Fields
 from lazyload.errors import ConfigError, CorruptSourceError, UnsupportedFormatError
 from lazyload.layouts.source import TensorInfo
-from lazyload.sources.packed.awq import AWQ
-from lazyload.sources.packed.compressed_tensors import CompressedTensors
-from lazyload.sources.packed.fp8 import FP8
-from lazyload.sources.packed.gptq import GPTQ
-from lazyload.sources.packed.modelopt import ModelOpt
-from lazyload.sources.packed.mxfp4 import MXFP4
 from lazyload.sources.packed.packed import Packed, Scheme
 from lazyload.sources.packed.stored import FLOAT8, Read, Stored
 
 __all__ = ["Packed", "Read", "Scheme", "find_packed", "looks_packed", "of_activations", "read_modelopt", "read_scheme"]
-
-_SCHEMES: Mapping[str, Callable[[Fields], Scheme]] = {
-    "fp8": FP8.read,
-    "fbgemm_fp8": FP8.read,
-    "mxfp8": FP8.read,
-    "mxfp4": MXFP4.read,
-    "gptq": GPTQ.read,
-    "awq": AWQ.read,
-    "compressed-tensors": CompressedTensors.read,
-    "modelopt": ModelOpt.read,
-    "modelopt_fp4": ModelOpt.read,
-    "modelopt_mixed": ModelOpt.read,
-}
 
 _OF_ACTIVATIONS = re.compile(
     r".+(?:\.|_proj_)(?:(?:input|output|activation|q|k|v|kv|prob)_(?:scale|zero_point|global_scale)|input_scale_ub)"
@@ -58,6 +39,9 @@ def read_scheme(config: Mapping[str, Any], where: str) -> Scheme | None:
     own = config.get("quantization_config") or (isinstance(text, dict) and text.get("quantization_config"))
     if not own:
         return None
+    # They take a while to import, and most checkpoints are not packed.
+    from lazyload.sources.packed.schemes import SCHEMES
+
     if not isinstance(own, dict):
         raise ConfigError(
             f"{where}: quantization_config = {own!r:.200} is no object, which says how weights are packed"
@@ -66,12 +50,12 @@ def read_scheme(config: Mapping[str, Any], where: str) -> Scheme | None:
     beside = {name: config[name] for name in ("expert_dtype",) if name in config}
     fields = Fields({**beside, **own}, where=f"{where}: quantization_config")
     method = _method(fields)
-    if method not in _SCHEMES:
+    if method not in SCHEMES:
         raise UnsupportedFormatError(
             f"{fields.where}: weights packed by {method!r} (quant_method) are not read; there are "
-            f"{', '.join(_SCHEMES)}. Use the repository that the weights were quantised from"
+            f"{', '.join(SCHEMES)}. Use the repository that the weights were quantised from"
         )
-    return _SCHEMES[method](fields)
+    return SCHEMES[method](fields)
 
 
 def read_modelopt(config: Mapping[str, Any], where: str) -> Scheme:
@@ -81,7 +65,10 @@ def read_modelopt(config: Mapping[str, Any], where: str) -> Scheme:
         UnsupportedFormatError: The quantisation scheme is not read.
         ConfigError: A field of the scheme is malformed.
     """
-    return ModelOpt.read(Fields(config, where=where))
+    # It takes a while to import, and most checkpoints are not packed.
+    from lazyload.sources.packed.schemes import SCHEMES
+
+    return SCHEMES["modelopt"](Fields(config, where=where))
 
 
 def find_packed(scheme: Scheme, tensors: Mapping[str, TensorInfo], read: Read, where: str) -> Mapping[str, Packed]:

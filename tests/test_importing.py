@@ -1,0 +1,89 @@
+"""What the first load of a process imports, and how."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import checkpoints
+
+import lazyload
+
+# What other calls need, or other models.
+UNUSED = (
+    "huggingface_hub",
+    "lazyload.adapting",
+    "lazyload.bucket.bucket",
+    "lazyload.checkpoint.exchange",
+    "lazyload.checkpoint.sharing",
+    "lazyload.checkpoint.write",
+    "lazyload.display.html",
+    "lazyload.display.weights",
+    "lazyload.formats.peft",
+    "lazyload.models.card",
+    "lazyload.results",
+    "lazyload.sources.packed.fp8",
+    "orbax",
+    "safetensors",
+    "tensorstore",
+)
+
+LOADS = """
+import gc, json, os, sys
+
+collecting = []
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("lazyload.loader", "flax"):
+            collecting.append((name, gc.isenabled()))
+
+model, cache, collects = json.loads(sys.argv[1])
+import lazyload
+if not collects:
+    gc.disable()
+sys.meta_path.insert(0, Watch())
+lazyload.from_pretrained(model, cache_dir=cache)
+told = {"modules": sorted(sys.modules), "collecting": collecting, "collects": gc.isenabled()}
+print(json.dumps(told | {"hit": lazyload.last_report().hit}))
+"""
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make("qwen3", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def warm(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the model; tests only read it."""
+    root = tmp_path_factory.mktemp("warm")
+    lazyload.convert(qwen, cache_dir=root)
+    return root
+
+
+def told_by_a_first_load(model: Path, cache: Path, *, collects: bool = True) -> dict[str, Any]:
+    environment = os.environ | {"PYTHONPATH": str(Path(lazyload.__file__).parents[1])}
+    command = [sys.executable, "-c", LOADS, json.dumps([str(model), str(cache), collects])]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    told: dict[str, Any] = json.loads(result.stdout)
+    return told
+
+
+def test_a_hit_imports_nothing_that_it_does_not_need(qwen: Path, warm: Path) -> None:
+    told = told_by_a_first_load(qwen, warm)
+    assert told["hit"]
+    assert "flax.nnx" in told["modules"]
+    assert [name for name in UNUSED if name in told["modules"]] == []
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_what_is_large_is_imported_without_collecting_and_the_collector_is_left_as_it_was(
+    qwen: Path, warm: Path, collects: bool
+) -> None:
+    told = told_by_a_first_load(qwen, warm, collects=collects)
+    assert told["collecting"] == [["lazyload.loader", False], ["flax", False]]
+    assert told["collects"] is collects
