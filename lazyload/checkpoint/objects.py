@@ -18,7 +18,7 @@ import numpy as np
 from lazyload.bucket.bucket import MOST_AT_ONCE
 from lazyload.bucket.path import BucketPath
 from lazyload.checkpoint.ocdbt import data_file, database_files
-from lazyload.checkpoint.ranges import file_of, range_of
+from lazyload.checkpoint.ranges import data_file_sizes, file_of, range_of
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.checkpoint.uncompressed import database, padded
 from lazyload.checkpoint.zarr import encoded_metadata, metadata_key
@@ -118,15 +118,13 @@ class ObjectWriter:
         self._joins = joins
         self._scratch = Scratch()
         self._lock = threading.Lock()
-        self._sizes: dict[str, int] = {}
+        self._sizes = data_file_sizes(records) if storage.ocdbt else {}
         self._missing: Counter[str] = Counter()
         self._objects: dict[str, bytearray] = {}
         self._written: dict[str, int] = {}
         for record in records.values() if storage.ocdbt else ():
             for number in range(math.prod(record.grid)):
-                file, offset = file_of(record, number)
-                self._sizes[file] = max(self._sizes.get(file, 0), offset + record.chunk_nbytes)
-                self._missing[file] += 1
+                self._missing[file_of(record, number)[0]] += 1
 
     def __enter__(self) -> Self:
         return self

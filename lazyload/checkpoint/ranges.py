@@ -108,5 +108,15 @@ def file_of(record: ArrayRecord, number: int) -> tuple[str, int]:
     return data_file_after(record.file, after), number * record.chunk_nbytes
 
 
+def data_file_sizes(records: Mapping[str, ArrayRecord]) -> dict[str, int]:
+    """How large the data files become that hold the chunks of arrays."""
+    sizes: dict[str, int] = {}
+    for record in records.values():
+        for number in range(math.prod(record.grid)):
+            file, offset = file_of(record, number)
+            sizes[file] = max(sizes.get(file, 0), offset + record.chunk_nbytes)
+    return sizes
+
+
 def _stored_bytes(record: ArrayRecord) -> int:
     return math.prod(record.grid) * record.chunk_nbytes

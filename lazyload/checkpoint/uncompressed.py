@@ -18,10 +18,10 @@ import numpy as np
 
 from lazyload.bucket.path import Folder
 from lazyload.checkpoint.damage import explained
-from lazyload.checkpoint.files import OpenFiles, write_at
+from lazyload.checkpoint.files import OpenFiles, reserve, write_at
 from lazyload.checkpoint.ocdbt import Reference, data_file, database_files
 from lazyload.checkpoint.pieces import Piece, Stretch, start_of_stretch
-from lazyload.checkpoint.ranges import file_of, range_of
+from lazyload.checkpoint.ranges import data_file_sizes, file_of, range_of
 from lazyload.checkpoint.records import ArrayRecord
 from lazyload.checkpoint.zarr import chunk_key, encoded_metadata, metadata_key
 from lazyload.errors import CacheError
@@ -228,6 +228,8 @@ class UncompressedWriter:
     def _make_places(self) -> None:
         if self._storage.ocdbt:
             (self._folder / "d").mkdir()
+            for file, nbytes in data_file_sizes(self._records).items():
+                reserve(self._folder / file, nbytes)
             return
         for path, record in self._records.items():
             (self._folder / path).mkdir()

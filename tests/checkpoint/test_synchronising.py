@@ -2,6 +2,8 @@
 
 import errno
 import os
+import resource
+import sys
 import threading
 from pathlib import Path
 
@@ -70,3 +72,17 @@ def test_a_disk_that_fails_late_is_an_error(large: int, tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(CacheError, match="disk is full"):
         writing.write(tmp_path, tensors(), STORAGES[1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="files grow as they are written to")
+def test_a_disk_without_the_space_is_an_error_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array, limits = tensors(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(LazyTensor, "read_into", lambda *_: pytest.fail("it was read"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (array["a.matrix"].nbytes - 1, limits[1]))
+    try:
+        with pytest.raises(CacheError, match="disk is full"):
+            writing.write(tmp_path, array, STORAGES[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
