@@ -13,7 +13,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -309,20 +309,24 @@ def _run(
     task: Callable[..., None], work: Iterator[tuple[Any, ...]], give_up: Callable[[BaseException], None], threads: int
 ) -> None:
     """Calls the task with every piece of work, a few at a time; stops at the first error."""
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def work_off() -> None:
+        # Each thread takes its next piece itself: one that gives pieces out would have to be waited for.
+        while not stopped.is_set():
+            with lock:
+                arguments = next(work, None)
+            if arguments is None:
+                return
+            task(*arguments)
+
     with ThreadPoolExecutor(threads, thread_name_prefix="lazyload") as pool:
-        running: set[Future[None]] = set()
         try:
-            for arguments in work:
-                if len(running) >= threads:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-                running.add(pool.submit(task, *arguments))
-            for future in running:
-                future.result()
+            for done in as_completed([pool.submit(work_off) for _ in range(threads)]):
+                done.result()
         except BaseException as error:
+            stopped.set()
             give_up(error)
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
