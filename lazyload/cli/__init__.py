@@ -77,6 +77,8 @@ def app() -> None:
 
 def main() -> None:
     """Runs the command; errors a user can meet are printed without a traceback."""
+    # NumPy's threads for matrices spin when they begin, and work is in threads already.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Names of models and files can hold what a terminal cannot show.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
