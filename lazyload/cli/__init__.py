@@ -9,7 +9,6 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Iterator
 
 import click
 
@@ -82,9 +81,9 @@ def main() -> None:
     # Names of models and files can hold what a terminal cannot show.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    _collect_seldom()
     try:
-        with _few_collections():
-            sys.exit(_run())
+        sys.exit(_run())
     except BrokenPipeError:
         # Nobody reads any more.
         _drop_output()
@@ -97,16 +96,11 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@contextlib.contextmanager
-def _few_collections() -> Iterator[None]:
+def _collect_seldom() -> None:
     """Spares most looks for circles of garbage, which take as long as reading a thousand manifests; also at the end."""
-    thresholds = gc.get_threshold()
+    # It stays so: with the usual threshold, all that there is by now would be looked at once more.
     gc.set_threshold(_OBJECTS)
     atexit.register(gc.freeze)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
 
 
 def _run() -> int | str | None:

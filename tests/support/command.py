@@ -1,6 +1,7 @@
 """The command, run in this process as its script runs it."""
 
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -31,10 +32,13 @@ def command(*words: object, cache: Path, code: int = 0, typed: str = "") -> Ende
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
+        thresholds = gc.get_threshold()
         try:
             main()
         except SystemExit as end:
             ended = Ended(out.getvalue(), err.getvalue(), int(end.code or 0))
+        finally:
+            gc.set_threshold(*thresholds)
     assert ended.code == code, (ended.code, ended.stdout, ended.stderr)
     return ended
 
