@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lazyload.cache.disk import make_folder, share
+from lazyload.cache.disk import make_folder, paths_in, share
 from lazyload.cache.manifest import checksum_of
 from lazyload.cache.removal import Removal
 
@@ -72,12 +72,13 @@ class Contents:
 
     def obsolete(self) -> list[Removal]:
         """What is remembered of folders that are no longer there, and what cannot be used."""
-        paths = sorted((self.root / _FOLDER).glob("*.json*"))
-        return [
-            Removal(path, path.stat().st_size, "its folder is gone")
-            for path in paths
-            if not os.path.isdir(_read(path).get("folder", ""))
-        ]
+        found = []
+        for path in sorted(paths_in(self.root / _FOLDER, "*.json*")):
+            # Somebody else may have removed it by now.
+            with contextlib.suppress(FileNotFoundError):
+                if not os.path.isdir(_read(path).get("folder", "")):
+                    found.append(Removal(path, path.stat().st_size, "its folder is gone"))
+        return found
 
 
 def _path(root: Path, folder: Path) -> Path:

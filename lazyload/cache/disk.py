@@ -31,6 +31,15 @@ def explained(where: Folder) -> Iterator[None]:
         ) from error
 
 
+def paths_in(folder: Path, *patterns: str) -> list[Path]:
+    """What a folder has under names of some patterns; nothing where it is gone, as it may be from one moment on."""
+    found: list[Path] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for pattern in patterns:
+            found += folder.glob(pattern)
+    return found
+
+
 def make_folder(folder: Path, root: Path) -> None:
     """Makes a folder at or below the root, and what is missing above it, as open to others as the root is.
 

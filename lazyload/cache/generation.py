@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lazyload.cache import liveness
+from lazyload.cache.disk import paths_in
 from lazyload.cache.manifest import FILE_NAME, UnreadableManifestError, read_manifest
 
 TOMBSTONE = "removed-"
@@ -41,7 +42,7 @@ def owner_of(data: Path) -> Path:
 def marks_of(data: Path) -> list[Path]:
     """The marks of all who write or read a data folder."""
     # lazyload 0.1 did not say of what a lease is.
-    beside = [*data.parent.glob("data-*.*"), *data.parent.glob("lease-*")]
+    beside = paths_in(data.parent, "data-*.*", "lease-*")
     return [mark for mark in beside if mark.name.startswith((f"{data.name}.", "lease-"))]
 
 

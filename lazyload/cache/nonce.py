@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lazyload.bucket.path import Folder
-from lazyload.cache.disk import make_folder
+from lazyload.cache.disk import make_folder, paths_in
 
 _FOLDER = ".teams"
 _LEFT_SECONDS = 3600.0
@@ -43,7 +43,7 @@ def is_visible(root: Folder, nonce: str | None) -> bool:
 def abandoned(root: Path) -> list[Path]:
     """Names that processes have left on a disk which ended while others looked for them."""
     found = []
-    for path in sorted((root / _FOLDER).glob("*")):
+    for path in sorted(paths_in(root / _FOLDER, "*")):
         # One that is in use may be gone by now.
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _LEFT_SECONDS:

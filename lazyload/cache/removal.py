@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lazyload.bucket.path import Folder
 from lazyload.cache import generation, liveness
+from lazyload.cache.disk import paths_in
 from lazyload.cache.entry import named_data
 from lazyload.cache.manifest import FILE_NAME, DamagedError, OlderFormatError, UnreadableManifestError
 
@@ -114,7 +115,7 @@ def _remove_entry(folder: Path, force: bool) -> str | None:
     ]
     if kept:
         return kept[0]
-    for rest in (*folder.glob(f"{FILE_NAME}*"), *folder.glob(f"{generation.TOMBSTONE}*"), folder / "last-used"):
+    for rest in (*paths_in(folder, f"{FILE_NAME}*", f"{generation.TOMBSTONE}*"), folder / "last-used"):
         generation.bury(rest)
     for mark in _marks(folder):
         if force or not liveness.is_alive(mark):
@@ -141,13 +142,12 @@ def _replaced(folder: Path, named: str) -> Iterator[Removal]:
 
 
 def _generations(folder: Path) -> list[Path]:
-    return [data for data in sorted(folder.glob("data-*")) if data.is_dir() and not data.is_symlink()]
+    return [data for data in sorted(paths_in(folder, "data-*")) if data.is_dir() and not data.is_symlink()]
 
 
-def _marks(folder: Path) -> Iterator[Path]:
+def _marks(folder: Path) -> list[Path]:
     """All marks in an entry's folder, also those that were killed before they had their name."""
-    for pattern in ("data-*.owner", "data-*.lease-*", "lease-*", ".*.mark"):
-        yield from folder.glob(pattern)
+    return paths_in(folder, "data-*.owner", "data-*.lease-*", "lease-*", ".*.mark")
 
 
 def _dead_files(folder: Path) -> Iterator[Removal]:
@@ -156,6 +156,6 @@ def _dead_files(folder: Path) -> Iterator[Removal]:
         is_owner = mark.suffix == ".owner" and mark.with_suffix("").is_dir()
         if not is_owner and not liveness.is_alive(mark):
             yield Removal(mark, 0, "its process is gone")
-    for rest in (*folder.glob(f"{FILE_NAME}.*"), *folder.glob(f"{generation.TOMBSTONE}*")):
+    for rest in paths_in(folder, f"{FILE_NAME}.*", f"{generation.TOMBSTONE}*"):
         if liveness.age(rest) > KEPT_SECONDS:
             yield Removal(rest, size(rest), "what an interrupted conversion or removal left")

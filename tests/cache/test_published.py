@@ -304,6 +304,21 @@ def test_what_was_replaced_or_used_since_it_was_looked_at_is_not_pruned(
     assert cache.find(KEY) is not None
 
 
+def test_a_folder_that_goes_while_pruning_looks_into_it_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, scandir = Cache(tmp_path), os.scandir
+    folder = str(publish(cache).folder)
+
+    def gone(path: str) -> Any:
+        if str(path) == folder:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert cache.prune() == []
+
+
 def test_marks_of_processes_that_are_gone_are_pruned_and_the_entry_stays(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     entry = publish(cache)
