@@ -209,7 +209,7 @@ def test_files_that_change_under_a_conversion_are_not_published(put: Put, folder
             put(folder)
 
     # The other is said where all of it is converted before all of it has been hashed.
-    with pytest.raises(errors.CorruptSourceError, match="has been changed while it was being conv|is being written"):
+    with pytest.raises(errors.CorruptSourceError, match=r"has been changed while it was being conv|is being written"):
         lazyload.convert(model, cache_dir=tmp_path / "cache", progress=meanwhile)
     assert not list((tmp_path / "cache").rglob("manifest.json"))
     assert not list((tmp_path / "cache").rglob("data-*"))
