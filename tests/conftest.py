@@ -10,7 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from support import checkpoints
 from support.hub import Hub, running
+
+import lazyload
 
 pytest_plugins = ["support.skips", "support.parts", "support.buckets"]
 
@@ -72,3 +75,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = running()
     yield hub
     hub.reset()
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen 3; tests only read it."""
+    return checkpoints.make("qwen3", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def warm(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds it, as `from_pretrained` wants it of itself; tests only read it."""
+    root = tmp_path_factory.mktemp("warm")
+    lazyload.convert(qwen, cache_dir=root)
+    return root

@@ -28,19 +28,6 @@ from lazyload import errors
 TOKENS = jnp.arange(8, dtype=jnp.int32).reshape(2, 4)
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.make("qwen3", tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def warm(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that holds the model; tests only read it."""
-    root = tmp_path_factory.mktemp("warm")
-    lazyload.convert(qwen, cache_dir=root)
-    return root
-
-
 def mesh_of(*sizes: int) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(
         np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes), ("fsdp", "tp")[: len(sizes)]

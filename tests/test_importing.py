@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import checkpoints
 
 import lazyload
 
@@ -32,7 +31,7 @@ UNUSED = (
 )
 
 LOADS = """
-import gc, json, os, sys
+import gc, json, sys
 
 collecting = []
 
@@ -50,19 +49,6 @@ lazyload.from_pretrained(model, cache_dir=cache)
 told = {"modules": sorted(sys.modules), "collecting": collecting, "collects": gc.isenabled()}
 print(json.dumps(told | {"hit": lazyload.last_report().hit}))
 """
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.make("qwen3", tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def warm(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that holds the model; tests only read it."""
-    root = tmp_path_factory.mktemp("warm")
-    lazyload.convert(qwen, cache_dir=root)
-    return root
 
 
 def told_by_a_first_load(model: Path, cache: Path, *, collects: bool = True) -> dict[str, Any]:

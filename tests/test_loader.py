@@ -13,24 +13,10 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from safetensors.numpy import load_file
-from support import checkpoints
 from support.decoders import run
 
 import lazyload
 from lazyload import errors
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.make("qwen3", tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def warm(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that holds the model; tests only read it."""
-    root = tmp_path_factory.mktemp("warm")
-    lazyload.convert(qwen, cache_dir=root)
-    return root
 
 
 def leaves(module: nnx.Module) -> dict[str, jax.Array]:

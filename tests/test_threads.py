@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from support import checkpoints, tiny
+from support import tiny
 from support.hub import Hub
 
 import lazyload
@@ -26,11 +26,6 @@ THREADS = 8
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tiny.make(tmp_path / "tiny")
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.make("qwen3", tmp_path_factory.mktemp("models"))
 
 
 def at_once(*calls: Callable[[], T]) -> list[T]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from lazyload.cache.disk import make_folder, paths_in, share
+from lazyload.cache.disk import make_folder, share
 from lazyload.cache.key import ENTRY_FORMAT
 from lazyload.cache.manifest import FORMAT, Status, Summary
 
@@ -92,7 +92,7 @@ class Index:
 def abandoned(root: Path) -> list[Path]:
     """Files that processes have left beside an index which ended while they wrote it."""
     with contextlib.suppress(OSError):
-        beside = sorted(paths_in(root / _FOLDER, f"{_FILE}.*"))
+        beside = sorted((root / _FOLDER).glob(f"{_FILE}.*"))
         return [path for path in beside if time.time() - path.stat().st_mtime > _LEFT_SECONDS]
     return []
 
