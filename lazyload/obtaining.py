@@ -250,11 +250,11 @@ def _converted(
     started, status = time.perf_counter(), request.source.status
     with (
         in_progress(request.cache.root, *keys) as noted,
-        manner.stopwatch.switching("fetch", "convert") as arrived,
+        manner.stopwatch.switching("plan") as switch,
         request.cache.staging(keys[-1], request.source.name, nbytes) as staging,
         contextlib.ExitStack() as held,
     ):
-        arrays = _write(planned, staging.path, use, manner, noted, arrived)
+        arrays = _write(planned, staging.path, use, manner, noted, switch)
         request.source.check_unchanged(status)
         if keys[-1] != request.key:
             held.enter_context(request.cache.lock(request.key, manner.lock_timeout, request.source.name))
@@ -277,7 +277,7 @@ def _converted(
 
 
 def _write(
-    planned: _Planned, folder: Folder, use: Use[Any], manner: Manner, noted: Noted, arrived: Callable[[], None]
+    planned: _Planned, folder: Folder, use: Use[Any], manner: Manner, noted: Noted, switch: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """Writes what is converted into a folder while the source arrives; others write their shares, if there are any."""
     # It takes a while to import, and neither plans nor the cache's commands need it.
@@ -295,7 +295,7 @@ def _write(
     nbytes = share.nbytes if share else planned.nbytes
     with (
         _identified_meanwhile(request.source),
-        _arriving(planned, share, manner, noted, arrived),
+        _arriving(planned, share, manner, noted, switch),
         manner.progress.stage("convert", nbytes, noted=noted) as advance,
     ):
         return write(
@@ -315,9 +315,9 @@ def _write(
 
 @contextlib.contextmanager
 def _arriving(
-    planned: _Planned, share: "Share | None", manner: Manner, noted: Noted, arrived: Callable[[], None]
+    planned: _Planned, share: "Share | None", manner: Manner, noted: Noted, switch: Callable[[str], None]
 ) -> Iterator[None]:
-    """Brings the weights from far away while the body reads them; `arrived` is called when all of them are there.
+    """Brings the weights from far away while the body reads them; that is a stage until all of them are there.
 
     Of what several processes share, none has whole files, and nothing is kept.
     """
@@ -328,8 +328,7 @@ def _arriving(
     else:
         tensors = list(rows)
     total = source.nbytes_to_fetch(tensors, keep=keep, rows=rows)
-    if not total:
-        arrived()
+    switch("fetch" if total else "convert")
     with manner.progress.stage("fetch", total, noted=noted) as advance:
         left, lock = total, threading.Lock()
 
@@ -338,7 +337,7 @@ def _arriving(
             with lock:
                 left -= nbytes
             if left <= 0:
-                arrived()
+                switch("convert")
             advance(nbytes)
 
         with source.arriving(tensors, count, keep=keep, rows=rows):
@@ -369,8 +368,8 @@ def take_part(
     request, share = planned.request, planned.share(index, count)
     status = request.source.status
     with (
-        manner.stopwatch.switching("fetch", "convert") as arrived,
-        _arriving(planned, share, manner, lambda advance: advance, arrived),
+        manner.stopwatch.switching("plan") as switch,
+        _arriving(planned, share, manner, lambda advance: advance, switch),
         manner.progress.stage("convert", share.nbytes) as advance,
     ):
         written = write_share(

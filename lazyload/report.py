@@ -147,23 +147,21 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     @contextlib.contextmanager
-    def switching(self, first: str, second: str) -> Iterator[Callable[[], None]]:
-        """Adds the time of the body to a stage until what it yields is called, from any thread, and then to another."""
-        started, switched = time.perf_counter(), threading.Event()
-        for name in (first, second):
-            self.seconds.setdefault(name, 0.0)
+    def switching(self, first: str) -> Iterator[Callable[[str], None]]:
+        """Adds the time of the body to a stage until what it yields is told, by any thread, which one goes on."""
+        stage, since, lock = first, time.perf_counter(), threading.Lock()
 
-        def switch() -> None:
-            if not switched.is_set():
-                switched.set()
-                self.seconds[first] += time.perf_counter() - started
+        def switch(following: str) -> None:
+            nonlocal stage, since
+            with lock:
+                now = time.perf_counter()
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
+                stage, since = following, now
 
-        before = sum(self.seconds[name] for name in (first, second))
         try:
             yield switch
         finally:
-            last = second if switched.is_set() else first
-            self.seconds[last] += before + time.perf_counter() - started - self.seconds[first] - self.seconds[second]
+            switch(stage)
 
     @contextlib.contextmanager
     def entering(self, name: str, context: AbstractContextManager[Entered]) -> Iterator[Entered]:
