@@ -2,11 +2,10 @@
 
 Both are compared with the golden logits, which are float32's. What counts is the error of a token's logits, and of all
 tokens the median's; with experts that of the best twentieth: where rounding sends a token to another expert, by chance,
-it and what attends to it say something else in either program. `LAZYLOAD_TESTS=whole` takes all, not every eighth.
+it and what attends to it say something else in either program.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,6 @@ def config(name: str) -> dict[str, Any]:
 
 # transformers unpacks weights with other libraries, and reads Kimi K2 with code from its repository.
 CASES = [name for name in checkpoints.NAMES if not config(name).keys() & {"quantization_config", "auto_map"}]
-if os.environ.get("LAZYLOAD_TESTS") != "whole":
-    CASES = CASES[::8]
 
 
 def of_transformers(model: Path, tokens: np.ndarray) -> np.ndarray:

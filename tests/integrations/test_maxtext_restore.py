@@ -1,8 +1,6 @@
 """MaxText itself restores our conversions, and its models then say what transformers' do.
 
 Needs MaxText (Python 3.12) in this environment, or in the one whose interpreter `LAZYLOAD_MAXTEXT_PYTHON` names.
-`LAZYLOAD_TESTS=whole` takes all models in both of their trees, scanned and not; of most models one tree is taken else,
-of every other one: of which ones, `LAZYLOAD_SEED` decides, a number.
 """
 
 import importlib.util
@@ -87,41 +85,37 @@ class Case(NamedTuple):
     how: str
 
 
+SAVED: dict[str, Case | None] = {
+    "qwen3": Case("qwen3", True, True, "path"),
+    "gemma2": Case("gemma2", False, True, "filled"),
+    "deepseek_v4_7": None,
+}
+"""Of which models MaxText saves what it has restored, and in which case; None by the trainer."""
 CASES = [
-    Case("qwen3", True, True, "path"),
+    *(case for case in SAVED.values() if case),
     Case("qwen3", True, False, "filled"),
     Case("qwen3", False, True, "unset"),
     Case("qwen3", False, False, "path"),
     Case("llama3", True, True, "filled"),
+    Case("llama3", False, False, "path"),
     Case("gemma2", True, False, "path"),
-    Case("gemma2", False, True, "filled"),
-]
-SAMPLED = [
     Case("deepseek_v3", True, True, "path"),
     Case("gemma4_a4b_12", False, False, "path"),
+    Case("gemma4_a4b_12", True, True, "filled"),
     Case("gemma4_e2b_10", False, True, "filled"),
     Case("gemma4_text_31b_12", True, False, "path"),
     Case("kimi_k2", True, False, "filled"),
+    Case("kimi_k2", False, True, "path"),
     Case("mistral", False, True, "path"),
+    Case("mistral", True, True, "filled"),
     Case("qwen3_5_moe_8", True, True, "path"),
+    Case("qwen3_5_moe_8", False, False, "filled"),
     Case("qwen3_next_8", False, True, "path"),
+    Case("qwen3_next_8", True, False, "filled"),
     Case("qwen3_vl", True, True, "path"),
+    Case("qwen3_vl", False, True, "filled"),
     Case("qwen3_vl_moe", False, True, "filled"),
 ]
-# A model's other tree is compared with MaxText's leaf by leaf in any case (tests/families/test_maxtext_layout.py).
-if os.environ.get("LAZYLOAD_TESTS") == "whole":
-    CASES += [
-        *SAMPLED,
-        Case("llama3", False, False, "path"),
-        Case("gemma4_a4b_12", True, True, "filled"),
-        Case("kimi_k2", False, True, "path"),
-        Case("mistral", True, True, "filled"),
-        Case("qwen3_5_moe_8", False, False, "filled"),
-        Case("qwen3_next_8", True, False, "filled"),
-        Case("qwen3_vl", False, True, "filled"),
-    ]
-else:
-    CASES += SAMPLED[int(os.environ.get("LAZYLOAD_SEED", "0")) % 2 :: 2]
 
 
 def settings_of(model: str) -> dict[str, Any]:
@@ -177,10 +171,6 @@ def job_of(case: Case, model: Path, folder: Path) -> dict[str, Any]:
     return job
 
 
-SAVED: dict[str, Case | None] = {"qwen3": CASES[0], "gemma2": CASES[6], "deepseek_v4_7": None}
-"""Of which models MaxText saves what it has restored, and in which case; None by the trainer."""
-
-
 class Found(NamedTuple):
     """What MaxText's process found.
 
@@ -218,13 +208,16 @@ def job_of_trainer(scan_layers: bool, model: Path, folder: Path) -> dict[str, An
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """All of it in one process, as importing MaxText takes longer than all the rest."""
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """All that is to be tested in one process, as importing MaxText takes longer than all the rest."""
     folder = tmp_path_factory.mktemp("maxtext")
     models = {name: checkpoints.make(name, folder) for name in MODELS | OF_TREES}
-    jobs = [job_of(case, models[case.model], folder) for case in CASES]
+    own = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    wanted = {*SAVED.values(), *(item.callspec.params.get("case") for item in own)}
+    cases = [case for case in CASES if case in wanted]
+    jobs = [job_of(case, models[case.model], folder) for case in cases]
     saved = {name: folder / f"saved-{name}" for name in SAVED}
-    for job, case in zip(jobs, CASES, strict=True):
+    for job, case in zip(jobs, cases, strict=True):
         if SAVED.get(case.model) == case:
             job["saved"] = str(saved[case.model])
     scanned = jobs[0]["settings"]
@@ -234,7 +227,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     trainer[True]["saved"] = str(saved["deepseek_v4_7"])
     (folder / "jobs.json").write_text(json.dumps([*jobs, *trainer.values(), refused, inside]))
     run(folder, HERE / "maxtext_logits.py", folder / "jobs.json")
-    arrays = {case: dict(np.load(job["logits"])) for case, job in zip(CASES, jobs, strict=True)}
+    arrays = {case: dict(np.load(job["logits"])) for case, job in zip(cases, jobs, strict=True)}
     logits = {case: found["logits"] for case, found in arrays.items()}
     otherwise = {case: found["otherwise"].tolist() for case, found in arrays.items()}
     trained = {scan: json.loads(Path(job["trained"]).read_text()) for scan, job in trainer.items()}

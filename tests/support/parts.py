@@ -1,12 +1,17 @@
-"""`pytest --part=2/5`: the second of five parts of the tests, and of each file one test at least.
+"""How CI runs a part of the tests, and in a few commits all of them.
 
-`--part=tests/models,tests/test_layers.py=1/2` is for the tests of folders and files; of several options the last one
-counts that fits. A test's part follows from its name alone, so that what one run leaves out another has.
+`pytest --cases=2/4`: every test, but of its cases every fourth from the second on, and one at least. `pytest
+--part=2/5`: the second of five parts of the tests, and of each file one test at least; which part a test is in follows
+from its name alone, so that what one run leaves out another has. With both, a part of these cases.
+
+`--part=tests/models,tests/test_layers.py=1/2` is for the tests of folders and files, as is `--cases`; of several
+options the last one counts that fits.
 """
 
 import argparse
+import collections
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -31,36 +36,55 @@ class Part:
     def is_for(self, file: str) -> bool:
         return not self.paths or any(file == path or file.startswith(f"{path}/") for path in self.paths)
 
-    def has(self, name: str) -> bool:
-        return zlib.crc32(name.encode()) % self.count == self.number - 1
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--part",
-        metavar="[PATH,...=]N/ALL",
-        type=Part.of,
-        action="append",
-        default=[],
-        help="run one part of the tests, such as 2/5; of those of folders and files, tests/models=2/5",
-    )
+    for option, what in (("--cases", "cases of each test"), ("--part", "tests")):
+        parser.addoption(
+            option,
+            metavar="[PATH,...=]N/ALL",
+            type=Part.of,
+            action="append",
+            default=[],
+            help=f"run one part of the {what}, such as 2/5; of those of folders and files, tests/models=2/5",
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    chosen = set(_chosen([item.nodeid for item in items], config.getoption("part")))
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
-    items[:] = [item for item in items if item.nodeid in chosen]
+    chosen = [item.nodeid for item in items]
+    chosen = list(_chosen(chosen, config.getoption("cases"), _test, _cases))
+    chosen = list(_chosen(chosen, config.getoption("part"), _file, _tests))
+    left = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in left])
+    items[:] = [item for item in items if item.nodeid in left]
 
 
-def _chosen(names: Collection[str], parts: Collection[Part]) -> Iterator[str]:
-    """The names of the parts; of a file without any, the first."""
-    first = {_file(name): name for name in reversed(list(names))}
+def _chosen(
+    names: Iterable[str],
+    parts: Sequence[Part],
+    group_of: Callable[[str], str],
+    choose: Callable[[Part, Sequence[str]], Collection[str]],
+) -> Iterator[str]:
+    """What is chosen of each group of tests, where a part is for its file."""
+    groups = collections.defaultdict(list)
     for name in names:
-        part = next((part for part in reversed(list(parts)) if part.is_for(_file(name))), None)
-        if part is None or part.has(name):
-            first.pop(_file(name), None)
-            yield name
-    yield from first.values()
+        groups[group_of(name)].append(name)
+    for group, members in groups.items():
+        part = next((part for part in reversed(parts) if part.is_for(_file(group))), None)
+        yield from members if part is None else choose(part, members)
+
+
+def _cases(part: Part, names: Sequence[str]) -> Collection[str]:
+    # Not every file's first case in the same part: it is often the one that takes longest.
+    first = part.number - 1 + zlib.crc32(_file(names[0]).encode())
+    return names[first % min(part.count, len(names)) :: part.count]
+
+
+def _tests(part: Part, names: Sequence[str]) -> Collection[str]:
+    return [name for name in names if zlib.crc32(name.encode()) % part.count == part.number - 1] or names[:1]
+
+
+def _test(name: str) -> str:
+    return name.partition("[")[0]
 
 
 def _file(name: str) -> str:
