@@ -57,6 +57,7 @@ def test_jax_hears_what_a_load_did(tmp_path: Path, heard: Heard) -> None:
     lazyload.convert(folder, cache_dir=tmp_path / "cache", force_convert=True)
     names = [name for name, _, _ in heard]
     assert {"/lazyload/miss", "/lazyload/plan/duration_secs", "/lazyload/convert/duration_secs"} <= set(names)
+    assert "/lazyload/fetch/duration_secs" not in names, "nothing is far away"
 
 
 def test_loads_of_several_threads_are_told_apart(tmp_path: Path, heard: Heard) -> None:

@@ -40,7 +40,7 @@ def test_all_cases_are_here() -> None:
     assert len(checkpoints.NAMES) == 85
 
 
-# In this order, every fourth case is one of each checkpoint.
+# In this order, and as the number of names is odd, every fourth case is one of each checkpoint.
 @pytest.mark.parametrize("name", checkpoints.NAMES)
 @pytest.mark.parametrize("kind", LOGITS)
 @pytest.mark.parametrize("sizes", [(1, 1), (4, 2)], ids=str)
