@@ -128,6 +128,7 @@ def folder_name(model: Path) -> str:
     return folder_name(str(model))
 
 
+@pytest.mark.usefixtures("hub")
 def test_without_the_hub_the_error_says_why_what_is_there_is_not_enough(old: Path) -> None:
     with pytest.raises(errors.SourceNotFoundError, match=r"lazyload 0\.1\.0 converted of org/tiny is not read by this"):
         lazyload.from_pretrained(MODEL, cache_dir=old, local_files_only=True)

@@ -86,7 +86,7 @@ def test_the_family_is_no_part_of_what_a_config_is() -> None:
 
 
 def test_what_calls_return(model_folder: Path, cache: Path) -> None:
-    converted = lazyload.convert(model_folder, cache_dir=cache)
+    converted = lazyload.convert(model_folder, cache_dir=cache, force_convert=True)
     plan = lazyload.plan(model_folder, cache_dir=cache)
     (entry,) = lazyload.Cache(cache).entries()
     (verification,) = lazyload.verify(cache_dir=cache)
