@@ -6,6 +6,8 @@ instead of copying it. A piece lives as long as the last shard in it: neighbours
 large has one of its own.
 """
 
+import functools
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -74,12 +76,10 @@ class Assembly:
         self.dtype = dtype
         self._sharding = sharding
         self._shards: dict[Limits, np.ndarray] = {}
-        for index in sharding.addressable_devices_indices_map(shape).values():
-            limits = self._limits(index)
-            if limits not in self._shards:
-                extents = [stop - start for start, stop in limits]
-                nbytes = int(np.prod(extents, dtype=np.int64)) * dtype.itemsize
-                self._shards[limits] = memory.take(nbytes).view(dtype).reshape(extents)
+        for limits in _shards_here(sharding, shape):
+            extents = [stop - start for start, stop in limits]
+            nbytes = math.prod(extents) * dtype.itemsize
+            self._shards[limits] = memory.take(nbytes).view(dtype).reshape(extents)
 
     @property
     def nbytes(self) -> int:
@@ -89,15 +89,15 @@ class Assembly:
     def parts(self, box: Box) -> Iterator[tuple[np.ndarray, tuple[slice, ...]]]:
         """What of the shards lies in a box: views of their memory, and where in the box each of them is."""
         for limits, shard in self._shards.items():
-            common = [
-                (max(cut.start, start), min(cut.stop, stop)) for cut, (start, stop) in zip(box, limits, strict=True)
-            ]
-            if all(start < stop for start, stop in common):
-                inside = [slice(a - low, b - low) for (a, b), (low, _) in zip(common, limits, strict=True)]
-                yield (
-                    _view(shard, inside),
-                    tuple(slice(a - cut.start, b - cut.start) for (a, b), cut in zip(common, box, strict=True)),
-                )
+            inside, where = [], []
+            for cut, (start, stop) in zip(box, limits, strict=True):
+                low, high = max(cut.start, start), min(cut.stop, stop)
+                if low >= high:
+                    break
+                inside.append(slice(low - start, high - start))
+                where.append(slice(low - cut.start, high - cut.start))
+            else:
+                yield _view(shard, inside), tuple(where)
 
     def put(self, box: Box, values: np.ndarray) -> None:
         """Fills a box."""
@@ -108,10 +108,20 @@ class Assembly:
     def array(self) -> jax.Array:
         """The array on its devices, once all of it has been filled; the memory is JAX's from then on."""
         shards = self._shards
-        return jax.make_array_from_callback(self.shape, self._sharding, lambda index: shards[self._limits(index)])
+        return jax.make_array_from_callback(
+            self.shape, self._sharding, lambda index: shards[_limits(index, self.shape)]
+        )
 
-    def _limits(self, index: Any) -> Limits:
-        return tuple(cut.indices(size)[:2] for cut, size in zip(index or (), self.shape, strict=True))
+
+@functools.lru_cache(maxsize=4096)
+def _shards_here(sharding: Sharding, shape: tuple[int, ...]) -> tuple[Limits, ...]:
+    """The shards of an array that this process's devices hold, each once."""
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    return tuple(dict.fromkeys(_limits(index, shape) for index in indices))
+
+
+def _limits(index: Any, shape: tuple[int, ...]) -> Limits:
+    return tuple(cut.indices(size)[:2] for cut, size in zip(index or (), shape, strict=True))
 
 
 def _view(array: np.ndarray, index: Sequence[slice]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What is known of every array of a checkpoint, and the checksum that tells whether it is still what was written."""
 
+import functools
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,13 +60,7 @@ class ArrayRecord:
         Raises:
             ValueError: There is no such dtype.
         """
-        try:
-            dtype = np.dtype(getattr(ml_dtypes, self.dtype, self.dtype))
-        except TypeError:
-            dtype = None
-        if dtype is None or dtype.name != self.dtype or dtype.hasobject:
-            raise ValueError(f"there is no dtype {self.dtype!r}")
-        return dtype
+        return _numpy_dtype(self.dtype)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -105,6 +100,17 @@ def new_record(
     """
     chunks = choose_chunks(shape, dtype.itemsize, split_order, storage.chunk_bytes or 1)
     return ArrayRecord(shape, dtype.name, chunks, math.prod(shape) * dtype.itemsize, checksum="")
+
+
+@functools.lru_cache(maxsize=64)
+def _numpy_dtype(name: str) -> np.dtype:
+    try:
+        dtype = np.dtype(getattr(ml_dtypes, name, name))
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name != name or dtype.hasobject:
+        raise ValueError(f"there is no dtype {name!r}")
+    return dtype
 
 
 def _is_size(value: Any) -> bool:

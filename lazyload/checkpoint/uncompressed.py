@@ -129,14 +129,17 @@ class UncompressedReader:
         count = piece.box[axis].stop - piece.box[axis].start if axis < len(stored) else 1
         step = max(1, self._files.strip_bytes // max(1, row_bytes))
         trimmed = tuple(slice(0, cut.stop - cut.start) for cut in piece.box[axis + 1 :])
+        needed = [slice(0, count)]
+        if wanted is not None:
+            needed = [(*where, slice(0, 1))[axis] for _, where in wanted.parts(piece.box)]
         for first in range(0, count, step):
             last = min(first + step, count)
+            if not any(rows.start < last and first < rows.stop for rows in needed):
+                continue
             box = piece.box
             if axis < len(stored):
                 low = box[axis].start
                 box = (*box[:axis], slice(low + first, low + last), *box[axis + 1 :])
-            if wanted is not None and not any(True for _ in wanted.parts(box)):
-                continue
             rows = self._scratch.array((last - first, *row_shape), dtype)
             self._files.read(file, offset + first * row_bytes, [rows.reshape(-1).view(np.uint8).data])
             yield box, rows[(slice(None), *trimmed)].reshape([cut.stop - cut.start for cut in box])
