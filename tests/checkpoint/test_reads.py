@@ -19,10 +19,13 @@ from lazyload.checkpoint.uncompressed import UncompressedReader
 from lazyload.checkpoint.write import write
 from lazyload.storage import Storage
 
-SPECS = [PartitionSpec(), PartitionSpec("x"), PartitionSpec(None, "x"), PartitionSpec(None, None, "x")]
+ALL = ("x", "y")
+SPECS = [PartitionSpec(), PartitionSpec(ALL), PartitionSpec(None, ALL), PartitionSpec(None, None, ALL)]
 CASES = [
     *((shape, spec) for shape in ((48, 8, 64), (8, 48, 64)) for spec in SPECS),
     *(((1, 512, 64), spec) for spec in SPECS[2:]),
+    # A chunk of which each device has some columns of some rows.
+    ((1, 64, 64), PartitionSpec(None, "x", "y")),
 ]
 
 
@@ -34,7 +37,7 @@ def test_what_is_predicted_is_what_is_read(tmp_path: Path, shape: tuple[int, ...
     kind = Kind(shape, tuple(record.chunks), 4)
     for device in jax.devices():
         place = jax.sharding.SingleDeviceSharding(device)
-        index = NamedSharding(jax.make_mesh((8,), ("x",)), spec).devices_indices_map(shape)[device]
+        index = NamedSharding(jax.make_mesh((4, 2), ALL), spec).devices_indices_map(shape)[device]
         limits = tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
         assembly = Assembly(shape, np.dtype(np.float32), place, HostMemory())
         shard = np.empty([high - low for low, high in limits], np.float32)
