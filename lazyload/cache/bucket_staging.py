@@ -1,7 +1,7 @@
 """A data folder that is being written in a bucket, and the one request that makes it an entry."""
 
 import contextlib
-import uuid
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +129,7 @@ class BucketStaging:
 @contextlib.contextmanager
 def new_staging(folder: BucketPath, key: Key, model: str) -> Iterator[BucketStaging]:
     """A fresh data folder in an entry's folder; removed again unless the body publishes it."""
-    path = folder / f"data-{uuid.uuid4().hex}"
+    path = folder / f"data-{os.urandom(16).hex()}"
     try:
         replaces = named_data(folder)
     except UnreadableManifestError:

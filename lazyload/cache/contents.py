@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +59,7 @@ class Contents:
             return
         path = _path(self.root, folder)
         content = {"folder": str(folder), "files": {**_read(path).get("files", {}), **files}}
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        temporary = path.with_name(f"{path.name}.{os.urandom(16).hex()}")
         with contextlib.suppress(OSError):
             make_folder(path.parent, self.root)
             try:

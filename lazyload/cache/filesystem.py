@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import uuid
 import warnings
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def locks(root: Path) -> bool | None:
         None where it cannot be tried: the folder is not there, or cannot be written to.
     """
     folder = root / ".locks" if (root / ".locks").is_dir() else root
-    probe = folder / f"probe-{uuid.uuid4().hex}"
+    probe = folder / f"probe-{os.urandom(16).hex()}"
     try:
         probe.touch(exist_ok=False)
     except OSError:

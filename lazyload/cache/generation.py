@@ -9,7 +9,6 @@ removed-<unique>                  a folder or manifest on its way out, which nob
 import contextlib
 import fcntl
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def leased(data: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             held.enter_context(liveness.locked_shared(data))
         with contextlib.suppress(OSError):
-            held.enter_context(liveness.marked(data.with_name(f"{data.name}.lease-{uuid.uuid4().hex}")))
+            held.enter_context(liveness.marked(data.with_name(f"{data.name}.lease-{os.urandom(16).hex()}")))
         yield
 
 
@@ -80,7 +79,7 @@ def remove(data: Path, manifest: Path | None = None, *, force: bool = False) -> 
     if user:
         _restore(hidden)
         return user
-    tombstone = data.with_name(f"{TOMBSTONE}{uuid.uuid4().hex}")
+    tombstone = data.with_name(f"{TOMBSTONE}{os.urandom(16).hex()}")
     try:
         os.rename(data, tombstone)
     except FileNotFoundError:
@@ -121,7 +120,7 @@ def _user_of_moved(data: Path, tombstone: Path) -> str | None:
 
 def _hidden(manifest: Path, data: Path) -> Path | None:
     """The manifest under the name of a tombstone; None where there is none, or by now one of another data folder."""
-    hidden = manifest.with_name(f"{TOMBSTONE}{uuid.uuid4().hex}")
+    hidden = manifest.with_name(f"{TOMBSTONE}{os.urandom(16).hex()}")
     try:
         os.rename(manifest, hidden)
     except FileNotFoundError:

@@ -9,8 +9,8 @@ models--Qwen--Qwen3-8B/<key>/manifest.json                 there = the entry is 
 
 import contextlib
 import hashlib
+import os
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -73,7 +73,7 @@ class InBucket:
         """By a mark, where this process may write."""
         with contextlib.ExitStack() as held:
             with contextlib.suppress(CacheError):
-                held.enter_context(heartbeat.marked(self.folder / f"{data}.lease-{uuid.uuid4().hex}"))
+                held.enter_context(heartbeat.marked(self.folder / f"{data}.lease-{os.urandom(16).hex()}"))
             yield
 
     def user_of(self, data: str) -> str | None:

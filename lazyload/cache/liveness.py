@@ -16,7 +16,6 @@ import re
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,7 +73,7 @@ def marked(path: Path) -> Iterator[int]:
     Raises:
         OSError: The mark cannot be written; then nothing is left of it.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}{_UNFINISHED}")
+    temporary = path.with_name(f".{os.urandom(16).hex()}{_UNFINISHED}")
     with contextlib.ExitStack() as undo:
         undo.callback(_unlink, temporary)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

@@ -4,8 +4,8 @@
 """
 
 import contextlib
+import os
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _LEFT_SECONDS = 3600.0
 @contextlib.contextmanager
 def written(root: Folder) -> Iterator[str | None]:
     """A name that can be looked for below a cache's root while the body runs; None where it cannot be written there."""
-    nonce = uuid.uuid4().hex
+    nonce = os.urandom(16).hex()
     path = root / _FOLDER / nonce
     try:
         if isinstance(path, Path):

@@ -4,7 +4,6 @@ import contextlib
 import os
 import platform
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -92,7 +91,7 @@ class Staging:
                 seconds=round(seconds, 3),
                 **(made or made_by_this_process()),
             )
-            temporary = self.folder / f"{FILE_NAME}.{uuid.uuid4().hex}"
+            temporary = self.folder / f"{FILE_NAME}.{os.urandom(16).hex()}"
             try:
                 with temporary.open("w") as file:
                     file.write(manifest.to_json())
@@ -131,7 +130,7 @@ class Staging:
 @contextlib.contextmanager
 def new_staging(folder: Path, key: Key, model: str) -> Iterator[Staging]:
     """A fresh data folder in an entry's folder; removed again unless the body publishes it."""
-    path = folder / f"data-{uuid.uuid4().hex}"
+    path = folder / f"data-{os.urandom(16).hex()}"
     staging = None
     try:
         with contextlib.ExitStack() as held:

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ def new_folder(folder: Path, nbytes: int, scratch_bytes: int = 0) -> Iterator[Pa
         SaveError: There is something in the folder, or it cannot be made, or the disk is too small.
     """
     folder = Path(os.path.realpath(folder))
-    hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    hidden = folder.with_name(f".{folder.name}.{os.urandom(16).hex()}")
     temporary = hidden / _FILES
     try:
         _require_free(folder)

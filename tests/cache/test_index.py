@@ -52,7 +52,7 @@ def test_a_damaged_or_absent_index_changes_nothing(root: Path, content: bytes | 
     assert listed(root) == EXPECTED
 
 
-def test_a_changed_line_is_not_believed(root: Path) -> None:
+def test_a_changed_index_is_not_believed(root: Path) -> None:
     listed(root)
     path = root / ".index" / "entries"
     before = path.read_bytes()
