@@ -73,3 +73,42 @@ def test_what_is_large_is_imported_without_collecting_and_the_collector_is_left_
     told = told_by_a_first_load(qwen, warm, collects=collects)
     assert told["collecting"] == [["lazyload.loader", False], ["flax", False]]
     assert told["collects"] is collects
+
+
+IMPORTS = """
+import gc, json, sys
+
+if sys.argv[1] == "freeze":
+    import numpy
+    gc.freeze()
+frozen = gc.get_freeze_count()
+gc.collect()
+from lazyload.importing import without_collection
+
+def is_young(thing):
+    return any(each is thing for each in gc.get_objects(generation=0))
+
+young = []
+for name in ("colorsys", "colorsys"):
+    with without_collection():
+        thing = [name]
+        __import__(name)
+    young.append(is_young(thing))
+print(json.dumps([frozen, gc.get_freeze_count(), young]))
+"""
+
+
+def told_by_imports(how: str) -> Any:
+    command = [sys.executable, "-c", IMPORTS, how]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_what_was_imported_is_not_young_and_what_was_not_stays_so() -> None:
+    _, _, young = told_by_imports("")
+    assert young == [False, True]
+
+
+def test_what_a_program_has_frozen_stays_frozen() -> None:
+    before, after, young = told_by_imports("freeze")
+    assert before <= after
+    assert young == [True, True]
