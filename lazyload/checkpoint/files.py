@@ -20,7 +20,7 @@ class FileRanges:
     """The files of a checkpoint, to be read; see `lazyload.checkpoint.uncompressed.Ranges`."""
 
     threads = min(16, max(4, os.cpu_count() or 4))
-    batch_bytes = 8 << 20
+    batch_bytes = 16 << 20
     # It stays in the processor's cache until it is copied; of smaller ones, Python takes longer than the copy.
     strip_bytes = 2 << 20
 
