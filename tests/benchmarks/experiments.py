@@ -1,6 +1,7 @@
-"""Rows that are measured in turn, A B C A B C: what is compared with each other stands in one experiment."""
+"""Rows that are measured in turn, A B C C A B: what is compared with each other stands in one experiment."""
 
 import contextlib
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,8 @@ def run(experiment: Experiment, folder: Path, *, repeat: int, timeout: float, sa
         workers: dict[str, Worker] = {}
         for number in range(-1, repeat):
             said = f"round {number + 1} of {repeat}" if number >= 0 else "warming up"
-            for row in rows:
+            # What a row leaves behind, such as memory that the machine has at hand, goes to another one each time.
+            for row in random.Random(number).sample(rows, len(rows)) if number >= 0 else rows:
                 if row.name in missing or (number < 0 and (row.first or not row.function)):
                     continue
                 say(f"{experiment.title}: {said}, {row.name}")

@@ -307,6 +307,7 @@ def start(settings: Settings) -> Iterator[Experiment]:
             _python_row("import-jax", "`import jax`", "the machine", "import jax"),
             _python_row("import-lazyload", "`import jax, lazyload`", "lazyload", "import jax, lazyload"),
             _python_row("import-loader", "`import jax, lazyload.loader`", "lazyload", "import jax, lazyload.loader"),
+            _python_row("import-flax", "`import jax, flax.nnx`", "Flax", "import jax, flax.nnx"),
         ],
         [
             Bar(
