@@ -34,10 +34,10 @@ _SETTLED_SECONDS = 2.0
 _LEFT_SECONDS = 3600.0
 """How old a file beside the index is that nobody is writing any more."""
 
-_VERSION = f"2 {FORMAT} {ENTRY_FORMAT}".encode()
+_NAMES = tuple(field.name for field in fields(Summary))
+_VERSION = f"2 {FORMAT} {ENTRY_FORMAT} {' '.join(_NAMES)} ".encode()
 """Part of the digest: what other versions wrote counts as damaged."""
 
-_NAMES = tuple(field.name for field in fields(Summary))
 _PLAIN = r"[A-Za-z0-9_.-]+/[0-9a-f]{32}"
 
 
