@@ -30,7 +30,7 @@ SUITES = {
     "hub": ("download from-hub", ""),
     "bucket": ("get hit-bucket convert-bucket", ""),
     "hit": ("hit-folder hit-hub", ""),
-    "start": ("import-jax import-lazyload import-loader import-typer-rich ls", ""),
+    "start": ("import-jax import-lazyload import-loader import-flax import-typer-rich ls", ""),
     "packed": ("packed-plain packed-awq", ""),
     "maxtext": ("to-maxtext-scanned to-maxtext-unscanned", "maxtext-scanned maxtext-unscanned"),
     "growth": ("warm-13-arrays convert-13-arrays warm-24-arrays convert-24-arrays", ""),
